@@ -1,4 +1,5 @@
-"""The command line: `python -m bench [peers single inprocess adapters prefix]`, all without names."""
+"""The command line: `python -m bench [peers single inprocess adapters prefix]`,
+all without names."""
 
 import argparse
 import os
@@ -47,17 +48,31 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hack/bench", description="Our runtime beside its peers; see docs/development.md."
     )
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"{', '.join(SCENARIOS)}; none: all of them")
     parser.add_argument(
-        "--model", action="append", help="smollm2, small, or the folder of a model without end of sequence"
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help=f"{', '.join(SCENARIOS)}; none: all of them",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="smollm2, small, or the folder of a model without end of sequence",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--clients", type=numbers, default=tuple(REQUESTS), help="for peers, default 1,8,32,128")
     parser.add_argument(
-        "--servers", type=names, default=DEFAULT, help=f"for peers: {', '.join(KINDS)}; default {','.join(DEFAULT)}"
+        "--clients", type=numbers, default=tuple(REQUESTS), help="for peers, default 1,8,32,128"
     )
-    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
+    parser.add_argument(
+        "--servers",
+        type=names,
+        default=DEFAULT,
+        help=f"for peers: {', '.join(KINDS)}; default {','.join(DEFAULT)}",
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
+    )
     parsed = parser.parse_args()
     unknown = [name for name in parsed.scenarios if name not in SCENARIOS]
     unknown += [name for name in parsed.servers if name not in KINDS]
@@ -80,7 +95,14 @@ def measure(scenario: str, model: str, options: argparse.Namespace) -> Run:
     """One run, with the machine and versions that it was made with."""
     print(f"\n== {scenario}: {model}, {options.dtype}, {options.rounds} rounds", flush=True)
     run = Run(
-        scenario, Path(model).name, options.dtype, commit(), f"{datetime.now(UTC):%Y-%m-%d}", 0.0, machine(), versions()
+        scenario,
+        Path(model).name,
+        options.dtype,
+        commit(),
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        0.0,
+        machine(),
+        versions(),
     )
     started = time.monotonic()
     chosen = Options(model, options.dtype, options.rounds, options.servers, options.clients, say)
@@ -99,7 +121,8 @@ def summary(run: Run) -> None:
     print(f"\n{run.scenario}, {run.model}, {run.dtype}: {run.seconds:.0f} s")
     print(run.skipped or report.figures(run))
     lines: Sequence[str] = [
-        f"{'✓' if found.met else '✗'} {found.title}: {found.ratio:g} (target {found.bound})" for found in verdicts(run)
+        f"{'✓' if found.met else '✗'} {found.title}: {found.ratio:g} (target {found.bound})"
+        for found in verdicts(run)
     ]
     print("\n".join(lines), flush=True)
 

@@ -32,7 +32,9 @@ def make(model: Path, folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     tensors = {}
     for name, (rows, columns) in shapes(json.loads((model / "config.json").read_text())).items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, columns) / columns**0.5
+        tensors[f"base_model.model.{name}.lora_A.weight"] = (
+            torch.randn(RANK, columns) / columns**0.5
+        )
         tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, RANK) * 0.01
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = {

@@ -15,9 +15,11 @@ WARM_UP_SEED = 1_000_003
 
 
 class Arena:
-    """Start every server, warm it up and stop it on its feet; `measure` wakes the one that is measured.
+    """Start every server, warm it up and stop it on its feet;
+    `measure` wakes the one that is measured.
 
-    All stay up between rounds, so that rounds can take turns; an idle one gets no processor time at all.
+    All stay up between rounds, so that rounds can take turns;
+    an idle one gets no processor time at all.
     """
 
     def __init__(self, servers: Sequence[Server], say: Say, warm_up_clients: int = 8) -> None:
@@ -43,12 +45,16 @@ class Arena:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop()
 
     def measure(self, key: str, clients: int, asks: Sequence[workload.Ask]) -> load.Load:
-        """One measurement of one server. Raises RuntimeError unless it answered everything completely."""
+        """One measurement of one server.
+        Raises RuntimeError unless it answered everything completely."""
         server = self._servers[key]
         with self.awake(key):
             try:
@@ -79,7 +85,9 @@ class Arena:
             return
         self.commands[key] = server.described()
         words = models.words(server.model)
-        self.measure(key, self._warm_up_clients, workload.mixed(words, self._warm_up_clients, WARM_UP_SEED))
+        self.measure(
+            key, self._warm_up_clients, workload.mixed(words, self._warm_up_clients, WARM_UP_SEED)
+        )
 
     def drop(self, key: str, reason: str) -> None:
         """Stop one server and continue without it."""

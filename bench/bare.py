@@ -1,4 +1,5 @@
-"""Downloads a model's files through bare sockets: the bound for a server, and for a client that hashes and writes."""
+"""Downloads a model's files through bare sockets:
+the bound for a server, and for a client that hashes and writes."""
 
 import hashlib
 import socket
@@ -29,7 +30,9 @@ def _addresses(uri: str) -> list[tuple[str, dict[str, str]]]:
 
     repository = get_artifact_repository(uri)
     repository = getattr(repository, "repo", repository)
-    names = [entry.path for entry in repository.list_artifacts() if entry.path.endswith(".safetensors")]
+    names = [
+        entry.path for entry in repository.list_artifacts() if entry.path.endswith(".safetensors")
+    ]
     if hasattr(repository, "get_download_presigned_url"):
         found = [repository.get_download_presigned_url(name) for name in names]
     elif repository._is_multipart_download_enabled():
@@ -43,12 +46,18 @@ def _read(url: str, headers: dict[str, str], file: Path | None) -> int:
     place = urlsplit(url)
     lines = {"Host": place.netloc, "Connection": "close", **headers}
     target = f"{place.path}?{place.query}" if place.query else place.path
-    request = f"GET {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+    request = (
+        f"GET {target} HTTP/1.1\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        + "\r\n"
+    )
     count = 0
     buffer = bytearray(BUFFER_BYTES)
     with ExitStack() as stack:
         takers = _takers(stack, file)
-        connection = stack.enter_context(socket.create_connection((str(place.hostname), place.port or 80)))
+        connection = stack.enter_context(
+            socket.create_connection((str(place.hostname), place.port or 80))
+        )
         connection.sendall(request.encode())
         while received := connection.recv_into(buffer):
             if not count and not buffer.startswith(b"HTTP/1.1 200"):

@@ -1,7 +1,9 @@
-"""The clients of the gateway's benchmark: whole answers in a closed loop over kept connections, on plain sockets.
+"""The clients of the gateway's benchmark:
+whole answers in a closed loop over kept connections, on plain sockets.
 
-`python -m bench.calls` reads a plan (JSON) from stdin and writes the latencies to stdout. A client library would cost
-more than the gateway: this one sends prepared bytes and looks for nothing but the end of the answer.
+`python -m bench.calls` reads a plan (JSON) from stdin and writes the latencies to stdout. A client
+library would cost more than the gateway: this one sends prepared bytes and looks for nothing but
+the end of the answer.
 """
 
 import asyncio
@@ -37,15 +39,25 @@ class Calls:
         }
 
 
-def run(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float) -> Calls:
+def run(
+    url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float
+) -> Calls:
     """Measure in another process. Raises RuntimeError if any answer is not a 200."""
-    plan = {"url": url, "body": dict(body), "headers": dict(headers), "clients": clients, "seconds": seconds}
+    plan = {
+        "url": url,
+        "body": dict(body),
+        "headers": dict(headers),
+        "clients": clients,
+        "seconds": seconds,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "bench.calls"],
         input=json.dumps(plan), capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(done.stderr.strip()[-400:] or f"the clients ended with {done.returncode}")
+        raise RuntimeError(
+            done.stderr.strip()[-400:] or f"the clients ended with {done.returncode}"
+        )
     seen = json.loads(done.stdout)
     return Calls(seen["seconds"], seen["latencies"])
 
@@ -53,7 +65,9 @@ def run(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: 
 class Client(asyncio.Protocol):
     """One connection: sends the next request when the last one is answered."""
 
-    def __init__(self, request: bytes, until: float, latencies: list[float], ended: asyncio.Future[None]) -> None:
+    def __init__(
+        self, request: bytes, until: float, latencies: list[float], ended: asyncio.Future[None]
+    ) -> None:
         self._request = request
         self._until = until
         self._latencies = latencies
@@ -116,13 +130,19 @@ def request_bytes(url: str, body: Mapping[str, Any], headers: Mapping[str, str])
     """The bytes of a POST request."""
     address = urlsplit(url)
     content = json.dumps(body).encode()
-    lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json"]
+    lines = [
+        f"POST {address.path} HTTP/1.1",
+        f"Host: {address.netloc}",
+        "Content-Type: application/json",
+    ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     lines += [f"Content-Length: {len(content)}", "", ""]
     return "\r\n".join(lines).encode() + content
 
 
-async def measure(url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float) -> Calls:
+async def measure(
+    url: str, body: Mapping[str, Any], headers: Mapping[str, str], clients: int, seconds: float
+) -> Calls:
     """Run all clients until the time is over."""
     loop = asyncio.get_running_loop()
     address = urlsplit(url)

@@ -1,16 +1,20 @@
-"""How fast a model comes from a store: `llm-runtime fetch` beside `mlflow.artifacts.download_artifacts`.
+"""How fast a model comes from a store:
+`llm-runtime fetch` beside `mlflow.artifacts.download_artifacts`.
 
-`PYTHONPATH=.:hack python -m bench.fetch [--mib 256] [--files 8] [--rounds 3] [--versitygw PROGRAM] [--place FOLDER]`
-Once `--seconds` (300) are over, counted from the start, no further round begins; `--limit` (120) ends one download.
+`PYTHONPATH=.:hack python -m bench.fetch [--mib 256] [--files 8] [--rounds 3] [--versitygw PROGRAM]
+[--place FOLDER]` Once `--seconds` (300) are over, counted from the start, no further round begins;
+`--limit` (120) ends one download.
 
-Four ways to the same files: an MLflow server with its files in a folder (`proxied folder`); one before an S3 store
-that hands the bytes on (`proxied s3`) or signs addresses of them (`signed s3`); and the store itself (`direct s3`). The
-store is versitygw where its program is named, else moto's server, which is slow. The two take turns, each in a process
-of its own that reports the seconds and the processor's seconds of the download alone, and its peak memory. Ours also
-verifies, hashes and forces the files to the disk; what the other leaves undone is not added to its time. `bare sockets`
-read the same bytes from the same place over eight connections and drop them: no client is much faster than that.
-`bare, hashed` also hashes and writes them: what SHA-256 and the copy to files cost by themselves. All run without
-the packages that MLflow's client imports where it finds them and that the runtime's image does not have.
+Four ways to the same files: an MLflow server with its files in a folder (`proxied folder`); one
+before an S3 store that hands the bytes on (`proxied s3`) or signs addresses of them (`signed s3`);
+and the store itself (`direct s3`). The store is versitygw where its program is named, else moto's
+server, which is slow. The two take turns, each in a process of its own that reports the seconds and
+the processor's seconds of the download alone, and its peak memory. Ours also verifies, hashes and
+forces the files to the disk; what the other leaves undone is not added to its time. `bare sockets`
+read the same bytes from the same place over eight connections and drop them: no client is much
+faster than that. `bare, hashed` also hashes and writes them: what SHA-256 and the copy to files
+cost by themselves. All run without the packages that MLflow's client imports where it finds them
+and that the runtime's image does not have.
 """
 
 import argparse
@@ -32,7 +36,12 @@ from bench.machine import machine
 from devstack.registry import mlflow_server, push
 from devstack.store import BUCKET, client, s3_store
 
-PEER, OURS, BARE, HASHED = WHO = ("download_artifacts", "llm-runtime fetch", "bare sockets", "bare, hashed")
+PEER, OURS, BARE, HASHED = WHO = (
+    "download_artifacts",
+    "llm-runtime fetch",
+    "bare sockets",
+    "bare, hashed",
+)
 WAYS = ("proxied folder", "proxied s3", "signed s3", "direct s3")
 PROXIED = {"MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false"}
 QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -97,7 +106,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--versitygw", type=Path, help="program of an S3 store")
-    parser.add_argument("--place", type=Path, help="where everything lies; /dev/shm leaves the disk out")
+    parser.add_argument(
+        "--place", type=Path, help="where everything lies; /dev/shm leaves the disk out"
+    )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--who", nargs="+", default=list(WHO), choices=WHO)
     parser.add_argument("--seconds", type=float, default=300)
@@ -126,8 +137,17 @@ def main() -> None:
 
 
 def table(found: Mapping[str, Way], mib: int) -> list[str]:
-    """Medians, every run, and the ratio that is the target: within each round, its median and its range."""
-    columns = ("way", "who", "MB/s", "seconds of every run", "CPU s", "peak MiB", "times download_artifacts (range)")
+    """Medians, every run, and the ratio that is the target:
+    within each round, its median and its range."""
+    columns = (
+        "way",
+        "who",
+        "MB/s",
+        "seconds of every run",
+        "CPU s",
+        "peak MiB",
+        "times download_artifacts (range)",
+    )
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for name, way in found.items():
         for who, runs in sorted(way.runs.items(), key=lambda item: WHO.index(item[0])):
@@ -138,7 +158,9 @@ def table(found: Mapping[str, Way], mib: int) -> list[str]:
             ratios = [peer / own for peer, own in zip(way.seconds(PEER), seconds, strict=True)]
             ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
             rate = mib * 1.048576 / statistics.median(seconds)
-            lines.append(f"| {name} | {who} | {rate:.0f} | {every} | {cpu:.2f} | {peak:.0f} | {ratio} |")
+            lines.append(
+                f"| {name} | {who} | {rate:.0f} | {every} | {cpu:.2f} | {peak:.0f} | {ratio} |"
+            )
     return lines
 
 
@@ -148,20 +170,29 @@ def tell(began: float, what: str) -> None:
 
 
 @contextmanager
-def ways(place: Path, model: Path, versitygw: Path | None, wanted: list[str]) -> Iterator[dict[str, Way]]:
+def ways(
+    place: Path, model: Path, versitygw: Path | None, wanted: list[str]
+) -> Iterator[dict[str, Way]]:
     """Running servers that have the model, by way."""
     with ExitStack() as stack:
         found: dict[str, Way] = {}
         if "proxied folder" in wanted:
             server = stack.enter_context(mlflow_server(place / "folder"))
-            found["proxied folder"] = Way(location(server.uri, model), {"MLFLOW_TRACKING_URI": server.uri})
+            found["proxied folder"] = Way(
+                location(server.uri, model), {"MLFLOW_TRACKING_URI": server.uri}
+            )
         if set(wanted) - {"proxied folder"}:
             store = stack.enter_context(s3_store(place / "store", versitygw))
             if {"proxied s3", "signed s3"} & set(wanted):
-                before = stack.enter_context(mlflow_server(place / "s3", f"s3://{BUCKET}/mlflow", store))
+                before = stack.enter_context(
+                    mlflow_server(place / "s3", f"s3://{BUCKET}/mlflow", store)
+                )
                 uri = location(before.uri, model)
                 server_uri = {"MLFLOW_TRACKING_URI": before.uri}
-                found |= {"proxied s3": Way(uri, {**server_uri, **PROXIED}), "signed s3": Way(uri, server_uri)}
+                found |= {
+                    "proxied s3": Way(uri, {**server_uri, **PROXIED}),
+                    "signed s3": Way(uri, server_uri),
+                }
             for file in model.iterdir():
                 client(store).upload_file(str(file), BUCKET, f"plain/{file.name}")
             found["direct s3"] = Way(f"s3://{BUCKET}/plain", store)
@@ -182,7 +213,12 @@ def run(who: str, way: Way, place: str, limit_seconds: float) -> Run:
     with tempfile.TemporaryDirectory(dir=place) as out:
         command = [sys.executable, "-c", PROGRAM, who, way.uri, out]
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=limit_seconds
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=limit_seconds,
         )
     return Run(*json.loads(done.stdout.splitlines()[-1]))
 
@@ -194,7 +230,9 @@ def write_model(folder: Path, files: int, total_bytes: int) -> None:
     places = {}
     for number in range(1, files + 1):
         name = f"model-{number:05}-of-{files:05}.safetensors"
-        header = json.dumps({f"w{number}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+        header = json.dumps(
+            {f"w{number}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+        ).encode()
         (folder / name).write_bytes(struct.pack("<Q", len(header)) + header + os.urandom(size))
         places[f"w{number}"] = name
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))

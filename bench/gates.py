@@ -1,7 +1,8 @@
 """What the gates' judge does with simulated traffic: `hack/bench gates [--rollouts 400] [--dry]`.
 
-Pure computation: no cluster, no model. Every roll-out is judged at every look by the operator's own code
-(`plans/evidence`), by the judge before it, and by a test of a fixed number of requests. Written to docs/benchmarks.
+Pure computation: no cluster, no model. Every roll-out is judged at every look by the operator's own
+code (`plans/evidence`), by the judge before it, and by a test of a fixed number of requests.
+Written to docs/benchmarks.
 """
 
 import argparse
@@ -52,7 +53,8 @@ FIXED_Z = 2.326
 
 @dataclass(frozen=True)
 class Design:
-    """How a roll-out is looked at. Rates are requests a second, each look at least `seconds` after the one before."""
+    """How a roll-out is looked at.
+    Rates are requests a second, each look at least `seconds` after the one before."""
 
     title: str
     seconds: float
@@ -127,7 +129,8 @@ def heavy(random: Random, count: int) -> Array:
 
 
 def chained(random: Random, count: int, keep: float = 0.9) -> Array:
-    """Each latency resembles the one before on its side: correlation 0.9 from one request to the next."""
+    """Each latency resembles the one before on its side:
+    correlation 0.9 from one request to the next."""
     steps = random.normal(size=count) * sqrt(1 - keep * keep)
     if count:
         steps[0] = random.normal()
@@ -182,7 +185,9 @@ def requests(random: Random, design: Design, cell: Cell, slower: float, rate: fl
         look = np.repeat(np.arange(looks), count)
         seconds = LATENCIES[cell.latency](random, len(look)) * factor * common[look]
         if world == "own spells":  # Of each side alone: a pod beside a noisy neighbour.
-            seconds = seconds * np.where(spells(random, looks, design.seconds, 10, 0.1), 1.5, 1.0)[look]
+            seconds = (
+                seconds * np.where(spells(random, looks, design.seconds, 10, 0.1), 1.5, 1.0)[look]
+            )
         if cell.gate == "tokens":
             seconds = np.clip(np.ceil(100 * seconds), 1, MOST_TOKENS)
         failed = random.random(len(look)) < wrong + failures[look]
@@ -203,7 +208,9 @@ def counted(side: Side, looks: int, bounds: Sequence[float]) -> Array:
 
 def errors(side: Side, looks: int) -> tuple[Array, Array]:
     """Requests and failed ones, by look."""
-    return np.bincount(side.look, minlength=looks), np.bincount(side.look[side.failed], minlength=looks)
+    return np.bincount(side.look, minlength=looks), np.bincount(
+        side.look[side.failed], minlength=looks
+    )
 
 
 # Judges: each says at which look it takes the candidate back, or that it lets it pass.
@@ -213,7 +220,8 @@ Ended = tuple[str, int]
 
 
 def ours(rollouts: list[list[Side]], design: Design, gate: str, stops: bool) -> list[Ended]:
-    """Today's gates on many roll-outs. `stops`: a roll-out ends at the first look that passes, after 60 s."""
+    """Today's gates on many roll-outs.
+    `stops`: a roll-out ends at the first look that passes, after 60 s."""
     if gate == "tokens":
         return [operators(sides, design, gate, stops) for sides in rollouts]
     rows = len(rollouts)
@@ -222,18 +230,27 @@ def ours(rollouts: list[list[Side]], design: Design, gate: str, stops: bool) -> 
     judge: Callable[[int], tuple[Array, Array]]
     if gate == "latency":
         by_latency = LatencyTrials(rows, ALLOWED_RATIO, RULES, FINE)
-        own, other = (np.array([counted(sides[who], looks, FINE) for sides in rollouts]) for who in (0, 1))
+        own, other = (
+            np.array([counted(sides[who], looks, FINE) for sides in rollouts]) for who in (0, 1)
+        )
         count = own[:, :, -1].cumsum(axis=1)
         judge = lambda look: by_latency.look(own[:, look], other[:, look])  # noqa: E731
     else:
         by_errors = ErrorTrials(rows, ALLOWED_RATE, RULES)
         both = [np.array([errors(sides[who], looks) for sides in rollouts]) for who in (0, 1)]
         count = both[0][:, 0].cumsum(axis=1)
-        judge = lambda look: by_errors.look(*(each[:, part, look] for each in both for part in (0, 1)))  # noqa: E731
+        judge = lambda look: by_errors.look(  # noqa: E731
+            *(each[:, part, look] for each in both for part in (0, 1))
+        )
     for look in range(looks):
         failed, passed = judge(look)
-        for row in np.flatnonzero(failed | (passed & stops & ((look + 1) * design.seconds >= HOLD_SECONDS))):
-            ended[row] = ended[row] or ("Failed" if failed[row] else "Passed", int(count[row, look]))
+        for row in np.flatnonzero(
+            failed | (passed & stops & ((look + 1) * design.seconds >= HOLD_SECONDS))
+        ):
+            ended[row] = ended[row] or (
+                "Failed" if failed[row] else "Passed",
+                int(count[row, look]),
+            )
     return [each or ("Inconclusive", int(count[row, -1])) for row, each in enumerate(ended)]
 
 
@@ -257,13 +274,16 @@ def operators(sides: list[Side], design: Design, gate: str, stops: bool) -> Ende
             trial = late if gate == "latency" else long
             trial.look(*(Buckets(bounds, tuple(each[look])) for each in counts))
             state, _ = trial.state()
-        if state == "Failed" or (stops and state == "Passed" and (look + 1) * design.seconds >= HOLD_SECONDS):
+        if state == "Failed" or (
+            stops and state == "Passed" and (look + 1) * design.seconds >= HOLD_SECONDS
+        ):
             return state, seen
     return "Inconclusive", seen
 
 
 def earlier(sides: list[Side], design: Design, gate: str) -> Ended:
-    """The judge before: a point estimate against the threshold at every look, from coarse buckets."""
+    """The judge before: a point estimate against the threshold at every look,
+    from coarse buckets."""
     if gate == "latency":
         own, other = (counted(side, design.looks, COARSE).cumsum(axis=0) for side in sides)
         known = (own[:, -1] >= LEAST) & (other[:, -1] >= LEAST)
@@ -298,7 +318,8 @@ def p95(upto: Array) -> Array:
 
 
 def fixed(sides: list[Side], gate: str) -> Ended:
-    """One test at the candidate's 500th request, one-sided at 1 %, of exact latencies; none before."""
+    """One test at the candidate's 500th request, one-sided at 1 %, of exact latencies;
+    none before."""
     own = sides[0]
     if len(own.look) < FIXED:
         return "Inconclusive", len(own.look)
@@ -322,7 +343,9 @@ def fixed(sides: list[Side], gate: str) -> Ended:
         share = float(own.failed[:FIXED].mean())
         usual = ALLOWED_RATE
         pairs = 1 / FIXED
-    return ("Failed" if share > usual + FIXED_Z * sqrt(usual * (1 - usual) * pairs) else "Passed"), FIXED
+    return (
+        "Failed" if share > usual + FIXED_Z * sqrt(usual * (1 - usual) * pairs) else "Passed"
+    ), FIXED
 
 
 def cells() -> list[Cell]:
@@ -332,25 +355,49 @@ def cells() -> list[Cell]:
     found = [Cell("latency", kind, "steady", "hold", 2) for kind in LATENCIES]
     found += [Cell("latency", "lognormal", world, "hold", 2) for world in worlds]
     found += [Cell("errors", "lognormal", world, "busy", 3) for world in failing]
-    found += [Cell("errors", "lognormal", world, name) for world in failing for name in ("canary", "steps", "busy")]
-    found += [Cell("errors", "lognormal", "steady", "ten"), Cell("latency", "lognormal", "steady", "ten")]
-    found += [Cell("latency", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
+    found += [
+        Cell("errors", "lognormal", world, name)
+        for world in failing
+        for name in ("canary", "steps", "busy")
+    ]
+    found += [
+        Cell("errors", "lognormal", "steady", "ten"),
+        Cell("latency", "lognormal", "steady", "ten"),
+    ]
+    found += [
+        Cell("latency", kind, "steady", name)
+        for kind in LATENCIES
+        for name in ("canary", "short", "steps")
+    ]
     found += [Cell("latency", "lognormal", world, "steps") for world in worlds]
     found += [Cell("tokens", kind, "steady", "hold", 3) for kind in LATENCIES]
     found += [Cell("tokens", "lognormal", world, "hold", 3) for world in worlds]
-    found += [Cell("tokens", kind, "steady", name) for kind in LATENCIES for name in ("canary", "short", "steps")]
+    found += [
+        Cell("tokens", kind, "steady", name)
+        for kind in LATENCIES
+        for name in ("canary", "short", "steps")
+    ]
     found += [Cell("tokens", "lognormal", world, "steps") for world in worlds]
     found += [Cell("tokens", "lognormal", "steady", name) for name in ("ten", "busy")]
     found += [Cell("latency", kind, "drift", "steps") for kind in ("heavy tail", "bimodal")]
-    found += [Cell("latency", "autocorrelated", "bursts", "busy"), Cell("errors", "lognormal", "steady", "day")]
-    return [*found, Cell("latency", "lognormal", "drift", "day"), Cell("latency", "autocorrelated", "steady", "day")]
+    found += [
+        Cell("latency", "autocorrelated", "bursts", "busy"),
+        Cell("errors", "lognormal", "steady", "day"),
+    ]
+    return [
+        *found,
+        Cell("latency", "lognormal", "drift", "day"),
+        Cell("latency", "autocorrelated", "steady", "day"),
+    ]
 
 
 def spread(counts: list[int]) -> list[int]:
     """At most 101 of them: the percentiles."""
     if len(counts) <= PERCENTILES:
         return counts
-    return [counts[round(step * (len(counts) - 1) / (PERCENTILES - 1))] for step in range(PERCENTILES)]
+    return [
+        counts[round(step * (len(counts) - 1) / (PERCENTILES - 1))] for step in range(PERCENTILES)
+    ]
 
 
 def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
@@ -363,7 +410,13 @@ def simulate(cell: Cell, rollouts: int) -> dict[str, Any]:
     together = max(1, LOOKS_TOGETHER // design.looks)
     for begun in range(0, rollouts, together):
         some = [
-            requests(np.random.default_rng([crc32(repr(cell).encode()), turn]), design, cell, slower, failing)
+            requests(
+                np.random.default_rng([crc32(repr(cell).encode()), turn]),
+                design,
+                cell,
+                slower,
+                failing,
+            )
             for turn in range(begun, min(begun + together, rollouts))
         ]
         ended["ours"] += ours(some, design, cell.gate, stops)
@@ -409,8 +462,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="hack/bench gates")
     parser.add_argument("--rollouts", type=int, default=400, help="of each row")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--only", default="", help="rows whose names have this in them; the others stay as recorded")
-    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
+    parser.add_argument(
+        "--only", default="", help="rows whose names have this in them; the others stay as recorded"
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
+    )
     options = parser.parse_args()
     chosen = [cell for cell in cells() if options.only in named(asdict(cell))]
     file = FOLDER / "gates.json"
@@ -419,7 +476,10 @@ def main() -> None:
     with ProcessPoolExecutor(options.processes) as pool:
         for row in pool.map(simulate, chosen, repeat(options.rollouts)):
             rows[named(row)] = {**row, "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit()}
-            print(f"{named(row)}: {', '.join(f'{TITLES[who]} {caught(row[who])}' for who in TITLES)}", flush=True)
+            print(
+                f"{named(row)}: {', '.join(f'{TITLES[who]} {caught(row[who])}' for who in TITLES)}",
+                flush=True,
+            )
             if not options.dry:
                 write([rows[name] for cell in cells() if (name := named(asdict(cell))) in rows])
 
@@ -465,14 +525,18 @@ def target(title: str, bound: str, measured: float, met: bool) -> dict[str, Any]
 def page(record: dict[str, Any]) -> str:
     """The page, from the record alone."""
     targets = [
-        (t["title"], t["bound"], f"{t['measured']:.1%}", "yes" if t["met"] else "**no**") for t in record["targets"]
+        (t["title"], t["bound"], f"{t['measured']:.1%}", "yes" if t["met"] else "**no**")
+        for t in record["targets"]
     ]
     parts = [
         "# Benchmark of the gates' judge",
         "Made by `hack/bench gates` from [gates.json](gates.json); not written by hand.",
         table(("target", "bound", "measured", "met"), targets),
     ]
-    for title, equal in (("Equal versions: taken back, of all roll-outs", True), ("Worse versions", False)):
+    for title, equal in (
+        ("Equal versions: taken back, of all roll-outs", True),
+        ("Worse versions", False),
+    ):
         lines = []
         for row in record["rows"]:
             if (row["worse"] == 1) != equal:
@@ -484,16 +548,26 @@ def page(record: dict[str, Any]) -> str:
             else:
                 ours = row["ours"]
                 held = 1 - ours["taken_back"] - ours["passed"]
-                lines.append((name, *map(caught, judges), f"{ours['passed']:.1%}", f"{max(held, 0):.1%}"))
+                lines.append(
+                    (name, *map(caught, judges), f"{ours['passed']:.1%}", f"{max(held, 0):.1%}")
+                )
         heads = ("", *TITLES.values(), *(() if equal else ("ours: promoted", "ours: held")))
         parts += [f"## {title}", table(heads, lines)]
         if not equal:
             parts.append("Taken back, after the median number of the candidate's requests.")
     made = sorted(
-        {f"{row['date']}, commit {row['commit']}, {row['rollouts']} roll-outs a row" for row in record["rows"]}
+        {
+            f"{row['date']}, commit {row['commit']}, {row['rollouts']} roll-outs a row"
+            for row in record["rows"]
+        }
     )
     stamp = f"{'; '.join(made)}."
-    parts += [f"![share of roll-outs taken back over requests]({PLOT})", stamp, "## How it was simulated", METHOD]
+    parts += [
+        f"![share of roll-outs taken back over requests]({PLOT})",
+        stamp,
+        "## How it was simulated",
+        METHOD,
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -506,7 +580,9 @@ def caught(found: dict[str, Any]) -> str:
 def by(found: dict[str, Any], at: Array) -> Array:
     """Share of one row's roll-outs that one judge has taken back by these numbers of requests."""
     counts = np.array(found["requests"])
-    return np.asarray(found["taken_back"] * np.searchsorted(counts, at, side="right") / max(1, len(counts)))
+    return np.asarray(
+        found["taken_back"] * np.searchsorted(counts, at, side="right") / max(1, len(counts))
+    )
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
@@ -522,7 +598,9 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     for area, gate in zip(axes, ("latency", "errors"), strict=True):
         for equal, style in ((True, ":"), (False, "-")):
             chosen = [
-                row for row in rows if row["gate"] == gate and (row["worse"] == 1) == equal and row["design"] != "ten"
+                row
+                for row in rows
+                if row["gate"] == gate and (row["worse"] == 1) == equal and row["design"] != "ten"
             ]
             for judge, colour in colours.items():
                 at = np.geomspace(10, 10_000, 200)

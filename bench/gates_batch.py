@@ -1,6 +1,8 @@
-"""The arithmetic of `plans/evidence` for many roll-outs at once, one a row: a simulation takes minutes, not days.
+"""The arithmetic of `plans/evidence` for many roll-outs at once, one a row:
+a simulation takes minutes, not days.
 
-Every cell of the simulation judges its first roll-outs by the operator's own code as well, and fails if they differ.
+Every cell of the simulation judges its first roll-outs by the operator's own code as well,
+and fails if they differ.
 """
 
 from bisect import bisect_left, bisect_right
@@ -45,7 +47,9 @@ class Clumps:
         full = np.flatnonzero((self.blocks == clumps.MOST_BLOCKS) & (self.open == 0))
         if len(full):
             half = clumps.MOST_BLOCKS // 2
-            self.sums[:, full, :half] = self.sums[:, full].reshape(3, len(full), half, 2).sum(axis=3)
+            self.sums[:, full, :half] = (
+                self.sums[:, full].reshape(3, len(full), half, 2).sum(axis=3)
+            )
             self.sums[:, full, half:] = 0
             self.blocks[full] = half
             self.looks[full] = self.looks[full] * 2
@@ -59,10 +63,14 @@ class Clumps:
             alone = (rest * rest).sum(axis=1)
             together = alone.copy()
             for lag in range(1, clumps.LAGS + 1):
-                together += 2 * (1 - lag / (clumps.LAGS + 1)) * (rest[:, lag:] * rest[:, :-lag]).sum(axis=1)
+                together += (
+                    2 * (1 - lag / (clumps.LAGS + 1)) * (rest[:, lag:] * rest[:, :-lag]).sum(axis=1)
+                )
             found = np.maximum(alone, together) / expected * self.blocks / (self.blocks - 1)
             found *= 1 + 1 / np.sqrt(self.blocks)
-        return np.where((self.blocks < 2) | (expected <= 0), 1.0, np.maximum(1.0, np.nan_to_num(found, nan=1.0)))
+        return np.where(
+            (self.blocks < 2) | (expected <= 0), 1.0, np.maximum(1.0, np.nan_to_num(found, nan=1.0))
+        )
 
 
 class Pairs:
@@ -78,7 +86,9 @@ class Pairs:
         all_bad = bad + others_bad
         weight = n * others / total
         with np.errstate(all="ignore"):
-            chance = np.where(total > 1, all_bad * (total - all_bad) * weight / (total * (total - 1)), 0.0)
+            chance = np.where(
+                total > 1, all_bad * (total - all_bad) * weight / (total * (total - 1)), 0.0
+            )
         self.clumps.add(rows, bad - all_bad * n / total, weight, chance)
         self.sums[:, rows] += np.array((n, bad, others, others_bad))
 
@@ -111,7 +121,10 @@ class Shared:
         counts = np.where(few, bad, bad - n)
         totals = np.where(few, all_bad, all_good)
         both = (all_bad > 0) & (all_good > 0)
-        taken = np.where(few[:, None], costs(self.grid, share), costs(1 / self.grid, share)) * totals[:, None]
+        taken = (
+            np.where(few[:, None], costs(self.grid, share), costs(1 / self.grid, share))
+            * totals[:, None]
+        )
         self.count[rows] += np.where(both, counts, 0)
         self.taken[rows] += np.where(both[:, None], taken, 0)
 
@@ -161,7 +174,12 @@ class ErrorTrials:
         worse = self.shared.evidence(self.pairs.clumping()) >= -np.log(self.rules.false_alarm)
         worse |= self.pairs.sums[0] < n / 2
         worse = np.where(others < self.rules.least, others_bad <= self.allowed * others, worse)
-        failed = ready & (share > self.allowed) & sure(MORE, self.allowed, self.rules.false_alarm) & worse
+        failed = (
+            ready
+            & (share > self.allowed)
+            & sure(MORE, self.allowed, self.rules.false_alarm)
+            & worse
+        )
         excluded = trials.ERROR_SLACK * self.allowed
         return failed, ready & (share <= self.allowed) & sure(LESS, excluded, self.rules.false_pass)
 
@@ -169,15 +187,23 @@ class ErrorTrials:
 class LatencyTrials:
     """As trials.LatencyTrial, beside a stable with traffic, for the two ratios that decide."""
 
-    def __init__(self, rows: int, allowed: float, rules: trials.Rules, bounds: tuple[float, ...]) -> None:
+    def __init__(
+        self, rows: int, allowed: float, rules: trials.Rules, bounds: tuple[float, ...]
+    ) -> None:
         self.rules = rules
         finite = bounds[:-1]
         self.ratios = (allowed, allowed * trials.SLACK)
-        self.late = [[bisect_left(bounds, ratio * each / NEARLY) for each in finite] for ratio in (1.0, *self.ratios)]
-        self.maybe = [
-            [bisect_right(bounds, ratio * each * NEARLY) - 1 for each in finite] for ratio in (1.0, *self.ratios)
+        self.late = [
+            [bisect_left(bounds, ratio * each / NEARLY) for each in finite]
+            for ratio in (1.0, *self.ratios)
         ]
-        self.late_table, self.maybe_table = (np.minimum(np.array(t), len(finite)) for t in (self.late, self.maybe))
+        self.maybe = [
+            [bisect_right(bounds, ratio * each * NEARLY) - 1 for each in finite]
+            for ratio in (1.0, *self.ratios)
+        ]
+        self.late_table, self.maybe_table = (
+            np.minimum(np.array(t), len(finite)) for t in (self.late, self.maybe)
+        )
         self.own, self.stable, self.reference = (np.zeros((rows, len(bounds))) for _ in range(3))
         self.samples = np.zeros(rows)
         self.others = np.zeros(rows)
@@ -235,7 +261,9 @@ class LatencyTrials:
             over = 1 - reference[each, inside - 1] / samples[:, 0]
             under = 1 - reference[each, inside] / samples[:, 0]
             wanted = 1 - trials.QUANTILE
-            nearer = (over > HALF) | ((under > 0) & (np.log(wanted / under) < np.log(over / wanted)))
+            nearer = (over > HALF) | (
+                (under > 0) & (np.log(wanted / under) < np.log(over / wanted))
+            )
         found = np.where(nearer, inside, inside - 1)
         return np.where(above == 0, 0, np.where(above >= finite, finite - 1, found))
 
@@ -247,4 +275,6 @@ class LatencyTrials:
         more = self.more.evidence(clumping)
         less = self.less.evidence(clumping)
         failed = ready & (more >= -np.log(self.rules.false_alarm))
-        return failed, ready & ~failed & (self.excess <= 0) & (less >= -np.log(self.rules.false_pass))
+        return failed, ready & ~failed & (self.excess <= 0) & (
+            less >= -np.log(self.rules.false_pass)
+        )

@@ -1,7 +1,9 @@
-"""What the gateway costs: `hack/bench gateway [--rounds 3] [--seconds 3] [--dry]`, ours beside LiteLLM's proxy.
+"""What the gateway costs: `hack/bench gateway [--rounds 3] [--seconds 3] [--dry]`,
+ours beside LiteLLM's proxy.
 
-The model answers at once, so that what remains is HTTP, keys, limits, the usage log. Ways take turns inside each round,
-idle ones are stopped; one process serves each. Written to docs/benchmarks/gateway.json and gateway.md.
+The model answers at once, so that what remains is HTTP, keys, limits, the usage log. Ways take
+turns inside each round, idle ones are stopped; one process serves each. Written to
+docs/benchmarks/gateway.json and gateway.md.
 """
 
 import argparse
@@ -36,7 +38,11 @@ CLIENTS = (1, 50)
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello there, how are you today?"}]
 ANSWER = " ".join(f"word{number}" for number in range(16))
-METRICS = {"requests_per_second": "requests/s", "latency_p50_ms": "p50, ms", "latency_p99_ms": "p99, ms"}
+METRICS = {
+    "requests_per_second": "requests/s",
+    "latency_p50_ms": "p50, ms",
+    "latency_p99_ms": "p99, ms",
+}
 NO_LIMIT = 1_000_000_000
 
 
@@ -67,13 +73,26 @@ class Way:
         keys = folder / "keys.json"
         record = KeyRecord(id="bench", digest=hash_key(KEY, SALT), name="bench/bench")
         keys.write_text(KeyFile(salt=SALT, keys=(record,)).model_dump_json(by_alias=True))
-        command = [sys.executable, "-m", "bench.mock", "serve", "--config", str(config), "--keys", str(keys)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.mock",
+            "serve",
+            "--config",
+            str(config),
+            "--keys",
+            str(keys),
+        ]
         return [*command, "--host", "127.0.0.1", "--port", str(port)]
 
 
 def ours(key: str, title: str, *, guarded: bool, cached: bool = False) -> Way:
     """The runtime with a mock in place of its engine."""
-    limits = {"requestsPerMinute": NO_LIMIT, "tokensPerMinute": NO_LIMIT, "tokensPerMonth": NO_LIMIT}
+    limits = {
+        "requestsPerMinute": NO_LIMIT,
+        "tokensPerMinute": NO_LIMIT,
+        "tokensPerMonth": NO_LIMIT,
+    }
     config = {
         "model": {"name": "mock", "path": "mock"},
         "server": {"completionCache": {"enabled": cached}},
@@ -82,7 +101,9 @@ def ours(key: str, title: str, *, guarded: bool, cached: bool = False) -> Way:
     }
     # Only a deterministic request can be answered from the cache.
     fields = {"model": "mock", "max_tokens": 16, "temperature": 0 if cached else 0.7}
-    return Way(key, title, fields, config, {"DATABASE_URL": "sqlite:///usage.db" if guarded else "none"})
+    return Way(
+        key, title, fields, config, {"DATABASE_URL": "sqlite:///usage.db" if guarded else "none"}
+    )
 
 
 WAYS = (
@@ -97,7 +118,11 @@ WAYS = (
             "model_list": [
                 {
                     "model_name": "mock",
-                    "litellm_params": {"model": "openai/mock", "api_key": "none", "mock_response": ANSWER},
+                    "litellm_params": {
+                        "model": "openai/mock",
+                        "api_key": "none",
+                        "mock_response": ANSWER,
+                    },
                 }
             ],
             "general_settings": {"master_key": KEY},
@@ -133,7 +158,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--ways", default=",".join(way.key for way in WAYS))
-    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
+    parser.add_argument(
+        "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
+    )
     options = parser.parse_args()
     chosen = [way for way in WAYS if way.key in options.ways.split(",")]
     before = machine()
@@ -147,7 +174,9 @@ def main() -> None:
     print(page(record))
     if not options.dry:
         FOLDER.mkdir(parents=True, exist_ok=True)
-        (FOLDER / "gateway.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        (FOLDER / "gateway.json").write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        )
         (FOLDER / "gateway.md").write_text(page(record))
 
 
@@ -162,10 +191,14 @@ def measure(ways: Sequence[Way], rounds: int, seconds: float) -> tuple[Rows, dic
             try:
                 running[way.key] = (way, *start(way, scratch))
             except (NotStarted, OSError) as reason:
-                absent[way.key] = str(reason).replace(str(scratch), "FOLDER").replace(str(LITELLM), "VENV")[-300:]
+                absent[way.key] = (
+                    str(reason).replace(str(scratch), "FOLDER").replace(str(LITELLM), "VENV")[-300:]
+                )
         for turn in range(-1, rounds):  # The first one warms up.
             for clients in CLIENTS:
-                for key in sorted(running, key=lambda key: (list(running).index(key) + turn) % len(running)):
+                for key in sorted(
+                    running, key=lambda key: (list(running).index(key) + turn) % len(running)
+                ):
                     figures = once(*running[key], clients, seconds if turn >= 0 else 1.0)
                     if turn >= 0:
                         rows.setdefault(f"{key}@{clients}", []).append(figures)
@@ -215,14 +248,23 @@ def verdicts(rows: Rows) -> list[dict[str, Any]]:
     for row, metric, kind, bound in TARGETS:
         if (got := value(rows, row, metric)) is not None:
             met = got >= bound if kind == "at least" else got <= bound
-            found.append({"title": f"{row}: {METRICS[metric]}", "bound": f"{kind} {bound:g}", "value": got, "met": met})
+            found.append(
+                {
+                    "title": f"{row}: {METRICS[metric]}",
+                    "bound": f"{kind} {bound:g}",
+                    "value": got,
+                    "met": met,
+                }
+            )
     name = "requests_per_second"
     pairs = zip(rows.get("guarded@50", ()), rows.get("litellm@50", ()), strict=False)
     if ratios := [a[name] / b[name] for a, b in pairs]:
         times = rounded(median(ratios), 3) or 0.0
         title = "guarded@50 over litellm@50: requests/s"
         at_least = f"at least {TIMES_LITELLM:g} times"
-        found.append({"title": title, "bound": at_least, "value": times, "met": times >= TIMES_LITELLM})
+        found.append(
+            {"title": title, "bound": at_least, "value": times, "met": times >= TIMES_LITELLM}
+        )
     return found
 
 
@@ -230,8 +272,14 @@ def page(record: dict[str, Any]) -> str:
     """The page, from the record and nothing else."""
     titles = {way.key: way.title for way in WAYS}
     rows = [
-        (row.partition("@")[2], titles[row.partition("@")[0]], *(number(figures[name] or 0.0) for name in METRICS))
-        for row, figures in sorted(record["medians"].items(), key=lambda item: int(item[0].partition("@")[2]))
+        (
+            row.partition("@")[2],
+            titles[row.partition("@")[0]],
+            *(number(figures[name] or 0.0) for name in METRICS),
+        )
+        for row, figures in sorted(
+            record["medians"].items(), key=lambda item: int(item[0].partition("@")[2])
+        )
     ]
     circumstances = record["machine"]
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -241,7 +289,12 @@ def page(record: dict[str, Any]) -> str:
         table(
             ("target", "bound", "measured", "met"),
             (
-                (found["title"], found["bound"], f"{found['value']:g}", "yes" if found["met"] else "**no**")
+                (
+                    found["title"],
+                    found["bound"],
+                    f"{found['value']:g}",
+                    "yes" if found["met"] else "**no**",
+                )
                 for found in record["targets"]
             ),
         ),
@@ -258,7 +311,9 @@ def page(record: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Of everything that is compared."""
-    found = {name: version(name) for name in ("llm-operator", "fastapi", "uvicorn", "uvloop", "pydantic")}
+    found = {
+        name: version(name) for name in ("llm-operator", "fastapi", "uvicorn", "uvloop", "pydantic")
+    }
     python = LITELLM / "bin" / "python"
     if python.is_file():
         code = "from importlib.metadata import version as v; print(v('litellm'))"

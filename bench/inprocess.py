@@ -1,4 +1,5 @@
-"""Without HTTP: the engine itself, and Transformers' own `generate`. No other module knows the engine's interface."""
+"""Without HTTP: the engine itself, and Transformers' own `generate`.
+No other module knows the engine's interface."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from llm_runtime.machine.threads import configure_threads
 
 
 class Engine:
-    """Scheduler and runner, stepped by hand: what the engine's thread does, without a thread, a process or HTTP."""
+    """Scheduler and runner, stepped by hand:
+    what the engine's thread does, without a thread, a process or HTTP."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         configure_threads()
@@ -20,9 +22,16 @@ class Engine:
         from llm_runtime.loading.build import build_model
 
         settings = EngineConfig.model_validate(
-            {"device": "cpu", "dtype": dtype, "max_model_length": MAX_LENGTH, "max_batch_size": MAX_SEQUENCES}
+            {
+                "device": "cpu",
+                "dtype": dtype,
+                "max_model_length": MAX_LENGTH,
+                "max_batch_size": MAX_SEQUENCES,
+            }
         )
-        self._model = build_model(RuntimeConfig(model=ModelConfig(name="bench"), engine=settings), folder)
+        self._model = build_model(
+            RuntimeConfig(model=ModelConfig(name="bench"), engine=settings), folder
+        )
 
     def tokens_per_second(self, asks: Sequence[Ask], clients: int) -> float:
         """Answer `asks`, `clients` at a time: each answer starts the next request."""
@@ -33,7 +42,9 @@ class Engine:
             self._model.scheduler.add(waiting.pop())
         while deliveries := self._step():
             tokens += sum(delivery.event.token_id is not None for delivery in deliveries)
-            for _ in range(min(sum(d.event.finish_reason is not None for d in deliveries), len(waiting))):
+            for _ in range(
+                min(sum(d.event.finish_reason is not None for d in deliveries), len(waiting))
+            ):
                 self._model.scheduler.add(waiting.pop())
         if tokens != answer_tokens(asks):
             raise RuntimeError(f"the engine made {tokens} tokens instead of {answer_tokens(asks)}")
@@ -67,9 +78,13 @@ class Generate:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype)
+        ).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.convert_ids_to_tokens(0)
+        self._tokenizer.pad_token = (
+            self._tokenizer.pad_token or self._tokenizer.convert_ids_to_tokens(0)
+        )
 
     def one_by_one(self, asks: Sequence[Ask]) -> float:
         """Tokens per second when nobody waits in a batch and everybody waits in a queue."""
@@ -79,7 +94,8 @@ class Generate:
         return answer_tokens(asks) / (time.perf_counter() - started)
 
     def static_batch(self, asks: Sequence[Ask]) -> float:
-        """Tokens per second, of those asked for, when everyone waits for the longest prompt and the longest answer."""
+        """Tokens per second, of those asked for,
+        when everyone waits for the longest prompt and the longest answer."""
         started = time.perf_counter()
         self._generate([ask.prompt for ask in asks], max(ask.max_tokens for ask in asks))
         return answer_tokens(asks) / (time.perf_counter() - started)
@@ -90,7 +106,10 @@ class Generate:
         batch = self._tokenizer(prompts, return_tensors="pt", padding=len(prompts) > 1)
         with torch.inference_mode():
             made = self._model.generate(
-                batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=tokens, do_sample=False
+                batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=tokens,
+                do_sample=False,
             )
         if made.shape[1] - batch["input_ids"].shape[1] != tokens:
             raise RuntimeError(f"generate did not make {tokens} tokens")

@@ -1,7 +1,8 @@
 """The clients, in a separate process: streaming requests in a closed loop over `/v1/completions`.
 
-`python -m bench.load` reads one plan (JSON) from stdin and writes what it saw to stdout. While bytes come in they are
-only stamped with the time; they are read afterwards, as client and server share the cores.
+`python -m bench.load` reads one plan (JSON) from stdin and writes what it saw to stdout. While
+bytes come in they are only stamped with the time; they are read afterwards, as client and server
+share the cores.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ TIMEOUT_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer as its client saw it: seconds to the first text, seconds between texts, and tokens; or an error."""
+    """One answer as its client saw it: seconds to the first text, seconds between texts,
+    and tokens; or an error."""
 
     ttft: float
     gaps: list[float]
@@ -36,7 +38,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One measurement: wall-clock seconds from the first request to the last byte, and every answer."""
+    """One measurement: wall-clock seconds from the first request to the last byte,
+    and every answer."""
 
     seconds: float
     answers: list[Answer]
@@ -50,7 +53,8 @@ class Load:
         return [answer.error for answer in self.answers if answer.error]
 
     def figures(self) -> dict[str, float]:
-        """Tokens per second; time to first token and gap between texts in milliseconds, p50 and p99."""
+        """Tokens per second; time to first token and gap between texts in milliseconds,
+        p50 and p99."""
         good = [answer for answer in self.answers if not answer.error]
         first = [1000 * answer.ttft for answer in good]
         gaps = [1000 * gap for answer in good for gap in answer.gaps]
@@ -64,17 +68,23 @@ class Load:
 
 
 def run(url: str, model: str, clients: int, asks: Sequence[Ask]) -> Load:
-    """Let `clients` clients answer all of `asks`, each taking the next one when its last is answered.
+    """Let `clients` clients answer all of `asks`,
+    each taking the next one when its last is answered.
 
-    Raises RuntimeError when requests failed or were answered short: such a measurement compares nothing.
+    Raises RuntimeError when requests failed or were answered short:
+    such a measurement compares nothing.
     """
     plan = {"url": url, "model": model, "clients": clients, "asks": [ask.as_json() for ask in asks]}
     command = [sys.executable, "-m", "bench.load"]
-    done = subprocess.run(command, input=json.dumps(plan), text=True, stdout=subprocess.PIPE, cwd=ROOT, check=True)
+    done = subprocess.run(
+        command, input=json.dumps(plan), text=True, stdout=subprocess.PIPE, cwd=ROOT, check=True
+    )
     seen = json.loads(done.stdout)
     load = Load(seen["seconds"], [Answer(**answer) for answer in seen["answers"]])
     if load.errors:
-        raise RuntimeError(f"{len(load.errors)} of {len(asks)} requests failed, the first with: {load.errors[0]}")
+        raise RuntimeError(
+            f"{len(load.errors)} of {len(asks)} requests failed, the first with: {load.errors[0]}"
+        )
     return load
 
 
@@ -96,7 +106,9 @@ async def _all(plan: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": seconds, "answers": [_read(*answer.values()) for answer in answers]}
 
 
-async def _one(session: aiohttp.ClientSession, url: str, ask: dict[str, Any], model: str) -> dict[str, Any]:
+async def _one(
+    session: aiohttp.ClientSession, url: str, ask: dict[str, Any], model: str
+) -> dict[str, Any]:
     body = {
         "model": model,
         "prompt": ask["prompt"],
@@ -119,8 +131,11 @@ async def _one(session: aiohttp.ClientSession, url: str, ask: dict[str, Any], mo
     return {"started": started, "pieces": pieces, "max_tokens": ask["max_tokens"], "error": error}
 
 
-def _read(started: float, pieces: list[tuple[float, bytes]], max_tokens: int, error: str) -> dict[str, Any]:
-    """The answer in what came in. Every server must have made exactly `max_tokens`, or the rates compare nothing."""
+def _read(
+    started: float, pieces: list[tuple[float, bytes]], max_tokens: int, error: str
+) -> dict[str, Any]:
+    """The answer in what came in.
+    Every server must have made exactly `max_tokens`, or the rates compare nothing."""
     stamps: list[float] = []
     tokens: int | None = None
     for stamp, event in events(pieces):

@@ -1,9 +1,11 @@
-"""How long loading takes, and how much memory, beside `from_pretrained`: `python -m bench.load_models`.
+"""How long loading takes, and how much memory, beside `from_pretrained`:
+`python -m bench.load_models`.
 
-Each load has a process of its own; the loaders take turns on the same files, which are in the page cache. A tiny model
-of the same kind is loaded before, so that no imports are timed. Time ends when the model has computed once, for mapped
-weights are read no sooner. Memory is the process's own (RssAnon + RssShmem, looked at every 10 ms), less what it was
-before loading: mapped files are not in it.
+Each load has a process of its own; the loaders take turns on the same files, which are in the page
+cache. A tiny model of the same kind is loaded before, so that no imports are timed. Time ends when
+the model has computed once, for mapped weights are read no sooner. Memory is the process's own
+(RssAnon + RssShmem, looked at every 10 ms), less what it was before loading: mapped files are not
+in it.
 """
 
 import argparse
@@ -42,16 +44,30 @@ def main() -> int:
         print(json.dumps(one(options.one[0], Path(options.one[1]))))
         return 0
     missed = False
-    columns = ("Stored as", "Loader", "Best, s", "Median, s", "All, s", "CPU, s", "Peak, MiB", "Peak / weights")
+    columns = (
+        "Stored as",
+        "Loader",
+        "Best, s",
+        "Median, s",
+        "All, s",
+        "CPU, s",
+        "Peak, MiB",
+        "Peak / weights",
+    )
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for stored in STORED:
         made("tiny")
         runs = measure(made(stored), options.rounds)
         # Noise only adds time, and a load of a second is easily disturbed.
         best = {loader: min(run["seconds"] for run in runs[loader]) for loader in LOADERS}
-        shares = {loader: max(run["peak_bytes"] / run["weights_bytes"] for run in runs[loader]) for loader in LOADERS}
+        shares = {
+            loader: max(run["peak_bytes"] / run["weights_bytes"] for run in runs[loader])
+            for loader in LOADERS
+        }
         for loader in LOADERS:
-            print(f"| {stored} | {loader} | {best[loader]:.2f} | {_row(runs[loader])} | {shares[loader]:.2f} |")
+            print(
+                f"| {stored} | {loader} | {best[loader]:.2f} | {_row(runs[loader])} | {shares[loader]:.2f} |"
+            )
         ratio = best["ours"] / best["from_pretrained"]
         print(f"{stored}: {ratio:.2f} times the time of from_pretrained", flush=True)
         missed |= shares["ours"] > MOST_PEAK or ratio > MOST_TIME
@@ -67,13 +83,19 @@ def _row(runs: list[dict[str, Any]]) -> str:
 
 
 def measure(model: Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """What each loader took, round by round. The first process reads the files into the cache and is not counted."""
+    """What each loader took, round by round.
+    The first process reads the files into the cache and is not counted."""
     runs: dict[str, list[dict[str, Any]]] = {loader: [] for loader in LOADERS}
     for number in range(rounds + 1):
         for loader in LOADERS:
             command = [sys.executable, "-m", "bench.load_models", "--one", loader, str(model)]
             done = subprocess.run(
-                command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, check=True
+                command,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd=ROOT,
+                check=True,
             )
             if number:
                 runs[loader].append(json.loads(done.stdout.splitlines()[-1]))
@@ -99,7 +121,12 @@ def one(loader: str, model: Path) -> dict[str, Any]:
         cpu_seconds = time.process_time() - cpu
     weights = sum(parameter.nbytes for parameter in loaded.parameters())
     peak_bytes = peak.peak_bytes - peak.before_bytes
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes, "weights_bytes": weights}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_bytes": peak_bytes,
+        "weights_bytes": weights,
+    }
 
 
 def _ours() -> Callable[[Path], Any]:
@@ -121,7 +148,8 @@ def _from_pretrained() -> Callable[[Path], Any]:
 
 
 def made(stored: str) -> Path:
-    """A random Llama of about a gibibyte as float32, with a tokenizer; made once, in a process of its own."""
+    """A random Llama of about a gibibyte as float32, with a tokenizer;
+    made once, in a process of its own."""
     path = FOLDER / f"load-{stored}"
     if not (path / "model.safetensors").is_file():
         source = f"from bench.load_models import make; make({stored!r})"
@@ -137,7 +165,11 @@ def make(stored: str) -> None:
     path = FOLDER / f"load-{stored}"
     path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    shape = SHAPE | ({"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64} if stored == "tiny" else {})
+    shape = SHAPE | (
+        {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64}
+        if stored == "tiny"
+        else {}
+    )
     dtype = torch.bfloat16 if stored == "bfloat16" else torch.float32
     LlamaForCausalLM(LlamaConfig(**shape)).to(dtype).save_pretrained(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,8 +1,9 @@
 """What adapters cost a decode step, beside the base in the same process: only the ratios matter.
 
-`python bench/lora.py [--model FOLDER] [--adapters 8] [--rank 8] [--rows 32] [--rounds 30] [--threads N]`. The base has
-oneDNN-packed linears where PyTorch offers them; adapters are random, on all linear layers. `--threads 1` measures CPU
-time, which neighbours on the same cores disturb less.
+`python bench/lora.py [--model FOLDER] [--adapters 8] [--rank 8] [--rows 32] [--rounds 30]
+[--threads N]`. The base has oneDNN-packed linears where PyTorch offers them; adapters are random,
+on all linear layers. `--threads 1` measures CPU time, which neighbours on the same cores disturb
+less.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def random_adapter(adapters: AdapterSet, rank: int) -> Adapter:
     return Adapter(
         rank,
         {
-            name: LoraWeights(torch.randn(rank, shape.inputs) * 0.01, torch.randn(shape.outputs, rank) * 0.01)
+            name: LoraWeights(
+                torch.randn(rank, shape.inputs) * 0.01, torch.randn(shape.outputs, rank) * 0.01
+            )
             for name, shape in adapters.shapes.items()
         },
     )
@@ -55,7 +58,10 @@ def random_adapter(adapters: AdapterSet, rank: int) -> Adapter:
 def decoding(rows: int) -> Batch:
     """A decode step of `rows` sequences with PROMPT tokens each."""
     sampling = Sampling(max_tokens=4, temperature=0.0)
-    requests = [GenerationRequest(str(row), tuple(range(row, row + PROMPT)), sampling) for row in range(rows)]
+    requests = [
+        GenerationRequest(str(row), tuple(range(row, row + PROMPT)), sampling)
+        for row in range(rows)
+    ]
     sequences = [Sequence(request, CharacterVocabulary()) for request in requests]
     pool = BlockPool(rows * BlockPool.needed(PROMPT))
     for sequence in sequences:
@@ -65,12 +71,19 @@ def decoding(rows: int) -> Batch:
 
 def build(folder: Path, rows: int) -> TransformersRunner:
     """The model with packed linears, without adapters."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        .eval()
+        .requires_grad_(False)
+    )
     pack_linears(model)
     fuse(model)
     shape = CacheShape(tuple(LayerShape(*layer) for layer in cached_shapes(model)), torch.float32)
     return TransformersRunner(
-        model, KvCache(shape, rows * BlockPool.needed(PROMPT), "cpu"), Sampler(), AdapterSet(model, AdapterReader(1024))
+        model,
+        KvCache(shape, rows * BlockPool.needed(PROMPT), "cpu"),
+        Sampler(),
+        AdapterSet(model, AdapterReader(1024)),
     )
 
 
@@ -78,7 +91,13 @@ def main() -> None:
     """Build, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
-    for name, default in (("adapters", 8), ("rank", 8), ("rows", 32), ("rounds", 30), ("threads", 0)):
+    for name, default in (
+        ("adapters", 8),
+        ("rank", 8),
+        ("rows", 32),
+        ("rounds", 30),
+        ("threads", 0),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     if options.threads:
@@ -97,7 +116,11 @@ def main() -> None:
 
 
 def measure(
-    runner: TransformersRunner, mixes: dict[str, Callable[[int], str]], rows: int, rounds: int, clock: Any
+    runner: TransformersRunner,
+    mixes: dict[str, Callable[[int], str]],
+    rows: int,
+    rounds: int,
+    clock: Any,
 ) -> dict[str, list[float]]:
     """Seconds of each step, interleaved, after a warm-up round."""
     batch = decoding(rows)

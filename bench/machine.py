@@ -27,11 +27,17 @@ def machine() -> dict[str, Any]:
 def commit() -> str:
     """The commit, with a mark when the measured code differs from it."""
     name = _git("rev-parse", "--short=12", "HEAD")
-    return f"{name} with changes" if name and _git("status", "--porcelain", "--", *MEASURED) else name or "unknown"
+    return (
+        f"{name} with changes"
+        if name and _git("status", "--porcelain", "--", *MEASURED)
+        else name or "unknown"
+    )
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() if not done.returncode else ""
 
 

@@ -1,7 +1,8 @@
-"""The real runtime with a mock model, which answers at once: `python -m bench.mock serve --config FILE …`.
+"""The real runtime with a mock model, which answers at once:
+`python -m bench.mock serve --config FILE …`.
 
-What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage log. With MOCK_TOKEN_SECONDS each token
-takes that long: something to cut, and to wait for.
+What remains is what the gateway costs: HTTP, keys, limits, the cache, the usage log. With
+MOCK_TOKEN_SECONDS each token takes that long: something to cut, and to wait for.
 """
 
 import asyncio
@@ -121,7 +122,8 @@ class MockCodec:
 
 
 def without(models: Path, fetched: Path | None = None) -> ModelSource:
-    """A model source with the mock, in place of the runtime's functions that load a model. It has no adapters."""
+    """A model source with the mock, in place of the runtime's functions that load a model.
+    It has no adapters."""
 
     async def find(config: RuntimeConfig) -> Path:
         return models

@@ -1,7 +1,8 @@
-"""The model folders for all servers. They have no end-of-sequence token, so that every server generates `max_tokens`.
+"""The model folders for all servers.
+They have no end-of-sequence token, so that every server generates `max_tokens`.
 
-`smollm2` is SmolLM2-135M-Instruct with its own weights, `small` a random Llama of 31.6 M parameters each of whose
-tokens is one English word. Made once, below the project's cache.
+`smollm2` is SmolLM2-135M-Instruct with its own weights, `small` a random Llama of 31.6 M parameters
+each of whose tokens is one English word. Made once, below the project's cache.
 """
 
 import json
@@ -27,7 +28,8 @@ WORD = re.compile(r"Ġ[A-Za-z]+")
 
 
 def folder(name: str) -> Path:
-    """The folder of model `name`, created if needed. An unknown name is taken for a folder of your own."""
+    """The folder of model `name`, created if needed.
+    An unknown name is taken for a folder of your own."""
     if name not in MAKERS:
         return Path(name)
     path = FOLDER / name
@@ -44,7 +46,11 @@ def words(path: Path) -> list[str]:
 
 def _words(path: Path) -> list[str]:
     vocabulary = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    return [symbol for symbol in sorted(vocabulary, key=vocabulary.__getitem__) if WORD.fullmatch(symbol)]
+    return [
+        symbol
+        for symbol in sorted(vocabulary, key=vocabulary.__getitem__)
+        if WORD.fullmatch(symbol)
+    ]
 
 
 def _smollm2(path: Path) -> None:
@@ -63,9 +69,9 @@ def _smollm2(path: Path) -> None:
 
 def endless(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a model or tokenizer without an end of sequence."""
-    return {name: value for name, value in settings.items() if name not in {"eos_token", "eos_token_id"}} | (
-        {"eos_token_id": None} if "model_type" in settings else {}
-    )
+    return {
+        name: value for name, value in settings.items() if name not in {"eos_token", "eos_token_id"}
+    } | ({"eos_token_id": None} if "model_type" in settings else {})
 
 
 def _small(path: Path) -> None:
@@ -76,7 +82,12 @@ def _small(path: Path) -> None:
     _small_tokenizer(path)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=SMALL_VOCABULARY, bos_token_id=None, eos_token_id=None, pad_token_id=0, dtype="float32", **SMALL
+        vocab_size=SMALL_VOCABULARY,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        dtype="float32",
+        **SMALL,
     )
     model = LlamaForCausalLM(config)
     model.generation_config.eos_token_id = None
@@ -84,7 +95,8 @@ def _small(path: Path) -> None:
 
 
 def _small_tokenizer(path: Path) -> None:
-    """A vocabulary of words, SmolLM2's first ones: whatever a random model answers is text at every token."""
+    """A vocabulary of words, SmolLM2's first ones:
+    whatever a random model answers is text at every token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     known = _words(folder("smollm2"))[: SMALL_VOCABULARY - 1]
@@ -93,7 +105,11 @@ def _small_tokenizer(path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(path / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "pad_token": "<unk>"}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+    }
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""The page's plots, for every run of `peers`: speed and waiting times over the number of clients, by server."""
+"""The page's plots, for every run of `peers`:
+speed and waiting times over the number of clients, by server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,13 @@ def _line(axes: Any, run: Run, who: str, levels: Sequence[int], metric: str, sty
     measured = [(clients, value) for clients, value in values if value]
     if not measured:
         return
-    axes.plot(*zip(*measured, strict=True), style, marker=".", color=COLOURS.get(who), label=TITLES.get(who, who))
+    axes.plot(
+        *zip(*measured, strict=True),
+        style,
+        marker=".",
+        color=COLOURS.get(who),
+        label=TITLES.get(who, who),
+    )
 
 
 def _frame(axes: Any, title: str, ticks: Sequence[int], *, logarithmic: bool) -> None:

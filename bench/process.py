@@ -1,4 +1,5 @@
-"""A server as a process tree: start, readiness, peak memory, pausing while others are measured, and its end by id."""
+"""A server as a process tree: start, readiness, peak memory, pausing while others are measured,
+and its end by id."""
 
 import ctypes
 import os
@@ -24,7 +25,9 @@ class NotStarted(Exception):
 class Process:
     """One server and all that it starts."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path
+    ) -> None:
         self.log = log
         self._output: IO[bytes] = log.open("wb")
         self._root = subprocess.Popen(
@@ -38,7 +41,10 @@ class Process:
         while time.monotonic() < deadline:
             if self._root.poll() is not None:
                 raise NotStarted(f"ended with {self._root.returncode}: {self._tail()}")
-            with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            with (
+                suppress(urllib.error.URLError, OSError),
+                urllib.request.urlopen(url, timeout=5) as answer,
+            ):
                 if answer.status == 200:
                     return
             time.sleep(0.25)
@@ -49,7 +55,8 @@ class Process:
         return descendants(self._root.pid, parents())
 
     def peak_memory_bytes(self) -> int:
-        """Largest resident memory of the tree so far, shared pages counted once: PSS now, plus what each had more."""
+        """Largest resident memory of the tree so far, shared pages counted once:
+        PSS now, plus what each had more."""
         return sum(_peak_bytes(pid) for pid in self.pids())
 
     def pause(self) -> None:
@@ -68,7 +75,9 @@ class Process:
             self._root.wait(STOP_SECONDS)
         for pid in family:
             with suppress(ProcessLookupError):
-                if os.getsid(pid) == self._root.pid:  # The id may have been reused by another process.
+                if (
+                    os.getsid(pid) == self._root.pid
+                ):  # The id may have been reused by another process.
                     os.kill(pid, signal.SIGKILL)
         self._root.wait()
         self._output.close()
@@ -83,7 +92,8 @@ class Process:
 
 
 def _die_with_parent() -> None:
-    """A benchmark that is killed must not leave stopped servers behind, which hold gigabytes and show nothing."""
+    """A benchmark that is killed must not leave stopped servers behind,
+    which hold gigabytes and show nothing."""
     with suppress(OSError, AttributeError):  # Linux only.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -103,7 +113,9 @@ def parents() -> dict[int, int]:
         if folder.name.isdigit():
             with suppress(OSError):
                 # The name in parentheses may hold anything; what follows is: state, parent.
-                found[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(folder.name)] = int(
+                    (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                )
     return found
 
 

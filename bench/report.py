@@ -1,4 +1,5 @@
-"""`docs/benchmarks/`: engine.json is the record, engine.md the page made from nothing else. Pure but for `write`."""
+"""`docs/benchmarks/`: engine.json is the record, engine.md the page made from nothing else.
+Pure but for `write`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -73,7 +74,11 @@ def write(new: Sequence[Run], folder: Path = FOLDER) -> Path:
 def read(folder: Path = FOLDER) -> list[Run]:
     """The record so far."""
     file = folder / JSON
-    return [from_json(run) for run in json.loads(file.read_text(encoding="utf-8"))["runs"]] if file.is_file() else []
+    return (
+        [from_json(run) for run in json.loads(file.read_text(encoding="utf-8"))["runs"]]
+        if file.is_file()
+        else []
+    )
 
 
 def page(runs: Sequence[Run], images: dict[tuple[str, str, str], list[str]]) -> str:
@@ -122,9 +127,13 @@ def section(run: Run, images: Sequence[str]) -> list[str]:
         for key, reason in run.absent.items()
     ]
     if run.memory_mib:
-        peaks = ", ".join(f"{TITLES.get(key, key)} {mib:,} MiB" for key, mib in run.memory_mib.items())
+        peaks = ", ".join(
+            f"{TITLES.get(key, key)} {mib:,} MiB" for key, mib in run.memory_mib.items()
+        )
         parts.append(f"Peak memory: {peaks}.")
-    return parts + [f"![{image.removesuffix('.svg').replace('-', ' ')}]({image})" for image in images]
+    return parts + [
+        f"![{image.removesuffix('.svg').replace('-', ' ')}]({image})" for image in images
+    ]
 
 
 def stamp(run: Run) -> str:
@@ -140,7 +149,11 @@ def stamp(run: Run) -> str:
 
 def figures(run: Run) -> str:
     """Medians of every row, by number of clients; behind tokens/s the lowest and highest round."""
-    metrics = [name for name in METRICS if any(name in each for rounds in run.rows.values() for each in rounds)]
+    metrics = [
+        name
+        for name in METRICS
+        if any(name in each for rounds in run.rows.values() for each in rounds)
+    ]
     rows = [
         [str(clients), who_title(run, who), *(cell(run, row, name) for name in metrics)]
         for clients, who, row in ordered(run)

@@ -12,7 +12,8 @@ Figures = dict[str, float]
 
 @dataclass
 class Run:
-    """One scenario with one model in one number format. `rows` holds every round of every way that was measured."""
+    """One scenario with one model in one number format.
+    `rows` holds every round of every way that was measured."""
 
     scenario: str
     model: str
@@ -45,18 +46,26 @@ class Run:
 
     def value(self, row: str, metric: str) -> float | None:
         """The median of a metric over the rounds."""
-        return rounded(median([figures[metric] for figures in self.rows.get(row, ()) if metric in figures]))
+        return rounded(
+            median([figures[metric] for figures in self.rows.get(row, ()) if metric in figures])
+        )
 
     def ratio(self, row: str, reference: str, metric: str) -> float | None:
-        """The median over rounds of a metric's ratio between two rows: neighbours in time are compared."""
+        """The median over rounds of a metric's ratio between two rows:
+        neighbours in time are compared."""
         pairs = zip(self.rows.get(row, ()), self.rows.get(reference, ()), strict=False)
         ratios = [ratio(a.get(metric), b.get(metric)) for a, b in pairs]
         return rounded(median([value for value in ratios if value is not None]), 3)
 
     def as_json(self) -> dict[str, Any]:
         """With medians and checked targets beside the rounds they come from."""
-        metrics = {row: sorted({name for figures in each for name in figures}) for row, each in self.rows.items()}
-        medians = {row: {name: self.value(row, name) for name in names} for row, names in metrics.items()}
+        metrics = {
+            row: sorted({name for figures in each for name in figures})
+            for row, each in self.rows.items()
+        }
+        medians = {
+            row: {name: self.value(row, name) for name in names} for row, names in metrics.items()
+        }
         rows = {
             row: [{name: rounded(value) for name, value in figures.items()} for figures in each]
             for row, each in self.rows.items()
@@ -71,7 +80,9 @@ class Run:
 
 def from_json(record: Mapping[str, Any]) -> Run:
     """Read what `as_json` wrote. Everything that can be computed is computed again."""
-    return Run(**{name: value for name, value in record.items() if name in Run.__dataclass_fields__})
+    return Run(
+        **{name: value for name, value in record.items() if name in Run.__dataclass_fields__}
+    )
 
 
 def merged(old: Sequence[Run], new: Sequence[Run]) -> list[Run]:

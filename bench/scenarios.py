@@ -1,4 +1,5 @@
-"""Who is measured in turn, and on what. Each scenario fills one `Run`; ways take turns inside each round."""
+"""Who is measured in turn, and on what.
+Each scenario fills one `Run`; ways take turns inside each round."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from bench.stats import percentile
 from bench.workload import Ask, mixed, shared_prefixes, spread_over
 
 REQUESTS = {1: 3, 8: 16, 32: 48, 128: 128}
-"""Of one measurement, by number of clients. A complete run of `peers` with three rounds stays below 25 minutes on two
-cores with these."""
+"""Of one measurement, by number of clients. A complete run of `peers` with three rounds stays below
+25 minutes on two cores with these."""
 
 SINGLE_REQUESTS = 6
 BATCH = 32
@@ -41,13 +42,15 @@ class Options:
         return models.folder(self.model)
 
     def asks(self, clients: int, turn: int, requests: int = 0) -> list[Ask]:
-        """The requests of one round: the same for all, and new in each round, so that no cache knows them."""
+        """The requests of one round: the same for all,
+        and new in each round, so that no cache knows them."""
         requests = requests or REQUESTS.get(clients, 2 * clients)
         return mixed(models.words(self.folder), requests, seed=1000 * turn + clients)
 
 
 def peers(options: Options, run: Run) -> None:
-    """All servers over HTTP, at each number of clients. A peer that fails is dropped; ours must not fail."""
+    """All servers over HTTP, at each number of clients.
+    A peer that fails is dropped; ours must not fail."""
     servers = [KINDS[key](options.folder, options.dtype) for key in options.servers]
     with Arena(servers, options.say) as arena:
         run.absent = arena.absent
@@ -98,32 +101,54 @@ def inprocess(options: Options, run: Run) -> None:
 
 
 def adapters(options: Options, run: Run) -> None:
-    """Ours with eight LoRA adapters loaded: requests to the base only, and to all adapters in turn."""
+    """Ours with eight LoRA adapters loaded:
+    requests to the base only, and to all adapters in turn."""
     server = Ours(options.folder, options.dtype, adapters=lora.folders(options.folder))
     names = [f"{server.name}:{adapter}" for adapter in server.adapters]
     with Arena([server], options.say) as arena:
         if arena.absent:
-            run.skipped = f"the runtime did not start with adapters in its configuration: {arena.absent['ours'][-300:]}"
+            run.skipped = (
+                "the runtime did not start with adapters in its configuration:"
+                f" {arena.absent['ours'][-300:]}"
+            )
             return
         for turn in range(options.rounds):
             asks = options.asks(BATCH, turn)
             _note(options, run, turn, "base", BATCH, arena.measure("ours", BATCH, asks))
-            _note(options, run, turn, "mixed", BATCH, arena.measure("ours", BATCH, spread_over(asks, names)))
+            _note(
+                options,
+                run,
+                turn,
+                "mixed",
+                BATCH,
+                arena.measure("ours", BATCH, spread_over(asks, names)),
+            )
 
 
 def prefix(options: Options, run: Run) -> None:
-    """Time to first token of requests that share 1,000 tokens: of the first with a prefix, and of those after it."""
+    """Time to first token of requests that share 1,000 tokens:
+    of the first with a prefix, and of those after it."""
     words = models.words(options.folder)
     with Arena([Ours(options.folder, options.dtype)], options.say) as arena:
         _must_run(arena, run)
         for turn in range(options.rounds):
-            groups = shared_prefixes(words, PREFIX_GROUPS, PREFIX_FOLLOWERS, PREFIX_TOKENS, seed=turn)
+            groups = shared_prefixes(
+                words, PREFIX_GROUPS, PREFIX_FOLLOWERS, PREFIX_TOKENS, seed=turn
+            )
             answers = arena.measure("ours", 1, [ask for group in groups for ask in group]).answers
             size = 1 + PREFIX_FOLLOWERS
-            for who, chosen in (("new", answers[::size]), ("known", [a for i, a in enumerate(answers) if i % size])):
-                run.add(who, 1, {"ttft_p50_ms": percentile([1000 * answer.ttft for answer in chosen], 50)})
+            for who, chosen in (
+                ("new", answers[::size]),
+                ("known", [a for i, a in enumerate(answers) if i % size]),
+            ):
+                run.add(
+                    who,
+                    1,
+                    {"ttft_p50_ms": percentile([1000 * answer.ttft for answer in chosen], 50)},
+                )
                 options.say(
-                    f"round {turn + 1}: {who:8} prefix, first token {run.rows[f'{who}@1'][-1]['ttft_p50_ms']:.0f} ms"
+                    f"round {turn + 1}: {who:8} prefix, first token"
+                    f" {run.rows[f'{who}@1'][-1]['ttft_p50_ms']:.0f} ms"
                 )
 
 
@@ -140,12 +165,15 @@ def _note(options: Options, run: Run, turn: int, who: str, clients: int, load: L
     figures = load.figures()
     run.add(who, clients, figures)
     options.say(
-        f"round {turn + 1}: {who:12} {clients:4} clients {figures[SPEED]:7.1f} tokens/s   first token"
-        f" {figures['ttft_p50_ms']:6.0f} ms   between {figures['itl_p50_ms']:5.1f}, p99 {figures['itl_p99_ms']:6.1f} ms"
+        f"round {turn + 1}: {who:12} {clients:4} clients {figures[SPEED]:7.1f} tokens/s   first"
+        f" token {figures['ttft_p50_ms']:6.0f} ms   between {figures['itl_p50_ms']:5.1f}, p99"
+        f" {figures['itl_p99_ms']:6.1f} ms"
     )
 
 
-def _note_speed(options: Options, run: Run, turn: int, who: str, clients: int, tokens_per_second: float) -> None:
+def _note_speed(
+    options: Options, run: Run, turn: int, who: str, clients: int, tokens_per_second: float
+) -> None:
     run.add(who, clients, {SPEED: tokens_per_second})
     options.say(f"round {turn + 1}: {who:12} {clients:4} at once {tokens_per_second:7.1f} tokens/s")
 

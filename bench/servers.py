@@ -1,4 +1,5 @@
-"""The servers under test, each started as its documentation says for CPUs, with one model, length and number format.
+"""The servers under test, each started as its documentation says for CPUs,
+with one model, length and number format.
 
 A new peer is one class: its command, its environment, its readiness path.
 """
@@ -71,12 +72,21 @@ class Server:
     def described(self) -> str:
         """How it is started."""
         words = [f"{name}={value}" for name, value in self.environment().items() if name != "PATH"]
-        words += [Path(word).name if Path(word).parent.name == "bin" else str(word) for word in self.command()]
+        words += [
+            Path(word).name if Path(word).parent.name == "bin" else str(word)
+            for word in self.command()
+        ]
         return self.anonymous(" ".join(words))
 
     def anonymous(self, text: str) -> str:
         """A text without the paths and the port of this machine, as it may be published."""
-        places = {self.model: "MODEL", self.scratch: "FOLDER", VLLM: "VENV", BIN.parent: "VENV", self.port: "PORT"}
+        places = {
+            self.model: "MODEL",
+            self.scratch: "FOLDER",
+            VLLM: "VENV",
+            BIN.parent: "VENV",
+            self.port: "PORT",
+        }
         for place, shown in {**places, Path.home(): "~"}.items():
             text = text.replace(str(place), shown)
         return text
@@ -87,7 +97,9 @@ class Server:
             raise NotStarted(reason)
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         environment = {**inherited, **QUIET, **self.environment()}
-        process = Process([str(word) for word in self.command()], environment, self.scratch, self.scratch / "log")
+        process = Process(
+            [str(word) for word in self.command()], environment, self.scratch, self.scratch / "log"
+        )
         try:
             process.wait_until_ready(self.url + self.ready_path)
         except BaseException:
@@ -106,7 +118,16 @@ class Ours(Server):
     def command(self) -> Sequence[str | Path]:
         config = self.scratch / "config.yaml"
         config.write_text(yaml.safe_dump(self.config()))
-        return [BIN / "llm-runtime", "serve", "--config", config, "--host", "127.0.0.1", "--port", str(self.port)]
+        return [
+            BIN / "llm-runtime",
+            "serve",
+            "--config",
+            config,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
 
     def config(self) -> dict[str, Any]:
         """The configuration file."""
@@ -119,16 +140,20 @@ class Ours(Server):
             "server": {
                 "requestTimeoutSeconds": 900,
                 "logFormat": "console",
-                # No cache: a later round sends the same requests, and the model must compute them, as the peers' do.
+                # No cache: a later round sends the same requests,
+                # and the model must compute them, as the peers' do.
                 "completionCache": {"enabled": False},
             },
             "authentication": "Disabled",
-            # All clients have the same address, so under the default tier they would wait for each other.
+            # All clients have the same address,
+            # so under the default tier they would wait for each other.
             "tiers": [{"name": "standard", "maxConcurrent": 1000}],
             "database": {"url": f"sqlite:///{self.scratch}/usage.db"},
         }
         if self.adapters:
-            config["adapters"] = [{"name": name, "path": str(path)} for name, path in self.adapters.items()]
+            config["adapters"] = [
+                {"name": name, "path": str(path)} for name, path in self.adapters.items()
+            ]
         return config
 
     def environment(self) -> dict[str, str]:
@@ -181,7 +206,8 @@ class VllmCpu(Server):
 
 
 class TransformersServeShortSpin(TransformersServe):
-    """Its threads spin as briefly as ours: 0.7 times as fast on a quiet machine, 8 times on a busy one."""
+    """Its threads spin as briefly as ours:
+    0.7 times as fast on a quiet machine, 8 times on a busy one."""
 
     key = "transformers-short-spin"
     title = "transformers serve, short spin"
@@ -191,7 +217,8 @@ class TransformersServeShortSpin(TransformersServe):
 
 
 class VllmAllCores(VllmCpu):
-    """A thread on every core and Intel's OpenMP, which vLLM recommends; by itself it leaves one core to the server."""
+    """A thread on every core and Intel's OpenMP, which vLLM recommends;
+    by itself it leaves one core to the server."""
 
     key = "vllm-all-cores"
     title = "vLLM (CPU), all cores"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest value that at least `percent` % of all do not exceed."""
+    """The nearest-rank percentile: the smallest value that at least `percent` % of all do not
+    exceed."""
     if not values:
         return math.nan
     rank = math.ceil(percent / 100 * len(values))
@@ -20,7 +21,13 @@ def median(values: Sequence[float]) -> float:
 
 def ratio(value: float | None, reference: float | None) -> float | None:
     """`value / reference`; None if one of them was not measured."""
-    if value is None or reference is None or not reference or math.isnan(value) or math.isnan(reference):
+    if (
+        value is None
+        or reference is None
+        or not reference
+        or math.isnan(value)
+        or math.isnan(reference)
+    ):
         return None
     return value / reference
 

@@ -1,9 +1,11 @@
-"""What a streamed token costs the HTTP process, with the engine on a thread beside it and in a process of its own.
+"""What a streamed token costs the HTTP process,
+with the engine on a thread beside it and in a process of its own.
 
-`python bench/streaming.py [--streams 32] [--tokens 300] [--step-milliseconds 10] [--held 0.3] [--rounds 3]` serves a
-scripted model whose step takes a fixed time and holds the interpreter for a part of it, as a small model on a CPU does.
-The cost is the processor time of the HTTP process's event loop; of both figures the best round is shown, as whatever
-else the machine does only ever adds to the cost.
+`python bench/streaming.py [--streams 32] [--tokens 300] [--step-milliseconds 10] [--held 0.3]
+[--rounds 3]` serves a scripted model whose step takes a fixed time and holds the interpreter for a
+part of it, as a small model on a CPU does. The cost is the processor time of the HTTP process's
+event loop; of both figures the best round is shown, as whatever else the machine does only ever
+adds to the cost.
 """
 
 import argparse
@@ -40,11 +42,14 @@ from llm_runtime.engine.sequence import Sampled  # noqa: E402
 from unit.runtime.engine.fakes import CharacterVocabulary, ScriptedRunner  # noqa: E402
 
 WAYS = ("thread", "process")
-CONFIG = RuntimeConfig(model=ModelConfig(name="bench", path="."), engine=EngineConfig(max_batch_size=64))
+CONFIG = RuntimeConfig(
+    model=ModelConfig(name="bench", path="."), engine=EngineConfig(max_batch_size=64)
+)
 
 
 class TimedRunner(ScriptedRunner):
-    """A step takes `seconds`, for the share `held` of which no other thread of the process runs Python."""
+    """A step takes `seconds`, for the share `held` of which no other thread of the process runs
+    Python."""
 
     def __init__(self, seconds: float, held: float) -> None:
         super().__init__()
@@ -64,9 +69,13 @@ def build(config: RuntimeConfig, folder: Path) -> Model:
     seconds, held = map(float, folder.name.split(","))
     engine = config.engine
     pool = BlockPool(engine.max_batch_size * BlockPool.needed(engine.max_model_length))
-    scheduler = Scheduler(pool, engine.max_batch_size, engine.max_batch_tokens, engine.max_queue_length)
+    scheduler = Scheduler(
+        pool, engine.max_batch_size, engine.max_batch_tokens, engine.max_queue_length
+    )
     limits = RequestLimits(engine.max_model_length, CharacterVocabulary.vocabulary_size)
-    return Model(scheduler, TimedRunner(seconds, held), CharacterVocabulary(), limits, AdapterTable(1))
+    return Model(
+        scheduler, TimedRunner(seconds, held), CharacterVocabulary(), limits, AdapterTable(1)
+    )
 
 
 def serve(way: str, port: int, script: str) -> None:
@@ -119,15 +128,29 @@ async def _ready(port: int) -> None:
 
 
 async def _round(port: int, process: int, streams: int, tokens: int) -> Result:
-    body = {"model": "bench", "messages": [{"role": "user", "content": "hello"}], "max_tokens": tokens, "stream": True}
+    body = {
+        "model": "bench",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": tokens,
+        "stream": True,
+    }
     cpu = _processor_seconds(process)
     began = time.perf_counter()
-    answers = await asyncio.gather(*(_answer(port, "POST /v1/chat/completions", body) for _ in range(streams)))
+    answers = await asyncio.gather(
+        *(_answer(port, "POST /v1/chat/completions", body) for _ in range(streams))
+    )
     seconds = time.perf_counter() - began
     cpu = _processor_seconds(process) - cpu
-    assert all(answer.count(b"~") == tokens for answer in (part.split(b"\r\n\r\n", 1)[1] for part in answers))
+    assert all(
+        answer.count(b"~") == tokens
+        for answer in (part.split(b"\r\n\r\n", 1)[1] for part in answers)
+    )
     total = streams * tokens
-    return Result(total / seconds, cpu * 1e6 / total, sum(answer.count(b"data: ") for answer in answers) / total)
+    return Result(
+        total / seconds,
+        cpu * 1e6 / total,
+        sum(answer.count(b"data: ") for answer in answers) / total,
+    )
 
 
 async def _answer(port: int, request: str, body: object = None) -> bytes:
@@ -136,7 +159,10 @@ async def _answer(port: int, request: str, body: object = None) -> bytes:
     except OSError:
         return b""
     content = json.dumps(body).encode() if body else b""
-    head = f"{request} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = (
+        f"{request} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\nContent-Type:"
+        " application/json\r\n"
+    )
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     answer = await reader.read()
     writer.close()
@@ -144,21 +170,29 @@ async def _answer(port: int, request: str, body: object = None) -> bytes:
 
 
 def _processor_seconds(process: int) -> float:
-    """Of the process's first thread, which runs the event loop. See proc(5), /proc/pid/schedstat."""
+    """Of the process's first thread, which runs the event loop.
+    See proc(5), /proc/pid/schedstat."""
     return int(Path(f"/proc/{process}/task/{process}/schedstat").read_text().split()[0]) / 1e9
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench/streaming.py", description="What a streamed token costs.")
+    parser = argparse.ArgumentParser(
+        prog="bench/streaming.py", description="What a streamed token costs."
+    )
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--step-milliseconds", type=float, default=10.0)
-    parser.add_argument("--held", type=float, default=0.3, help="share of a step that holds the interpreter")
+    parser.add_argument(
+        "--held", type=float, default=0.3, help="share of a step that holds the interpreter"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     script = f"{options.step_milliseconds / 1000},{options.held}"
-    print(f"{options.streams} streams of {options.tokens} tokens, steps of {options.step_milliseconds:g} ms")
+    print(
+        f"{options.streams} streams of {options.tokens} tokens, steps of"
+        f" {options.step_milliseconds:g} ms"
+    )
     print(f"{'engine':10} {'tokens/s':>9} {'µs of HTTP/token':>17} {'events/token':>13}")
     for way in WAYS:
         found = list(measure(way, script, options.streams, options.tokens, options.rounds))

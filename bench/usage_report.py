@@ -1,7 +1,7 @@
 """How long reports take over 1,000,000 requests of 200 keys in 90 days, on both databases.
 
-`.venv/bin/python -m bench.usage_report [ROWS]` makes the rows (about a minute for each database), prints medians and
-query plans. Needs PostgreSQL's server programs.
+`.venv/bin/python -m bench.usage_report [ROWS]` makes the rows (about a minute for each database),
+prints medians and query plans. Needs PostgreSQL's server programs.
 """
 
 import asyncio
@@ -29,12 +29,15 @@ FIRST = datetime(2026, 9, 1, tzinfo=UTC)
 MONTH = report.month(2026, 10)
 REPEATS = 21
 COLUMNS = (
-    "id, at, request_id, key_id, key_name, tier, endpoint, model, model_version, adapter, stream, cached, choices, "
-    "prompt_tokens, completion_tokens, finish_reasons, outcome, duration_seconds"
+    "id, at, request_id, key_id, key_name, tier, endpoint, model, model_version, adapter, stream,"
+    " cached, choices, prompt_tokens, completion_tokens, finish_reasons, outcome, duration_seconds"
 )
 SERIES = {
     "postgresql": "generate_series(1::bigint, {rows}) AS series(n)",
-    "sqlite": "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {rows}) SELECT n FROM s)",
+    "sqlite": (
+        "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {rows}) SELECT n"
+        " FROM s)"
+    ),
 }
 ID = {"postgresql": "gen_random_uuid()", "sqlite": "printf('%032x', n)"}
 AT = {
@@ -45,7 +48,8 @@ DAY = {"postgresql": "(at AT TIME ZONE 'UTC')::date", "sqlite": "date(at)"}
 
 
 async def fill(database: Database, kind: str, rows: int) -> None:
-    """Rows spread evenly, keys and models mixed; then the daily sums that the writer would have raised."""
+    """Rows spread evenly, keys and models mixed;
+    then the daily sums that the writer would have raised."""
     at = AT[kind].format(step=DAYS * 86400 / rows)
     log = f"""
         INSERT INTO inference_log ({COLUMNS}) SELECT {ID[kind]}, {at}, 'req-' || n, 'key' || (n * 7919 % {KEYS}),
@@ -97,18 +101,27 @@ async def measure(url: str, rows: int) -> None:
         took = await median_ms(partial(report.totals, database, period, by, key))
         print(f"  {took:7.1f} ms  {what}: {await plan(database, report._totals(period, by, key))}")
     took = await median_ms(partial(report.latest, database, "key7", 20))
-    print(f"  {took:7.1f} ms  the last 20 requests of a key: {await plan(database, report._latest('key7', 20))}")
+    print(
+        f"  {took:7.1f} ms  the last 20 requests of a key:"
+        f" {await plan(database, report._latest('key7', 20))}"
+    )
     await database.close()
 
 
 async def plan(database: Database, statement: sa.Select[Any]) -> str:
     """The lines of the query plan that say how a table is read."""
     async with database.read() as connection:
-        compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+        compiled = statement.compile(
+            dialect=connection.dialect, compile_kwargs={"literal_binds": True}
+        )
         explain = "EXPLAIN " if database.postgres else "EXPLAIN QUERY PLAN "
         rows = (await connection.exec_driver_sql(explain + str(compiled).replace("%%", "%"))).all()
     lines = [str(row[-1]).strip() for row in rows]
-    return "; ".join(line.partition("  (")[0] for line in lines if "Scan" in line or "SEARCH" in line or "SCAN" in line)
+    return "; ".join(
+        line.partition("  (")[0]
+        for line in lines
+        if "Scan" in line or "SEARCH" in line or "SCAN" in line
+    )
 
 
 async def main() -> None:

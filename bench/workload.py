@@ -10,7 +10,8 @@ ANSWER_TOKENS = (16, 128)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request: a text of `prompt_tokens` tokens, to continue by exactly `max_tokens`. `model` None: the base."""
+    """One request: a text of `prompt_tokens` tokens, to continue by exactly `max_tokens`.
+    `model` None: the base."""
 
     prompt: str
     prompt_tokens: int
@@ -22,17 +23,25 @@ class Ask:
 
 
 def mixed(words: Sequence[str], requests: int, seed: int) -> list[Ask]:
-    """Prompts of 16 to 200 tokens, answers of 16 to 128, both uniform. Each of `words` is one token after a space."""
+    """Prompts of 16 to 200 tokens, answers of 16 to 128, both uniform.
+    Each of `words` is one token after a space."""
     chance = random.Random(seed)
     return [
-        _ask(words, chance, chance.randint(*PROMPT_TOKENS), chance.randint(*ANSWER_TOKENS)) for _ in range(requests)
+        _ask(words, chance, chance.randint(*PROMPT_TOKENS), chance.randint(*ANSWER_TOKENS))
+        for _ in range(requests)
     ]
 
 
 def shared_prefixes(
-    words: Sequence[str], groups: int, followers: int, prefix_tokens: int, seed: int, tail_tokens: int = 16
+    words: Sequence[str],
+    groups: int,
+    followers: int,
+    prefix_tokens: int,
+    seed: int,
+    tail_tokens: int = 16,
 ) -> list[list[Ask]]:
-    """Requests with `groups` different prefixes: for each, one request that is the first, and `followers` after it."""
+    """Requests with `groups` different prefixes:
+    for each, one request that is the first, and `followers` after it."""
     chance = random.Random(seed)
     result = []
     for _ in range(groups):

@@ -14,7 +14,8 @@ ROOT = Path("/sys/fs/cgroup")
 
 @contextmanager
 def limited(mib: int) -> Iterator[list[str]]:
-    """The beginning of a command line that runs the rest of it in a memory cgroup of `mib` MiB, without swap.
+    """The beginning of a command line that runs the rest of it in a memory cgroup of `mib` MiB,
+    without swap.
 
     Skips the test where there is no such cgroup to be had.
     """
@@ -37,9 +38,16 @@ def limited(mib: int) -> Iterator[list[str]]:
 def _place(mib: int) -> tuple[Path, str, str, str]:
     name = f"llm-operator-test-{os.getpid()}-{uuid4().hex[:8]}"
     if (ROOT / "memory").is_dir():
-        return ROOT / "memory" / name, "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", str(mib << 20)
+        return (
+            ROOT / "memory" / name,
+            "memory.limit_in_bytes",
+            "memory.memsw.limit_in_bytes",
+            str(mib << 20),
+        )
     if "memory" not in _text(ROOT / "cgroup.subtree_control").split():
-        pytest.skip("the memory controller of cgroup version 2 is not given to groups below the root here")
+        pytest.skip(
+            "the memory controller of cgroup version 2 is not given to groups below the root here"
+        )
     return ROOT / name, "memory.max", "memory.swap.max", "0"
 
 

@@ -1,7 +1,8 @@
-"""Specifications as wild as the CRDs allow, made from their schemas: extremes, long lists, every pattern.
+"""Specifications as wild as the CRDs allow, made from their schemas:
+extremes, long lists, every pattern.
 
-What CEL rules ask for beside the schema is done here by hand; a rule that is not known here fails, so that a new one is
-taught to the fuzz.
+What CEL rules ask for beside the schema is done here by hand; a rule that is not known here fails,
+so that a new one is taught to the fuzz.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ URIS = (
     f"hf://org/name@{COMMIT}", f"hf://{'o' * 400}/{'n' * 500}@{COMMIT}", "pvc://weights", "pvc://w/" + "ü" * 900,
     "file:///m", "s3://bucket/a/b/", "gs://b/" + "x" * 1000, "abfss://c@a.dfs.core.windows.net/%20/\u202e", "s3://b/a//",
 )  # fmt: skip
-IMAGES = ("llm-runtime", "localhost:5000/a/b:1@sha256:" + "0a" * 32, "r.example.com/" + "a" * 300 + ":1")
+IMAGES = (
+    "llm-runtime",
+    "localhost:5000/a/b:1@sha256:" + "0a" * 32,
+    "r.example.com/" + "a" * 300 + ":1",
+)
 SIZES = (
     "1Ki",
     1024,
@@ -40,7 +45,9 @@ LETTERS = "aZ09-_. \t\n\"'\\{}$%é汉🙂\u202e\x7f"
 
 def schema(kind: str) -> Json:
     """Of the whole resource."""
-    crd = next(each for each in crds.definitions().values() if each["spec"]["names"]["kind"] == kind)
+    crd = next(
+        each for each in crds.definitions().values() if each["spec"]["names"]["kind"] == kind
+    )
     found: Json = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return found
 
@@ -48,7 +55,9 @@ def schema(kind: str) -> Json:
 def specification(kind: str, seed: int) -> Json:
     """The specification of a seed: the schema and the rules take it."""
     chance = random.Random(seed)
-    found: Json = Wild(chance, present=chance.choice((0.1, 0.3, 0.9))).value(schema(kind)["properties"]["spec"], "spec")
+    found: Json = Wild(chance, present=chance.choice((0.1, 0.3, 0.9))).value(
+        schema(kind)["properties"]["spec"], "spec"
+    )
     return found
 
 
@@ -76,13 +85,18 @@ class Wild:
         if "enum" in schema:
             return chance.choice(schema["enum"])
         if schema.get("x-kubernetes-int-or-string"):
-            return self._text(schema) if chance.random() < 0.7 else chance.choice((1, 7, 2**31, 2**62))
+            return (
+                self._text(schema) if chance.random() < 0.7 else chance.choice((1, 7, 2**31, 2**62))
+            )
         match schema["type"]:
             case "object" if "properties" in schema:
                 return self._object(schema, path, rules)
             case "object":
                 keys = {self._key() for _ in range(self._count(0, schema["maxProperties"]))}
-                return {key: self.value(schema["additionalProperties"], f"{path}.*") for key in sorted(keys)}
+                return {
+                    key: self.value(schema["additionalProperties"], f"{path}.*")
+                    for key in sorted(keys)
+                }
             case "array":
                 return self._list(schema, path)
             case "boolean":
@@ -114,7 +128,11 @@ class Wild:
         found = [self.value(schema["items"], f"{path}[]") for _ in range(count)]
         keys = schema.get("x-kubernetes-list-map-keys")
         if keys or schema.get("x-kubernetes-list-type") == "set":
-            found = list({repr([each[key] for key in keys] if keys else each): each for each in found}.values())
+            found = list(
+                {
+                    repr([each[key] for key in keys] if keys else each): each for each in found
+                }.values()
+            )
         return found
 
     def _count(self, low: int, high: int) -> int:
@@ -176,14 +194,20 @@ def _part(kind: Any, argument: Any, chance: random.Random) -> str:
 
 
 def _sorted_steps(steps: list[Json]) -> list[Json]:
-    return sorted({step["weight"]: step for step in steps}.values(), key=lambda step: step["weight"])
+    return sorted(
+        {step["weight"]: step for step in steps}.values(), key=lambda step: step["weight"]
+    )
 
 
 def _with_default(found: Json, field: str, among: str, otherwise: str | None) -> Json:
     names = [each["name"] for each in found.get(among) or ()]
     if found.get(field) in (*names, otherwise, None):
         return found
-    return {**found, field: names[0]} if names else {key: value for key, value in found.items() if key != field}
+    return (
+        {**found, field: names[0]}
+        if names
+        else {key: value for key, value in found.items() if key != field}
+    )
 
 
 def _ordered(found: Json) -> Json:
@@ -202,7 +226,10 @@ def _named_resources(found: Json) -> Json:
 
 def _whole_devices(found: Json) -> Json:
     devices = {name for name in found if name.startswith("hugepages-") or "/" in name}
-    return {name: amount if isinstance(amount, int) or name not in devices else "3" for name, amount in found.items()}
+    return {
+        name: amount if isinstance(amount, int) or name not in devices else "3"
+        for name, amount in found.items()
+    }
 
 
 def _fitting(found: Json) -> Json:
@@ -220,7 +247,10 @@ def _scorer(found: Json) -> Json:
     }  # fmt: skip
     own = needs.get(found["type"], {})
     fixed = {name: value for name, value in own.items() if value is not None}
-    return {**fixed, **{name: value for name, value in found.items() if name == "type" or name in own}}
+    return {
+        **fixed,
+        **{name: value for name, value in found.items() if name == "type" or name in own},
+    }
 
 
 def _shadow_where_it_can_be(found: Json) -> Json:
@@ -264,7 +294,9 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "!k.startsWith(": _kept,
     "self.name in [": _kept,
     "k in ['cpu'": _named_resources,
-    "isLessThan(quantity('0'))": lambda found: {name: str(amount).lstrip("-") for name, amount in found.items()},
+    "isLessThan(quantity('0'))": lambda found: {
+        name: str(amount).lstrip("-") for name, amount in found.items()
+    },
     "isInteger()": _whole_devices,
     "self.requests.all(": _fitting,
     "!self.name.matches(": _kept,

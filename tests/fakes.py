@@ -1,4 +1,5 @@
-"""Stand-ins at the runtime's seams: an engine that says what it was told to say, and words for tokens."""
+"""Stand-ins at the runtime's seams: an engine that says what it was told to say,
+and words for tokens."""
 
 import asyncio
 import threading
@@ -61,7 +62,9 @@ class FakeCodec:
         self.chats.append(messages)
         self.options.append(dict(options or {}))
         self.tools.append(tools)
-        return self.encode(" ".join(f"{message['role']}: {message['content']}" for message in messages))
+        return self.encode(
+            " ".join(f"{message['role']}: {message['content']}" for message in messages)
+        )
 
     def check_constraint(self, constraint: Constraint) -> None:
         self.constraints.append(constraint)
@@ -96,7 +99,8 @@ class FakeText:
 
 @dataclass
 class ScriptedEngine:
-    """Answers every request with `script`, one text for each token, `token_seconds` apart. Honours max_tokens, stop."""
+    """Answers every request with `script`, one text for each token, `token_seconds` apart.
+    Honours max_tokens, stop."""
 
     script: Sequence[str] = ("Hello", " there", "!")
     token_seconds: float = 0.0
@@ -225,11 +229,17 @@ class ScriptedStream:
             if not last and number + 1 == sampling.max_tokens:
                 reason = FinishReason.LENGTH
             cached = self._engine.cached_tokens if number == 0 else 0
-            events.append(self._event(word, shown, reason if self._engine.ending is None else None, cached))
+            events.append(
+                self._event(word, shown, reason if self._engine.ending is None else None, cached)
+            )
             if reason:
                 break
         if self._engine.ending:
-            events.append(TokenEvent(None, "", finish_reason=self._engine.ending, error="scripted: /secret/path"))
+            events.append(
+                TokenEvent(
+                    None, "", finish_reason=self._engine.ending, error="scripted: /secret/path"
+                )
+            )
         return events
 
     def _event(self, word: str, shown: str, reason: FinishReason | None, cached: int) -> TokenEvent:
@@ -237,4 +247,6 @@ class ScriptedStream:
         wanted = self._request.sampling.logprobs
         self._engine.codec.words[number] = word
         top = tuple(TopLogprob(rank, f"t{rank}", -1.0 - rank) for rank in range(wanted or 0))
-        return TokenEvent(number, shown, None if wanted is None else -0.5, top, reason, cached_tokens=cached)
+        return TokenEvent(
+            number, shown, None if wanted is None else -0.5, top, reason, cached_tokens=cached
+        )

@@ -1,4 +1,5 @@
-"""What the runtime's API tests share: keys, configuration, and a handle on a running application."""
+"""What the runtime's API tests share: keys, configuration,
+and a handle on a running application."""
 
 import json
 from typing import Any
@@ -35,7 +36,14 @@ class Rows(list[UsageRow]):
 class Harness:
     """A running application and everything a test may want to look at."""
 
-    def __init__(self, server: Server, engine: ScriptedEngine, rows: Rows, url: str, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        server: Server,
+        engine: ScriptedEngine,
+        rows: Rows,
+        url: str,
+        client: httpx.AsyncClient,
+    ) -> None:
         self.server = server
         self.engine = engine
         self.rows = rows
@@ -51,7 +59,9 @@ class Harness:
         return await self.client.post("/v1/chat/completions", json=chat_body(**fields))
 
     async def complete(self, **fields: Any) -> httpx.Response:
-        return await self.client.post("/v1/completions", json={"model": "support-bot", "prompt": "a b", **fields})
+        return await self.client.post(
+            "/v1/completions", json={"model": "support-bot", "prompt": "a b", **fields}
+        )
 
 
 def chat_body(**fields: Any) -> dict[str, Any]:

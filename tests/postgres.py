@@ -1,4 +1,5 @@
-"""A real PostgreSQL server for a test session: a folder of its own, a free port on loopback, gone afterwards."""
+"""A real PostgreSQL server for a test session:
+a folder of its own, a free port on loopback, gone afterwards."""
 
 import os
 import pwd
@@ -14,10 +15,19 @@ from uuid import uuid4
 
 from devstack.ports import free_port
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
+BINARIES = (
+    sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if Path("/usr/lib/postgresql").is_dir()
+    else []
+)
 START_SECONDS = 30
 # Nothing here has to survive a power cut.
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+FAST = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+}
 
 
 class NoPostgres(RuntimeError):
@@ -59,15 +69,22 @@ class Postgres:
             str(self.folder),
         ]
         log = (self.folder / "log").open("ab")
-        self.process = subprocess.Popen([*_unprivileged(), str(program("postgres")), *where, *options], stderr=log)
+        self.process = subprocess.Popen(
+            [*_unprivileged(), str(program("postgres")), *where, *options], stderr=log
+        )
         deadline = time.monotonic() + START_SECONDS
-        while subprocess.run([str(program("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]).returncode:
+        while subprocess.run(
+            [str(program("pg_isready")), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise NoPostgres(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
+                raise NoPostgres(
+                    f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}"
+                )
             time.sleep(0.05)
 
     def family(self) -> list[int]:
-        """Its processes: the postmaster and its children, one for each connection. From /proc: pgrep may be missing."""
+        """Its processes: the postmaster and its children, one for each connection.
+        From /proc: pgrep may be missing."""
         assert self.process
         parent = self.process.pid
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
@@ -76,14 +93,18 @@ class Postgres:
     def stop(self) -> None:
         """At once, as a crash would: connections break."""
         if self.process:
-            self.process.send_signal(3)  # SIGQUIT: PostgreSQL's immediate shutdown, which leaves no child behind.
+            self.process.send_signal(
+                3
+            )  # SIGQUIT: PostgreSQL's immediate shutdown, which leaves no child behind.
             self.process.wait(10)
             self.process = None
 
 
 def program(name: str) -> Path:
     """One of PostgreSQL's programs."""
-    found = shutil.which(name, path=os.pathsep.join([*map(str, BINARIES), os.environ.get("PATH", "")]))
+    found = shutil.which(
+        name, path=os.pathsep.join([*map(str, BINARIES), os.environ.get("PATH", "")])
+    )
     if found is None:
         raise NoPostgres(f"{name} is not installed: apt-get install postgresql-15 (or the like)")
     return Path(found)
@@ -91,7 +112,8 @@ def program(name: str) -> Path:
 
 @contextmanager
 def postgres(host: str = "127.0.0.1") -> Iterator[Postgres]:
-    """A server for as long as the block lasts, on loopback and on another address of this machine if it is given.
+    """A server for as long as the block lasts,
+    on loopback and on another address of this machine if it is given.
 
     Whoever reaches that address may do everything: give it one of a network that the test has made.
     """
@@ -101,7 +123,16 @@ def postgres(host: str = "127.0.0.1") -> Iterator[Postgres]:
         shutil.chown(folder, _account())
     server = Postgres(folder, port, host=host)
     try:
-        initdb = [str(program("initdb")), "-D", str(folder / "data"), "-U", "postgres", "-A", "trust", "--no-sync"]
+        initdb = [
+            str(program("initdb")),
+            "-D",
+            str(folder / "data"),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+        ]
         subprocess.run([*_unprivileged(), *initdb], check=True, capture_output=True)
         with (folder / "data" / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {'samehost' if host == '127.0.0.1' else 'all'} trust\n")

@@ -1,8 +1,9 @@
-"""No secret of a session is told: what could be read without one is searched for each of them at the end.
+"""No secret of a session is told: what could be read without one is searched for each of them at
+the end.
 
-Searched are all logs below pytest's folder, those of every container, Events, every state that objects of the cluster
-had, pages of operators and pods that are open without a key, and traces. Secrets are what the cluster's Secrets held at
-any time, and what `used` and `invented` were told.
+Searched are all logs below pytest's folder, those of every container, Events, every state that
+objects of the cluster had, pages of operators and pods that are open without a key, and traces.
+Secrets are what the cluster's Secrets held at any time, and what `used` and `invented` were told.
 """
 
 from __future__ import annotations
@@ -32,8 +33,19 @@ Json = dict[str, Any]
 USER_AGENT = "secrets-told"
 """Who reads pages for the search: tests that count requests leave its own out."""
 MIN_CHARACTERS = 12
-"""A shorter secret would be found by chance. It is named in the summary instead of being searched for."""
-KINDS = ("Event", "Pod", "LLMDeployment", "ApiKey", "Deployment", "ConfigMap", "Service", "ServiceAccount", "Node")
+"""A shorter secret would be found by chance.
+It is named in the summary instead of being searched for."""
+KINDS = (
+    "Event",
+    "Pod",
+    "LLMDeployment",
+    "ApiKey",
+    "Deployment",
+    "ConfigMap",
+    "Service",
+    "ServiceAccount",
+    "Node",
+)
 PUBLIC = frozenset({
     "ca.crt", "tls.crt", "namespace", "username", "workspace", "caFile", "trackingUri", "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_WORKSPACE", "LLM_ARTIFACT_HOSTS", "HF_ENDPOINT", "AWS_REGION",
@@ -44,7 +56,10 @@ IN_JSON = ("digest", "password", "token")
 """Fields of JSON in Secrets that are secret; the rest is names, limits and versions."""
 NO_SECRETS = ("helm.sh/release.v1",)
 """Types of Secrets that hold what everybody may know."""
-PAGES = {"llm-operator": (8080, ("/metrics", "/readyz")), "llm-runtime": (8000, ("/metrics", "/info", "/status"))}
+PAGES = {
+    "llm-operator": (8080, ("/metrics", "/readyz")),
+    "llm-runtime": (8000, ("/metrics", "/info", "/status")),
+}
 """By the label app.kubernetes.io/name: the port, and what is open on it without a key."""
 PAGE_SECONDS = 5.0
 LAG_SECONDS = 1.0
@@ -58,7 +73,8 @@ _summaries: list[str] = []
 
 
 def used(name: str, value: str) -> str:
-    """Have `value` searched for: for secrets that are never in a Secret of the cluster. Returns it."""
+    """Have `value` searched for: for secrets that are never in a Secret of the cluster.
+    Returns it."""
     _used[value] = name
     return value
 
@@ -99,7 +115,9 @@ def searched(kubeconfig: Path, factory: pytest.TempPathFactory) -> Iterator[None
     found, summary = search(forms, seen)
     _summaries.append(summary)
     canary = [each for each in found if each.secret == CANARY]
-    assert canary, f"the search finds nothing: {CANARY} lies in a ConfigMap and was not found. {summary}"
+    assert canary, (
+        f"the search finds nothing: {CANARY} lies in a ConfigMap and was not found. {summary}"
+    )
     assert "logs" in seen, f"there is no log below {factory.getbasetemp()}"
     leaks = [str(each) for each in found if each.secret != CANARY]
     assert not leaks, f"{len(leaks)} places tell a secret:\n" + "\n".join(leaks[:SHOWN])
@@ -148,7 +166,9 @@ class Listener:
             "pages": [*self.folder.glob("*.pages")],
             "traces": [*base.rglob("*.traces")],
         }
-        full = {name: [file for file in files if file.stat().st_size] for name, files in found.items()}
+        full = {
+            name: [file for file in files if file.stat().st_size] for name, files in found.items()
+        }
         return {name: files for name, files in full.items() if files}
 
     def _in_background(self, work: Any, *arguments: Any) -> None:
@@ -181,9 +201,15 @@ class Listener:
     def _follow(self, pod: Json) -> None:
         meta = pod.get("metadata", {})
         status = pod.get("status", {})
-        for state in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        for state in (
+            *status.get("initContainerStatuses", ()),
+            *status.get("containerStatuses", ()),
+        ):
             known = meta["uid"], state["name"], state["restartCount"]
-            if known not in self._followed and state.get("state", {}).keys() & {"running", "terminated"}:
+            if known not in self._followed and state.get("state", {}).keys() & {
+                "running",
+                "terminated",
+            }:
                 self._followed.add(known)
                 self._in_background(self._write_log, meta["namespace"], meta["name"], *known)
         self._pods.pop(meta["uid"], None)
@@ -193,14 +219,23 @@ class Listener:
     def _write_log(self, namespace: str, pod: str, _: str, container: str, restarts: int) -> None:
         name = f"{namespace}.{pod}.{container}.{restarts}.{secrets.token_hex(3)}.log"
         with (self.folder / name).open("ab", buffering=0) as file:
-            for piece in self._stream(path_of("Pod", namespace, pod) + "/log", container=container, follow="true"):
+            for piece in self._stream(
+                path_of("Pod", namespace, pod) + "/log", container=container, follow="true"
+            ):
                 file.write(piece)
 
     def _read_pages(self) -> None:
-        with (self.folder / "read.pages").open("ab", buffering=0) as file, self._reader() as outside:
+        with (
+            (self.folder / "read.pages").open("ab", buffering=0) as file,
+            self._reader() as outside,
+        ):
             while not self._stop.wait(PAGE_SECONDS):
                 asked = [(outside, url, name) for url, name in list(_pages.items())]
-                asked += [each for pod in list(self._pods.values()) for each in self._pages_of(pod, outside)]
+                asked += [
+                    each
+                    for pod in list(self._pods.values())
+                    for each in self._pages_of(pod, outside)
+                ]
                 for client, url, name in asked:
                     with suppress(httpx.HTTPError):
                         file.write(_titled(name, url, client.get(url, timeout=2).content))
@@ -209,7 +244,9 @@ class Listener:
     def _reader() -> httpx.Client:
         return httpx.Client(trust_env=False, headers={"User-Agent": USER_AGENT})
 
-    def _pages_of(self, pod: Json, outside: httpx.Client) -> Iterator[tuple[httpx.Client, str, str]]:
+    def _pages_of(
+        self, pod: Json, outside: httpx.Client
+    ) -> Iterator[tuple[httpx.Client, str, str]]:
         """By whom each page of a pod can be read, where, and whose it is."""
         meta = pod["metadata"]
         address = pod["status"]["podIP"]
@@ -266,7 +303,8 @@ def values(secret: Json) -> Iterator[tuple[str, str]]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """What of a value would be told by itself: a line of a private key, a password in an address, fields of JSON."""
+    """What of a value would be told by itself:
+    a line of a private key, a password in an address, fields of JSON."""
     try:
         content = json.loads(text)
     except ValueError:
@@ -311,7 +349,8 @@ class Forms:
 
 
 def forms(secret: str) -> Iterator[bytes]:
-    """Plain, escaped as in JSON, quoted as in an address, and within base64, wherever in it the secret begins."""
+    """Plain, escaped as in JSON, quoted as in an address,
+    and within base64, wherever in it the secret begins."""
     plain = secret.encode()
     yield plain
     yield json.dumps(secret)[1:-1].encode()
@@ -346,13 +385,20 @@ def search(forms: Forms, seen: dict[str, list[Path]]) -> tuple[list[Leak], str]:
     options.max_mem = 1 << 30
     pattern = re2.compile(b"|".join(map(re.escape, forms.written)), options)
     leaks = dict.fromkeys(
-        leak for files in seen.values() for file in files for leak in _search(pattern, forms.written, file)
+        leak
+        for files in seen.values()
+        for file in files
+        for leak in _search(pattern, forms.written, file)
     )
     sizes = {name: sum(file.stat().st_size for file in files) for name, files in seen.items()}
-    where = ", ".join(f"{size / 1e6:.1f} MB of {name} ({len(seen[name])} files)" for name, size in sizes.items())
+    where = ", ".join(
+        f"{size / 1e6:.1f} MB of {name} ({len(seen[name])} files)" for name, size in sizes.items()
+    )
     summary = f"{forms.count} secrets searched for in {where}"
     if forms.short:
-        summary += f"; shorter than {MIN_CHARACTERS} characters and left out: {'; '.join(forms.short)}"
+        summary += (
+            f"; shorter than {MIN_CHARACTERS} characters and left out: {'; '.join(forms.short)}"
+        )
     return list(leaks), summary
 
 
@@ -363,8 +409,12 @@ def _search(pattern: Any, written: dict[bytes, str], file: Path) -> Iterator[Lea
             end = piece.find(b"\n", match.end())
             line = piece[start : end if end >= 0 else None]
             name = written[match.group()]
-            hidden = line[max(0, match.start() - start - 150) :].replace(match.group(), f"<{name}>".encode())
-            yield Leak(name, _place(file, line, match.group()), hidden[:400].decode(errors="replace"))
+            hidden = line[max(0, match.start() - start - 150) :].replace(
+                match.group(), f"<{name}>".encode()
+            )
+            yield Leak(
+                name, _place(file, line, match.group()), hidden[:400].decode(errors="replace")
+            )
 
 
 def _pieces(file: Path) -> Iterator[bytes]:

@@ -1,4 +1,5 @@
-"""The repository agrees with itself: what is generated is current, what is promised exists, what must not be is not."""
+"""The repository agrees with itself: what is generated is current,
+what is promised exists, what must not be is not."""
 
 import json
 import re
@@ -31,7 +32,9 @@ def tracked() -> list[Path]:
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("what would be committed is asked of git: install git, and use a clone")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    names = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]
 
 
@@ -46,7 +49,11 @@ def test_requirements_belong_to_pyproject() -> None:
 
 def test_images_get_the_versions_that_were_tested() -> None:
     def pins(name: str) -> set[str]:
-        return set(re.findall(r"^[\w.\[\]-]+==[^ ]+", (ROOT / "requirements" / f"{name}.txt").read_text(), re.M))
+        return set(
+            re.findall(
+                r"^[\w.\[\]-]+==[^ ]+", (ROOT / "requirements" / f"{name}.txt").read_text(), re.M
+            )
+        )
 
     assert pins("operator") < pins("dev")
     assert pins("runtime") < pins("dev")
@@ -54,8 +61,12 @@ def test_images_get_the_versions_that_were_tested() -> None:
 
 
 def test_operator_image_has_no_torch_and_runtime_image_no_kopf() -> None:
-    assert not re.search(r"^(torch|fastapi|mlflow.*)==", (ROOT / "requirements/operator.txt").read_text(), re.M)
-    assert not re.search(r"^(kopf|kubernetes|pytest|mlflow)==", (ROOT / "requirements/runtime.txt").read_text(), re.M)
+    assert not re.search(
+        r"^(torch|fastapi|mlflow.*)==", (ROOT / "requirements/operator.txt").read_text(), re.M
+    )
+    assert not re.search(
+        r"^(kopf|kubernetes|pytest|mlflow)==", (ROOT / "requirements/runtime.txt").read_text(), re.M
+    )
 
 
 def test_every_requirement_has_a_hash() -> None:
@@ -66,7 +77,10 @@ def test_every_requirement_has_a_hash() -> None:
 
 def test_chart_carries_the_crds_of_this_repository() -> None:
     ours = {file.name: file.read_text() for file in (ROOT / "crds").glob("*.yaml")}
-    charts = {file.name: file.read_text() for file in (ROOT / "charts/llm-operator/files/crds").glob("*.yaml")}
+    charts = {
+        file.name: file.read_text()
+        for file in (ROOT / "charts/llm-operator/files/crds").glob("*.yaml")
+    }
     assert ours == charts
     assert len(ours) == 2
 
@@ -91,7 +105,9 @@ def test_every_make_target_says_what_it_does() -> None:
 
 
 def test_the_scripts_that_make_calls_exist_and_run() -> None:
-    for name in sorted(set(re.findall(r"\bhack/[\w/-]+", (ROOT / "Makefile").read_text())) | {".ci/run"}):
+    for name in sorted(
+        set(re.findall(r"\bhack/[\w/-]+", (ROOT / "Makefile").read_text())) | {".ci/run"}
+    ):
         file = ROOT / name
         assert file.is_file(), f"the Makefile calls {name}, which is not there"
         assert file.stat().st_mode & 0o111, f"{name} is not executable"
@@ -120,7 +136,9 @@ def test_no_forbidden_string_in_any_file() -> None:
             continue
         for what, pattern in FORBIDDEN.items():
             found = pattern.search(text)
-            assert found is None, f"{file.relative_to(ROOT)} names {what}: {found[0] if found else ''}"
+            assert found is None, (
+                f"{file.relative_to(ROOT)} names {what}: {found[0] if found else ''}"
+            )
 
 
 def test_no_large_or_binary_file_is_committed() -> None:
@@ -133,21 +151,29 @@ def test_no_large_or_binary_file_is_committed() -> None:
 
 @pytest.mark.parametrize("name", ["operator", "runtime"])
 def test_dockerfile(name: str) -> None:
-    """What can be said by reading; tests/images builds and runs them where a Docker engine answers."""
+    """What can be said by reading;
+    tests/images builds and runs them where a Docker engine answers."""
     text = (ROOT / f"Dockerfile.{name}").read_text()
     lines = [
-        line.split(maxsplit=1) for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")
+        line.split(maxsplit=1)
+        for line in text.replace("\\\n", " ").splitlines()
+        if line and not line.startswith("#")
     ]
     starts = [number for number, (word, _) in enumerate(lines) if word == "FROM"]
     last = lines[starts[-1] :]
 
-    assert lines[:2] == [["ARG", "BASE_IMAGE=python:3.11-slim-bookworm"], ["ARG", "BUILD_IMAGE=${BASE_IMAGE}"]]
+    assert lines[:2] == [
+        ["ARG", "BASE_IMAGE=python:3.11-slim-bookworm"],
+        ["ARG", "BUILD_IMAGE=${BASE_IMAGE}"],
+    ]
     assert "--require-hashes --no-deps -r requirements/" in text
     assert ["USER", "65532:65532"] in last
     assert not [rest for word, rest in last if word == "RUN"], (
         "the last stage only copies: its layers are shared and small"
     )
-    assert last[-1] == ["COPY", "--from=app /opt/app /opt/app"], "the code is the last layer, so that a change is small"
+    assert last[-1] == ["COPY", "--from=app /opt/app /opt/app"], (
+        "the code is the last layer, so that a change is small"
+    )
     assert "PYTHONUNBUFFERED=1" in dict(last)["ENV"]
     assert json.loads(dict(last)["ENTRYPOINT"]) == ["python", "-m", f"llm_{name}"]
     assert isinstance(json.loads(dict(last)["CMD"]), list)
@@ -161,7 +187,8 @@ def test_dockerfile(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["operator", "runtime"])
 def test_a_dockerfile_builds_where_no_registry_is_reachable(name: str) -> None:
-    """A `syntax` line has BuildKit fetch a frontend; a here-document or a mount would need a newer one than 20.10's."""
+    """A `syntax` line has BuildKit fetch a frontend;
+    a here-document or a mount would need a newer one than 20.10's."""
     text = (ROOT / f"Dockerfile.{name}").read_text()
     assert not re.search(r"^#\s*syntax\s*=", text, re.M | re.I)
     assert "<<" not in text
@@ -173,7 +200,11 @@ def test_a_dockerfile_builds_where_no_registry_is_reachable(name: str) -> None:
 
 def test_the_runtime_for_cpus_has_the_same_torch_and_none_of_nvidias_kernels() -> None:
     def pins(name: str) -> set[str]:
-        return set(re.findall(r"^[\w.\[\]-]+==[^ ]+", (ROOT / "requirements" / f"{name}.txt").read_text(), re.M))
+        return set(
+            re.findall(
+                r"^[\w.\[\]-]+==[^ ]+", (ROOT / "requirements" / f"{name}.txt").read_text(), re.M
+            )
+        )
 
     left_out = {pin.partition("==")[0] for pin in pins("runtime") - pins("runtime-cpu")}
     assert pins("runtime-cpu") < pins("runtime")
@@ -185,8 +216,14 @@ def test_the_workflow_builds_every_image_and_runs_no_action_of_a_moving_version(
     workflow = yaml.safe_load((ROOT / ".github/workflows/images.yaml").read_text())
     job = workflow["jobs"]["publish"]
     images = {(one["file"], one["accelerator"]) for one in job["strategy"]["matrix"]["include"]}
-    assert images == {("Dockerfile.operator", ""), ("Dockerfile.runtime", "cuda"), ("Dockerfile.runtime", "cpu")}
+    assert images == {
+        ("Dockerfile.operator", ""),
+        ("Dockerfile.runtime", "cuda"),
+        ("Dockerfile.runtime", "cpu"),
+    }
     used = [step["uses"] for step in job["steps"] if "uses" in step]
     assert all(re.fullmatch(r"[\w/-]+@v\d+\.\d+\.\d+", action) for action in used), used
-    build = next(step["with"] for step in job["steps"] if "build-push-action" in step.get("uses", ""))
+    build = next(
+        step["with"] for step in job["steps"] if "build-push-action" in step.get("uses", "")
+    )
     assert (build["push"], build["sbom"], build["provenance"]) == (True, True, "mode=max")

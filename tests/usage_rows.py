@@ -34,17 +34,24 @@ async def empty(url: str) -> Database:
 
 async def stored(database: Database) -> list[Any]:
     async with database.read() as connection:
-        return list((await connection.execute(select(inference_log).order_by(inference_log.c.id))).all())
+        return list(
+            (await connection.execute(select(inference_log).order_by(inference_log.c.id))).all()
+        )
 
 
 async def daily(database: Database) -> list[Any]:
     async with database.read() as connection:
-        return list((await connection.execute(select(usage_daily).order_by(*usage_daily.primary_key))).all())
+        return list(
+            (await connection.execute(select(usage_daily).order_by(*usage_daily.primary_key))).all()
+        )
 
 
 async def counted(database: Database) -> tuple[int, int, int]:
     """Rows; and requests and tokens by the daily sums."""
-    sums = (func.sum(usage_daily.c.requests), func.sum(usage_daily.c.prompt_tokens + usage_daily.c.completion_tokens))
+    sums = (
+        func.sum(usage_daily.c.requests),
+        func.sum(usage_daily.c.prompt_tokens + usage_daily.c.completion_tokens),
+    )
     async with database.read() as connection:
         rows = await connection.scalar(select(func.count()).select_from(inference_log))
         requests, tokens = (await connection.execute(select(*sums))).one()

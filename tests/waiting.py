@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 PATIENCE_SECONDS = 120.0
-"""Until a test gives up. It measures nothing: what comes in a moment here may take long where much else runs."""
+"""Until a test gives up.
+It measures nothing: what comes in a moment here may take long where much else runs."""
 
 
 def eventually(holds: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:

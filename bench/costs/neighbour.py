@@ -1,8 +1,10 @@
-"""What one key's refused requests cost another: `hack/bench neighbour [--rounds 3] [--seconds 5] [--dry]`.
+"""What one key's refused requests cost another:
+`hack/bench neighbour [--rounds 3] [--seconds 5] [--dry]`.
 
-The runtime as it is, with a small model. One key asks for one token at a time; alone, and while another key, whose
-minute's limit is used up, sends the largest bodies on 50 connections as fast as it is answered. Both take turns inside
-each round. Written to docs/benchmarks/neighbour.json and neighbour.md.
+The runtime as it is, with a small model. One key asks for one token at a time; alone, and while
+another key, whose minute's limit is used up, sends the largest bodies on 50 connections as fast as
+it is answered. Both take turns inside each round. Written to docs/benchmarks/neighbour.json and
+neighbour.md.
 """
 
 import argparse
@@ -60,8 +62,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--runtime", default="", help="the `runtime` folder of another checkout, to measure that one")
-    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
+    parser.add_argument(
+        "--runtime",
+        default="",
+        help="the `runtime` folder of another checkout, to measure that one",
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
+    )
     options = parser.parse_args()
     before = machine()
     rows = measure(options.model, options.rounds, options.seconds, options.runtime)
@@ -71,7 +79,9 @@ def main() -> None:
     }  # fmt: skip
     print(page(record))
     if not options.dry:
-        (FOLDER / "neighbour.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        (FOLDER / "neighbour.json").write_text(
+            json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        )
         (FOLDER / "neighbour.md").write_text(page(record))
 
 
@@ -80,8 +90,14 @@ def measure(model: str, rounds: int, seconds: float, runtime: str = "") -> Rows:
     scratch = Path(tempfile.mkdtemp(prefix="llm-neighbour-"))
     port = free_port()
     rows = Rows()
-    environment = {**os.environ, "DATABASE_URL": "none", "PYTHONPATH": runtime or str(ROOT / "runtime")}
-    process = Process(command(scratch, models.folder(model), port), environment, scratch, scratch / "log")
+    environment = {
+        **os.environ,
+        "DATABASE_URL": "none",
+        "PYTHONPATH": runtime or str(ROOT / "runtime"),
+    }
+    process = Process(
+        command(scratch, models.folder(model), port), environment, scratch, scratch / "log"
+    )
     try:
         process.wait_until_ready(f"http://127.0.0.1:{port}/readyz")
         for turn in range(-1, rounds):  # The first one warms up.
@@ -90,7 +106,9 @@ def measure(model: str, rounds: int, seconds: float, runtime: str = "") -> Rows:
                     figures = quiet(port, seconds)
                 figures["loud_per_second"] = loud()
                 if turn >= 0:
-                    rows.setdefault(way, []).append({name: rounded(value) or 0.0 for name, value in figures.items()})
+                    rows.setdefault(way, []).append(
+                        {name: rounded(value) or 0.0 for name, value in figures.items()}
+                    )
                 print(f"{turn + 1}: {way} {figures}", file=sys.stderr, flush=True)
     finally:
         process.stop()
@@ -104,14 +122,30 @@ def command(folder: Path, model: Path, port: int) -> Sequence[str]:
     keys = folder / "keys.json"
     config.write_text(yaml.safe_dump({"model": {"name": "bench", "path": str(model)}}))
     records = [
-        KeyRecord(id=key.split("_")[1], digest=hash_key(key, SALT), name=f"bench/{key.split('_')[1]}", tier=tier)
+        KeyRecord(
+            id=key.split("_")[1],
+            digest=hash_key(key, SALT),
+            name=f"bench/{key.split('_')[1]}",
+            tier=tier,
+        )
         for key, tier in ((QUIET, "free"), (LOUD, "used"))
     ]
     tiers = (FileTier(name="free"), FileTier(name="used", requests_per_minute=1))
     keys.write_text(
-        KeyFile(salt=SALT, keys=tuple(records), tiers=tiers, default_tier="free").model_dump_json(by_alias=True)
+        KeyFile(salt=SALT, keys=tuple(records), tiers=tiers, default_tier="free").model_dump_json(
+            by_alias=True
+        )
     )
-    command = [sys.executable, "-m", "llm_runtime", "serve", "--config", str(config), "--keys", str(keys)]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_runtime",
+        "serve",
+        "--config",
+        str(config),
+        "--keys",
+        str(keys),
+    ]
     return [*command, "--models", str(folder), "--host", "127.0.0.1", "--port", str(port)]
 
 
@@ -130,14 +164,26 @@ def quiet(port: int, seconds: float) -> dict[str, float]:
     prober.start()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     answers = list[float]()
-    body = json.dumps({"model": "bench", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello there"}]})
+    body = json.dumps(
+        {
+            "model": "bench",
+            "max_tokens": 1,
+            "messages": [{"role": "user", "content": "Hello there"}],
+        }
+    )
     while time.perf_counter() < until:
         answers.append(_timed(connection, "POST", PATH, body, QUIET))
     prober.join()
-    return {"p50_ms": median(answers), "p99_ms": percentile(answers, 99), "live_p99_ms": percentile(live, 99)}
+    return {
+        "p50_ms": median(answers),
+        "p99_ms": percentile(answers, 99),
+        "live_p99_ms": percentile(live, 99),
+    }
 
 
-def _timed(connection: http.client.HTTPConnection, method: str, path: str, body: str = "", key: str = "") -> float:
+def _timed(
+    connection: http.client.HTTPConnection, method: str, path: str, body: str = "", key: str = ""
+) -> float:
     began = time.perf_counter()
     headers = {"Content-Type": "application/json", "X-API-Key": key} if key else {}
     connection.request(method, path, body or None, headers)
@@ -150,12 +196,21 @@ def _timed(connection: http.client.HTTPConnection, method: str, path: str, body:
 
 @contextmanager
 def noise(port: int, wanted: bool) -> Iterator[Any]:
-    """Let the loud key send requests during the block, if wanted. Afterwards, its answers per second are known."""
+    """Let the loud key send requests during the block, if wanted.
+    Afterwards, its answers per second are known."""
     if not wanted:
         yield lambda: 0.0
         return
-    command = [sys.executable, "-m", "bench.costs.neighbour", "noise", f"http://127.0.0.1:{port}{PATH}"]
-    loud = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "bench.costs.neighbour",
+        "noise",
+        f"http://127.0.0.1:{port}{PATH}",
+    ]
+    loud = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert loud.stdout
     loud.stdout.readline()  # All of its connections have been answered once.
     said = [0.0]
@@ -169,7 +224,9 @@ def noise(port: int, wanted: bool) -> Iterator[Any]:
 async def shout(url: str) -> float:
     """Send requests until a line comes on stdin. Returns the answers per second."""
     address = urlsplit(url)
-    body = json.dumps({"model": "bench", "messages": [{"role": "user", "content": "a"}] * MESSAGES}).replace(" ", "")
+    body = json.dumps(
+        {"model": "bench", "messages": [{"role": "user", "content": "a"}] * MESSAGES}
+    ).replace(" ", "")
     head = (
         f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nX-API-Key: {LOUD}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -203,24 +260,40 @@ async def shout(url: str) -> float:
 
 def verdicts(rows: Rows) -> list[dict[str, Any]]:
     """Both targets, and what came out."""
-    times = median([b["p50_ms"] / a["p50_ms"] for a, b in zip(rows["alone"], rows["beside"], strict=True)])
+    times = median(
+        [b["p50_ms"] / a["p50_ms"] for a, b in zip(rows["alone"], rows["beside"], strict=True)]
+    )
     live = median([figures["live_p99_ms"] for figures in rows["beside"]])
     found = [
         ("one token beside the loud key over alone", MAX_TIMES, times),
         ("/livez p99 beside it, ms", MAX_LIVE_MS, live),
     ]
-    return [{"title": title, "bound": most, "value": rounded(got), "met": got <= most} for title, most, got in found]
+    return [
+        {"title": title, "bound": most, "value": rounded(got), "met": got <= most}
+        for title, most, got in found
+    ]
 
 
 def page(record: dict[str, Any]) -> str:
     """The page, from the record and nothing else."""
     titles = {"alone": "alone", "beside": "beside the loud key"}
     shown = [
-        (titles[way], *(number(median([figures[name] for figures in record["rows"][way]])) for name in METRICS))
+        (
+            titles[way],
+            *(
+                number(median([figures[name] for figures in record["rows"][way]]))
+                for name in METRICS
+            ),
+        )
         for way in titles
     ]
     targets = [
-        (found["title"], f"at most {found['bound']:g}", f"{found['value']:g}", "yes" if found["met"] else "**no**")
+        (
+            found["title"],
+            f"at most {found['bound']:g}",
+            f"{found['value']:g}",
+            "yes" if found["met"] else "**no**",
+        )
         for found in record["targets"]
     ]
     loud = median([figures["loud_per_second"] for figures in record["rows"]["beside"]])

@@ -1,8 +1,9 @@
-"""What shadow traffic costs stable: `hack/bench shadow [--rounds 10] [--seconds 10] [--rate 8] [--dry]`.
+"""What shadow traffic costs stable: `hack/bench shadow [--rounds 10] [--seconds 10] [--rate 8]
+[--dry]`.
 
-Two real runtimes with the same model: a stable one under constant load, and a candidate that it sends a copy of every
-request to. Copies are on and off in turns inside each round, by the mounted file alone, as an operator would do it.
-Written to docs/benchmarks/shadow.json and shadow.md.
+Two real runtimes with the same model: a stable one under constant load, and a candidate that it
+sends a copy of every request to. Copies are on and off in turns inside each round, by the mounted
+file alone, as an operator would do it. Written to docs/benchmarks/shadow.json and shadow.md.
 """
 
 import argparse
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--dry", action="store_true", help="print only; leave docs/benchmarks as it is")
+    parser.add_argument(
+        "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
+    )
     options = parser.parse_args()
     before = machine()
     rows, copies = measure(options.model, options.rounds, options.seconds, options.rate)
@@ -106,7 +109,11 @@ def measure(model: str, rounds: int, seconds: float, rate: float) -> tuple[Rows,
                 found = load(ports["bench-stable"], rate, seconds, f"{turn} {way}")
                 if turn >= 0:
                     rows.setdefault(way, []).append(found)
-                shown = f"p50 {median(found['ms']):.1f} ms, {found['lost']} failed" if found["ms"] else "no answers"
+                shown = (
+                    f"p50 {median(found['ms']):.1f} ms, {found['lost']} failed"
+                    if found["ms"]
+                    else "no answers"
+                )
                 print(f"{turn + 1}: {way} {shown}", file=sys.stderr, flush=True)
         return rows, _copies(ports["bench-stable"])
     finally:
@@ -126,7 +133,8 @@ def _serve(scratch: Path, model: Path, name: str, port: int) -> Process:
 
 
 def _yields(server: Process) -> None:
-    """Let the server run only while nobody else does: by thread, and where sessions are scheduled as groups by that."""
+    """Let the server run only while nobody else does: by thread,
+    and where sessions are scheduled as groups by that."""
     for pid in server.pids():
         with suppress(OSError):
             Path(f"/proc/{pid}/autogroup").write_text("19")
@@ -155,7 +163,12 @@ def load(port: int, rate: float, seconds: float, mark: str) -> dict[str, Any]:
     def ask(count: int) -> None:
         due = began + count / rate
         time.sleep(max(0.0, due - time.perf_counter()))
-        body = {"model": "bench", "prompt": f"{mark} {count}: Once upon a time", "max_tokens": TOKENS, "temperature": 0}
+        body = {
+            "model": "bench",
+            "prompt": f"{mark} {count}: Once upon a time",
+            "max_tokens": TOKENS,
+            "temperature": 0,
+        }
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             headers = {"Content-Type": "application/json", "X-API-Key": KEY}
@@ -185,7 +198,9 @@ def _copies(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         lines = answer.read().decode().splitlines()
     counted = [line for line in lines if line.startswith(f"{METRIC_SHADOW_COPIES}_total")]
-    return {line.partition('result="')[2].partition('"')[0]: float(line.split()[-1]) for line in counted}
+    return {
+        line.partition('result="')[2].partition('"')[0]: float(line.split()[-1]) for line in counted
+    }
 
 
 def figures(rows: Rows) -> dict[str, dict[str, float]]:
@@ -220,18 +235,29 @@ def verdicts(rows: Rows) -> list[dict[str, Any]]:
         ("failed requests", 0, found["on"]["lost"]),
     )
     return [
-        {"title": title, "bound": most, "value": round(got, 4), "met": abs(got) <= most} for title, most, got in targets
+        {"title": title, "bound": most, "value": round(got, 4), "met": abs(got) <= most}
+        for title, most, got in targets
     ]
 
 
 def page(record: dict[str, Any]) -> str:
     """The page, from the record and nothing else."""
-    shown = [(title, *(number(record["figures"][way][name]) for name in METRICS)) for way, title in WAYS.items()]
+    shown = [
+        (title, *(number(record["figures"][way][name]) for name in METRICS))
+        for way, title in WAYS.items()
+    ]
     targets = [
-        (found["title"], f"at most {found['bound']:g}", f"{found['value']:g}", "yes" if found["met"] else "**no**")
+        (
+            found["title"],
+            f"at most {found['bound']:g}",
+            f"{found['value']:g}",
+            "yes" if found["met"] else "**no**",
+        )
         for found in record["targets"]
     ]
-    copies = ", ".join(f"{count:.0f} {result}" for result, count in sorted(record["copies"].items()))
+    copies = ", ".join(
+        f"{count:.0f} {result}" for result, count in sorted(record["copies"].items())
+    )
     circumstances = record["machine"]
     parts = [
         "# Benchmark of shadow traffic",

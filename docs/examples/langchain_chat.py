@@ -37,15 +37,23 @@ def main() -> None:
     print("invoke:", model.invoke("Say hello.").content)
     print("stream:", "".join(str(part.content) for part in model.stream("Say hello.")))
 
-    place = model.with_structured_output(Place, method="json_schema").invoke("Where is the town hall of Kiel?")
+    place = model.with_structured_output(Place, method="json_schema").invoke(
+        "Where is the town hall of Kiel?"
+    )
     print("structured:", place)
 
     question = HumanMessage("What is the weather in Kiel?")
     asked = model.bind_tools([weather], tool_choice="weather").invoke([question])
     assert isinstance(asked, AIMessage)
-    results = [ToolMessage(weather.invoke(call["args"]), tool_call_id=call["id"]) for call in asked.tool_calls]
+    results = [
+        ToolMessage(weather.invoke(call["args"]), tool_call_id=call["id"])
+        for call in asked.tool_calls
+    ]
     print("calls:", [(call["name"], call["args"]) for call in asked.tool_calls])
-    print("answer:", model.bind_tools([weather], tool_choice="none").invoke([question, asked, *results]).content)
+    print(
+        "answer:",
+        model.bind_tools([weather], tool_choice="none").invoke([question, asked, *results]).content,
+    )
 
 
 if __name__ == "__main__":

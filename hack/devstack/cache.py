@@ -1,4 +1,5 @@
-"""Where on this machine built and downloaded things are kept from one run to the next. Standard library only."""
+"""Where on this machine built and downloaded things are kept from one run to the next.
+Standard library only."""
 
 from __future__ import annotations
 
@@ -18,18 +19,21 @@ def home() -> Path:
         return Path.home()
     except RuntimeError:
         sys.exit(
-            f"User {os.getuid()} has no name on this machine and so no home folder: set HOME to a folder of yours."
+            f"User {os.getuid()} has no name on this machine and so no home folder: set HOME to a"
+            " folder of yours."
         )
 
 
 CACHE = Path(
-    os.environ.get("LLM_OPERATOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "llm-operator"
+    os.environ.get("LLM_OPERATOR_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "llm-operator"
 )
 
 
 @contextmanager
 def workplace(parent: Path) -> Iterator[Path]:
-    """A folder in `parent` for things that take their final name once they are whole; gone after the block.
+    """A folder in `parent` for things that take their final name once they are whole;
+    gone after the block.
 
     For the holder of a lock on `parent`: what a killed holder left there goes, too.
     """
@@ -41,7 +45,8 @@ def workplace(parent: Path) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    # Whoever is told to end while removing (the demo, when another preparation failed) finishes removing.
+    # Whoever is told to end while removing (the demo, when another preparation failed)
+    # finishes removing.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         for left in parent.glob(".partial-*"):

@@ -1,7 +1,9 @@
-"""The table of the chart's values, from the comments in values.yaml and the types in values.schema.json.
+"""The table of the chart's values, from the comments in values.yaml and the types in
+values.schema.json.
 
-`python -m devstack.chart_values CHART` prints the chart's README.md with a fresh table; hack/generate calls it. A
-comment belongs to the key below it. Raises ValueError for a value without a comment of its own or above it.
+`python -m devstack.chart_values CHART` prints the chart's README.md with a fresh table;
+hack/generate calls it. A comment belongs to the key below it. Raises ValueError for a value without
+a comment of its own or above it.
 """
 
 import json
@@ -28,7 +30,9 @@ def page(chart: Path) -> str:
     """README.md of the chart with the table that belongs to its values.yaml."""
     text = (chart / "README.md").read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{chart / 'README.md'} has lost the two lines between which the values belong")
+        raise ValueError(
+            f"{chart / 'README.md'} has lost the two lines between which the values belong"
+        )
     before = text.split(BEGIN)[0]
     after = text.split(END)[1]
     return f"{before}{BEGIN}\n{values(chart)}\n\n{END}{after}"
@@ -41,13 +45,17 @@ def values(chart: Path) -> str:
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{chart / 'values.yaml'} is not a mapping")
-    return table(("value", "type", "default", "what for"), rows(root, "", text.splitlines(), schema, schema, ""))
+    return table(
+        ("value", "type", "default", "what for"),
+        rows(root, "", text.splitlines(), schema, schema, ""),
+    )
 
 
 def rows(
     node: yaml.MappingNode, prefix: str, lines: list[str], schema: Json, root: Json, above: str
 ) -> Iterator[tuple[str, ...]]:
-    """One row for each value that is no section of others; `above` is the comment of the section."""
+    """One row for each value that is no section of others;
+    `above` is the comment of the section."""
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         said = comment(lines, key.start_mark.line)
@@ -57,7 +65,12 @@ def rows(
             continue
         if not (said or above):
             raise ValueError(f"values.yaml: {name} has no comment, and nothing above it has one")
-        yield f"`{name}`", type_of(kind), f"`{json.dumps(plain(value), ensure_ascii=False)}`", said or above
+        yield (
+            f"`{name}`",
+            type_of(kind),
+            f"`{json.dumps(plain(value), ensure_ascii=False)}`",
+            said or above,
+        )
 
 
 def comment(lines: list[str], number: int) -> str:

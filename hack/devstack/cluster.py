@@ -1,8 +1,9 @@
-"""A Kubernetes control plane for the demo, the tests and people: local processes, kind, or one that exists.
+"""A Kubernetes control plane for the demo, the tests and people:
+local processes, kind, or one that exists.
 
     PYTHONPATH=hack python -m devstack.cluster up --folder .demo/cluster
-    eval "$(PYTHONPATH=hack python -m devstack.cluster env --folder .demo/cluster)"; kubectl get namespaces
-    PYTHONPATH=hack python -m devstack.cluster down --folder .demo/cluster
+    eval "$(PYTHONPATH=hack python -m devstack.cluster env --folder .demo/cluster)"; kubectl get
+    namespaces PYTHONPATH=hack python -m devstack.cluster down --folder .demo/cluster
 
 All state lies below the folder; $HOME/.kube is never written. See docs/process-node.md.
 """
@@ -42,8 +43,8 @@ class ClusterError(RuntimeError):
 class Cluster:
     """A running or attached control plane.
 
-    `kubeconfig` is the administrator's. `programs` holds kubectl, helm and kwok when the cluster is local, or where
-    no kubectl was on the PATH; else None.
+    `kubeconfig` is the administrator's. `programs` holds kubectl, helm and kwok when the cluster is
+    local, or where no kubectl was on the PATH; else None.
     """
 
     kubeconfig: Path
@@ -64,19 +65,23 @@ class Cluster:
     ) -> Cluster:
         """Start a cluster with its state below `folder`, or return the one that runs there.
 
-        `auto` takes kind where a Docker engine answers and either kind is installed or a node image is named, else
-        local processes; an existing cluster only on request (`provider="context"` and its name). `image` is that of a
-        kind cluster's node; without one it is KIND_IMAGE, kind's own, or one of packages.
+        `auto` takes kind where a Docker engine answers and either kind is installed or a node image
+        is named, else local processes; an existing cluster only on request (`provider="context"`
+        and its name). `image` is that of a kind cluster's node; without one it is KIND_IMAGE,
+        kind's own, or one of packages.
         A local cluster ends with this process unless `detach`. Raises ClusterError.
         """
         chosen = choose(provider, context, image)
         folder = folder.resolve()
         if chosen == "context" and not context:
             raise ClusterError(
-                "name the context: --provider context --context NAME (kubectl config get-contexts lists them)"
+                "name the context: --provider context --context NAME (kubectl config get-contexts"
+                " lists them)"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        programs = build(progress) if chosen != "context" or shutil.which("kubectl") is None else None
+        programs = (
+            build(progress) if chosen != "context" or shutil.which("kubectl") is None else None
+        )
         if context and chosen == "context":
             return cls(attach_context(folder, context, programs), "context", folder, programs)
         if chosen == "kind":
@@ -87,20 +92,25 @@ class Cluster:
 
     @classmethod
     def attach(cls, folder: Path) -> Cluster:
-        """The cluster that an earlier `start` left in `folder`. Raises ClusterError where there is none."""
+        """The cluster that an earlier `start` left in `folder`.
+        Raises ClusterError where there is none."""
         folder = folder.resolve()
         if not (folder / "kubeconfig").exists():
             raise ClusterError(
-                f"no cluster in {folder}: start one with `python -m devstack.cluster up --folder {folder}`"
+                f"no cluster in {folder}: start one with `python -m devstack.cluster up --folder"
+                f" {folder}`"
             )
         if (folder / "state.json").exists():
-            return cls(folder / "kubeconfig", "kind", folder, Path(KindCluster.attach(folder).state.tools))
+            return cls(
+                folder / "kubeconfig", "kind", folder, Path(KindCluster.attach(folder).state.tools)
+            )
         local = (folder / "pids").exists()
         programs = build(complain) if local or shutil.which("kubectl") is None else None
         return cls(folder / "kubeconfig", "local" if local else "context", folder, programs)
 
     def stop(self) -> None:
-        """End what `start` started and remove its state; an attached cluster is left as it is. Safe to call twice."""
+        """End what `start` started and remove its state;
+        an attached cluster is left as it is. Safe to call twice."""
         if self.kind == "local":
             control_plane.stop(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -108,20 +118,26 @@ class Cluster:
             KindCluster.attach(self.folder).remove(complain)
 
     def environment(self) -> dict[str, str]:
-        """The environment for programs that talk to this cluster: KUBECONFIG, and PATH with kubectl and helm.
+        """The environment for programs that talk to this cluster:
+        KUBECONFIG, and PATH with kubectl and helm.
 
         What they learn of the API is kept in the folder, too: else it would stay below $HOME/.kube.
         """
-        own = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": str(self.folder / "kubectl-cache")}
+        own = {
+            "KUBECONFIG": str(self.kubeconfig),
+            "KUBECACHEDIR": str(self.folder / "kubectl-cache"),
+        }
         return {**with_programs(self.programs), **own}
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl and return its standard output. Raises ClusterError with what it said on standard error."""
+        """Run kubectl and return its standard output.
+        Raises ClusterError with what it said on standard error."""
         return run("kubectl", *arguments, environment=self.environment(), stdin=stdin)
 
 
 def with_programs(programs: Path | None) -> dict[str, str]:
-    """This process's environment with the built programs, where there are some, first on the PATH."""
+    """This process's environment with the built programs,
+    where there are some, first on the PATH."""
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "PATH": path if programs is None else f"{programs}{os.pathsep}{path}"}
 
@@ -129,8 +145,9 @@ def with_programs(programs: Path | None) -> dict[str, str]:
 def choose(provider: Provider, context: str | None, image: str | None = None) -> Kind:
     """What `provider` stands for on this machine.
 
-    `auto` takes kind where an engine answers and a person has shown a wish for it, by an image or an installed kind:
-    without either, minutes would go into a node image, and local processes do as well.
+    `auto` takes kind where an engine answers and a person has shown a wish for it, by an image or
+    an installed kind: without either, minutes would go into a node image, and local processes do as
+    well.
     """
     if provider == "context" or (provider == "auto" and context):
         return "context"
@@ -144,14 +161,21 @@ def docker_answers() -> bool:
     if shutil.which("docker") is None:
         return False
     try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=5, check=False).returncode == 0
+        return (
+            subprocess.run(
+                ["docker", "info"], capture_output=True, timeout=5, check=False
+            ).returncode
+            == 0
+        )
     except subprocess.TimeoutExpired:
         return False
 
 
 def build(progress: Callable[[str], None]) -> Path:
     """The folder of the local programs, built now if they never were."""
-    process = subprocess.Popen([sys.executable, str(BUILD)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, str(BUILD)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     last = ""
@@ -164,7 +188,9 @@ def build(progress: Callable[[str], None]) -> Path:
     return Path(folder)
 
 
-def start_local(folder: Path, programs: Path, detach: bool, progress: Callable[[str], None]) -> Path:
+def start_local(
+    folder: Path, programs: Path, detach: bool, progress: Callable[[str], None]
+) -> Path:
     if control_plane.running(folder):
         progress(f"already running in {folder}")
         return folder / "kubeconfig"
@@ -180,7 +206,8 @@ def start_local(folder: Path, programs: Path, detach: bool, progress: Callable[[
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier life left. Only a folder that is empty or held a cluster: never somebody's own files."""
+    """Remove what an earlier life left.
+    Only a folder that is empty or held a cluster: never somebody's own files."""
     if any(folder.iterdir()) and not (folder / "pids").exists():
         raise ClusterError(f"{folder} is not empty and holds no cluster: choose another --folder")
     control_plane.stop(folder)
@@ -188,8 +215,11 @@ def clear(folder: Path) -> None:
     folder.mkdir()
 
 
-def create_kind(folder: Path, image: str | None, programs: Path, progress: Callable[[str], None]) -> Path:
-    """One kind cluster per folder, named after it so that two checkouts do not share one. `image` is the nodes'."""
+def create_kind(
+    folder: Path, image: str | None, programs: Path, progress: Callable[[str], None]
+) -> Path:
+    """One kind cluster per folder, named after it so that two checkouts do not share one.
+    `image` is the nodes'."""
     try:
         if (folder / "state.json").exists() and (folder / "kubeconfig").exists():
             existing = KindCluster.attach(folder)
@@ -197,14 +227,19 @@ def create_kind(folder: Path, image: str | None, programs: Path, progress: Calla
                 return existing.kubeconfig
             progress(f"the kind cluster of {folder} does not run any more: making it anew")
         return KindCluster.start(
-            folder, programs, Phases(progress), image=image or os.environ.get("KIND_IMAGE"), workers=0
+            folder,
+            programs,
+            Phases(progress),
+            image=image or os.environ.get("KIND_IMAGE"),
+            workers=0,
         ).kubeconfig
     except KindError as error:
         raise ClusterError(str(error)) from error
 
 
 def attach_context(folder: Path, context: str, programs: Path | None) -> Path:
-    """A kubeconfig of its own for the context, so that nothing here can follow a later `kubectl config use-context`."""
+    """A kubeconfig of its own for the context,
+    so that nothing here can follow a later `kubectl config use-context`."""
     if (folder / "pids").exists():
         raise ClusterError(f"{folder} holds a local cluster: choose another --folder")
     view = ("kubectl", "config", "view", "--raw", "--minify", "--flatten", "--context", context)
@@ -220,7 +255,12 @@ def run(*command: str, environment: dict[str, str] | None = None, stdin: str | N
     if program is None:
         raise ClusterError(f"{command[0]} is not installed: install it, or use --provider local")
     done = subprocess.run(
-        [program, *command[1:]], capture_output=True, text=True, env=environment, input=stdin, check=False
+        [program, *command[1:]],
+        capture_output=True,
+        text=True,
+        env=environment,
+        input=stdin,
+        check=False,
     )
     if done.returncode != 0:
         raise ClusterError(f"{shlex.join(command)} failed: {(done.stderr or done.stdout).strip()}")
@@ -228,12 +268,18 @@ def run(*command: str, environment: dict[str, str] | None = None, stdin: str | N
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m devstack.cluster", description="A cluster for development.")
+    parser = argparse.ArgumentParser(
+        prog="python -m devstack.cluster", description="A cluster for development."
+    )
     parser.add_argument("verb", choices=["up", "down", "env"])
-    parser.add_argument("--folder", type=Path, required=True, help="holds all of the cluster's state")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="holds all of the cluster's state"
+    )
     parser.add_argument("--image", help="image of a kind cluster's node (KIND_IMAGE)")
     parser.add_argument("--provider", choices=["auto", "local", "kind", "context"], default="auto")
-    parser.add_argument("--context", help="an existing context of your KUBECONFIG, with --provider context")
+    parser.add_argument(
+        "--context", help="an existing context of your KUBECONFIG, with --provider context"
+    )
     return parser.parse_args()
 
 
@@ -253,7 +299,9 @@ def main() -> None:
             Cluster.attach(options.folder).stop()
         else:
             environment = Cluster.attach(options.folder).environment()
-            print("\n".join(f"export {name}={shlex.quote(environment[name])}" for name in VARIABLES))
+            print(
+                "\n".join(f"export {name}={shlex.quote(environment[name])}" for name in VARIABLES)
+            )
     except ClusterError as error:
         raise SystemExit(str(error)) from error
 

@@ -1,7 +1,9 @@
-"""Runs etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes of this machine.
+"""Runs etcd, kube-apiserver, kube-controller-manager and kube-scheduler as processes of this
+machine.
 
-Everything lies below one folder (keys, etcd's data, logs, pids, kubeconfig) and listens on 127.0.0.1 on ports that were
-free, so several control planes run side by side and removing the folder removes the cluster.
+Everything lies below one folder (keys, etcd's data, logs, pids, kubeconfig) and listens on
+127.0.0.1 on ports that were free, so several control planes run side by side and removing the
+folder removes the cluster.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from pathlib import Path
 
 from devstack.ports import free_ports
 
-# Services get addresses inside 127.0.0.0/8: every process of a Linux machine may listen there, so the process node
-# (hack/node) serves a Service on its real ClusterIP, and no two machines' clusters ever meet.
+# Services get addresses inside 127.0.0.0/8: every process of a Linux machine may listen there, so
+# the process node (hack/node) serves a Service on its real ClusterIP, and no two machines' clusters
+# ever meet.
 SERVICE_RANGE = "127.96.0.0/16"
 READY_SECONDS = 60.0
 USERS = {
@@ -40,8 +43,8 @@ class ControlPlaneError(RuntimeError):
 def start(folder: Path, programs: Path, *, detach: bool, progress: Callable[[str], None]) -> Path:
     """Start a fresh control plane below `folder` and return its admin kubeconfig once it answers.
 
-    `programs` holds the binaries of hack/kube. Unless `detach`, the programs end when this process ends, however it
-    ends. Raises ControlPlaneError.
+    `programs` holds the binaries of hack/kube. Unless `detach`, the programs end when this process
+    ends, however it ends. Raises ControlPlaneError.
     """
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,8 @@ def running(folder: Path) -> bool:
 
 
 def stop(folder: Path, *, grace_seconds: float = 1.0) -> None:
-    """End the programs recorded in `folder` by pid: SIGTERM, then SIGKILL. Does nothing where none runs."""
+    """End the programs recorded in `folder` by pid: SIGTERM, then SIGKILL.
+    Does nothing where none runs."""
     for sign, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
         for pid in living(folder):
             os.kill(pid, sign)
@@ -84,7 +88,8 @@ def kubeconfig(folder: Path, user: str = "admin") -> Path:
 
 
 class Launcher:
-    """Starts one program after another and writes down its pid before anything else can go wrong."""
+    """Starts one program after another and writes down its pid before anything else can go
+    wrong."""
 
     def __init__(self, folder: Path, programs: Path, detach: bool) -> None:
         self.folder = folder
@@ -96,12 +101,19 @@ class Launcher:
 
     def __call__(self, name: str, flags: dict[str, object]) -> None:
         command = [str(self.programs / name), *(f"--{key}={value}" for key, value in flags.items())]
-        # The write end of this pipe closes when we die, even by SIGKILL; hack/kube/support.go ends the program then.
+        # The write end of this pipe closes when we die, even by SIGKILL;
+        # hack/kube/support.go ends the program then.
         stdin = subprocess.DEVNULL if self.detach else subprocess.PIPE
         environment = {**os.environ, "KUBE_LIFELINE": "" if self.detach else "stdin"}
         with self.log(name).open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=stdin, stdout=log, stderr=log, env=environment, cwd=self.folder, start_new_session=True
+                command,
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.folder,
+                start_new_session=True,
             )
         (self.folder / "pids" / name).write_text(str(process.pid))
         self.processes[name] = process
@@ -113,15 +125,19 @@ class Launcher:
     def check(self) -> None:
         for name, process in self.processes.items():
             if process.poll() is not None:
-                raise ControlPlaneError(f"{name} ended with {process.returncode}:\n{tail(self.log(name))}")
+                raise ControlPlaneError(
+                    f"{name} ended with {process.returncode}:\n{tail(self.log(name))}"
+                )
 
 
-# Kept so that their exit status is collected (a zombie would count as alive) and their lifelines stay open.
+# Kept so that their exit status is collected (a zombie would count as alive)
+# and their lifelines stay open.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def living(folder: Path) -> list[int]:
-    """The recorded pids that still run a program of this folder; a pid the system gave to another one is left alone."""
+    """The recorded pids that still run a program of this folder;
+    a pid the system gave to another one is left alone."""
     found = []
     for file in sorted((folder / "pids").glob("*")):
         pid = int(file.read_text() or 0)
@@ -134,10 +150,17 @@ def living(folder: Path) -> list[int]:
 def command_line(pid: int) -> str:
     if Path("/proc/self").exists():
         try:
-            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            return (
+                Path(f"/proc/{pid}/cmdline")
+                .read_bytes()
+                .replace(b"\0", b" ")
+                .decode(errors="replace")
+            )
         except OSError:
             return ""
-    return subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False).stdout
+    return subprocess.run(
+        ["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
+    ).stdout
 
 
 def write_keys(folder: Path, programs: Path, api: int) -> None:
@@ -210,7 +233,9 @@ def controller_flags(folder: Path) -> dict[str, object]:
     return {
         **client_flags(folder, "controllers"),
         "controllers": "*",
-        "use-service-account-credentials": "true",  # each controller under its own RBAC role, as on a real cluster
+        "use-service-account-credentials": (
+            "true"
+        ),  # each controller under its own RBAC role, as on a real cluster
         "service-account-private-key-file": folder / "service-account.key",
         "root-ca-file": folder / "apiserver.crt",
         "concurrent-gc-syncs": 50,
@@ -227,7 +252,13 @@ def scheduler_flags(folder: Path) -> dict[str, object]:
 def client_flags(folder: Path, user: str) -> dict[str, object]:
     # The rates let a thousand objects converge within a test's patience; port 0 serves nothing.
     own = kubeconfig(folder, user)
-    return {"kubeconfig": own, "leader-elect": "false", "secure-port": 0, "kube-api-qps": 300, "kube-api-burst": 500}
+    return {
+        "kubeconfig": own,
+        "leader-elect": "false",
+        "secure-port": 0,
+        "kube-api-qps": 300,
+        "kube-api-burst": 500,
+    }
 
 
 def wait_for(condition: Callable[[], bool], launch: Launcher, name: str) -> None:
@@ -235,7 +266,9 @@ def wait_for(condition: Callable[[], bool], launch: Launcher, name: str) -> None
     while not condition():
         launch.check()
         if time.monotonic() > deadline:
-            raise ControlPlaneError(f"{name} is not ready after {READY_SECONDS:.0f} s:\n{tail(launch.log(name))}")
+            raise ControlPlaneError(
+                f"{name} is not ready after {READY_SECONDS:.0f} s:\n{tail(launch.log(name))}"
+            )
         time.sleep(0.05)
 
 
@@ -248,10 +281,14 @@ def answers(folder: Path, path: str) -> bool:
     """Whether the API server answers 200 to the administrator."""
     entry = json.loads(kubeconfig(folder).read_text())
     url = entry["clusters"][0]["cluster"]["server"] + path
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {entry['users'][0]['user']['token']}"})
+    request = urllib.request.Request(
+        url, headers={"Authorization": f"Bearer {entry['users'][0]['user']['token']}"}
+    )
     trusted = ssl.create_default_context(cafile=str(folder / "apiserver.crt"))
     # No proxy: HTTPS_PROXY of the environment must not see loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
+    )
     try:
         with opener.open(request, timeout=5) as response:
             return bool(response.status == 200)

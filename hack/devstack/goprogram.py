@@ -19,7 +19,8 @@ class GoProgramError(RuntimeError):
 
 
 def program(source: Path, package: str = ".", say: Callable[[str], None] = complain) -> Path:
-    """`package` of the module in the folder `source`, built; a minute or so the first time, of which `say` is told.
+    """`package` of the module in the folder `source`, built;
+    a minute or so the first time, of which `say` is told.
 
     Raises GoProgramError.
     """

@@ -1,4 +1,5 @@
-"""Helm 3, built from its Go module (hack/helm3/go.mod) into the user's cache: many clusters are still run with it."""
+"""Helm 3, built from its Go module (hack/helm3/go.mod)
+into the user's cache: many clusters are still run with it."""
 
 from __future__ import annotations
 

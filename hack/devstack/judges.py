@@ -1,4 +1,5 @@
-"""What kstatus and Argo CD say of our objects: asks the Go program in hack/judges, built once into the user's cache."""
+"""What kstatus and Argo CD say of our objects:
+asks the Go program in hack/judges, built once into the user's cache."""
 
 from __future__ import annotations
 
@@ -37,10 +38,18 @@ def built() -> Path:
 
 
 def judge(objects: list[dict[str, Any]]) -> list[Verdict]:
-    """The verdicts on `objects`, in their order. Raises JudgesError, or GoProgramError when they can't be built."""
+    """The verdicts on `objects`, in their order.
+    Raises JudgesError, or GoProgramError when they can't be built."""
     done = subprocess.run(
-        [str(built()), str(HEALTH)], input=json.dumps(objects), capture_output=True, text=True, check=False
+        [str(built()), str(HEALTH)],
+        input=json.dumps(objects),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise JudgesError(done.stderr.strip())
-    return [Verdict(each["kstatus"], each["argo"], each["argoMessage"]) for each in json.loads(done.stdout)]
+    return [
+        Verdict(each["kstatus"], each["argo"], each["argoMessage"])
+        for each in json.loads(done.stdout)
+    ]

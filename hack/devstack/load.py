@@ -23,10 +23,11 @@ class Tally:
 
 
 class RequestLoop:
-    """`clients` threads that ask the same question one request after another, every other one as a stream.
+    """`clients` threads that ask the same question one request after another,
+    every other one as a stream.
 
-    Each request is a connection of its own, as from many clients, and is never retried: a failure is a failure. An
-    empty `key` sends none.
+    Each request is a connection of its own, as from many clients, and is never retried: a failure
+    is a failure. An empty `key` sends none.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class RequestLoop:
         self.body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],
-            # The likeliest token, always. With temperature 0 the completion cache would answer, and not the model.
+            # The likeliest token, always.
+            # With temperature 0 the completion cache would answer, and not the model.
             "temperature": 1,
             "top_k": 1,
             "max_tokens": max_tokens,
@@ -81,7 +83,9 @@ class RequestLoop:
                 self._stop.wait(self.pause_seconds)
             stream = not stream
 
-    def _note(self, *, answer: str | None = None, failure: str | None = None, seconds: float = 0.0) -> None:
+    def _note(
+        self, *, answer: str | None = None, failure: str | None = None, seconds: float = 0.0
+    ) -> None:
         with self._lock:
             if failure is not None:
                 self.tally.failures.append(failure)
@@ -100,7 +104,9 @@ class RequestLoop:
         finished = False
         with (
             httpx.Client(timeout=60, trust_env=False) as client,
-            client.stream("POST", self.url, headers=self.headers, json={**self.body, "stream": True}) as response,
+            client.stream(
+                "POST", self.url, headers=self.headers, json={**self.body, "stream": True}
+            ) as response,
         ):
             response.raise_for_status()
             for line in response.iter_lines():

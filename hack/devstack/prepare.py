@@ -1,6 +1,8 @@
-"""What tests ask of Go, built before pytest begins, which would swallow what is said during a build of minutes.
+"""What tests ask of Go, built before pytest begins,
+which would swallow what is said during a build of minutes.
 
-`python -m devstack.prepare TIER` is for hack/test. What can't be had is said and left to the tests that need it.
+`python -m devstack.prepare TIER` is for hack/test.
+What can't be had is said and left to the tests that need it.
 """
 
 from __future__ import annotations

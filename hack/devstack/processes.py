@@ -1,4 +1,5 @@
-"""Child processes of the development stack: started with a log file, ended by their id, never left behind."""
+"""Child processes of the development stack:
+started with a log file, ended by their id, never left behind."""
 
 import ctypes
 import os
@@ -52,7 +53,8 @@ class Child:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self, grace_seconds: float = 15.0) -> None:
-        """End the process group: SIGTERM, then SIGKILL after the grace period. Does nothing if it has ended."""
+        """End the process group: SIGTERM, then SIGKILL after the grace period.
+        Does nothing if it has ended."""
         if not self.running:
             return
         _signal_group(self.process.pid, signal.SIGTERM)
@@ -64,7 +66,10 @@ class Child:
 
 
 def wait_until(
-    child: Child, ready: Callable[[], bool], timeout_seconds: float, say: Callable[[str], None] = complain
+    child: Child,
+    ready: Callable[[], bool],
+    timeout_seconds: float,
+    say: Callable[[str], None] = complain,
 ) -> None:
     """Return once `ready()` holds; raise `StartFailed` if the child ends first or the time is up.
 
@@ -74,7 +79,9 @@ def wait_until(
     with waiting(lambda: f"waiting for the {child.name}", say):
         while time.monotonic() < deadline:
             if not child.running:
-                raise StartFailed(f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}")
+                raise StartFailed(
+                    f"{child.name} ended with code {child.process.returncode}:\n{child.tail()}"
+                )
             if ready():
                 return
             time.sleep(0.1)

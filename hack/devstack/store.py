@@ -1,4 +1,5 @@
-"""An S3 store on loopback: moto's server, whose objects live in its memory, or versitygw over a folder."""
+"""An S3 store on loopback: moto's server, whose objects live in its memory,
+or versitygw over a folder."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,18 @@ from typing import Any
 from devstack.ports import free_port
 from devstack.processes import Child, answers, wait_until
 
-KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "testsecret", "AWS_DEFAULT_REGION": "us-east-1"}
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "testsecret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 BUCKET = "models"
 
 
 @contextmanager
 def s3_store(folder: Path, versitygw: Path | None = None) -> Iterator[dict[str, str]]:
-    """A store with the bucket `models`; yields what a client needs in its environment. None: moto's."""
+    """A store with the bucket `models`;
+    yields what a client needs in its environment. None: moto's."""
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     if versitygw:

@@ -1,4 +1,5 @@
-"""What the demo shows: chapters, commands as a person would type them, a spinner on every long step."""
+"""What the demo shows: chapters, commands as a person would type them,
+a spinner on every long step."""
 
 import os
 import shlex
@@ -35,9 +36,11 @@ def say(text: str) -> None:
 
 @contextmanager
 def step(title: str, state: Callable[[], str] | None = None) -> Iterator[Callable[[str], None]]:
-    """A long step. What it waits for is asked of `state()`, or said by the block through the function it is given.
+    """A long step. What it waits for is asked of `state()`,
+    or said by the block through the function it is given.
 
-    On a terminal a spinner shows that beside the seconds so far; in a log it is a line now and then.
+    On a terminal a spinner shows that beside the seconds so far;
+    in a log it is a line now and then.
     """
     started = time.monotonic()
     doing = ""
@@ -105,7 +108,9 @@ class Shell:
         What it does not tell, `state()` does, every few seconds.
         """
         typed(shlex.join(command))
-        watcher = subprocess.Popen(command, env=self.env, stdout=sys.stdout, stderr=subprocess.DEVNULL)
+        watcher = subprocess.Popen(
+            command, env=self.env, stdout=sys.stdout, stderr=subprocess.DEVNULL
+        )
         try:
             with waiting(lambda: f"  … {state()}", say):
                 yield
@@ -115,7 +120,8 @@ class Shell:
 
 
 def until(holds: Callable[[], Result | None], what: str, timeout_seconds: float) -> Result:
-    """Poll twice a second until `holds()` is truthy; raises `CommandFailed` naming `what` when the time is up."""
+    """Poll twice a second until `holds()` is truthy;
+    raises `CommandFailed` naming `what` when the time is up."""
     deadline = time.monotonic() + timeout_seconds
     with waiting(lambda: f"  … waiting for {what}", say):
         while time.monotonic() < deadline:

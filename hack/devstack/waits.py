@@ -1,4 +1,5 @@
-"""Waiting that says so: what is waited for, and for how long already. Standard library only, for hack/kube/build."""
+"""Waiting that says so: what is waited for, and for how long already.
+Standard library only, for hack/kube/build."""
 
 from __future__ import annotations
 
@@ -22,9 +23,12 @@ def complain(text: str) -> None:
 
 @contextmanager
 def waiting(
-    what: Callable[[], str], say: Callable[[str], None] = complain, every_seconds: float | None = None
+    what: Callable[[], str],
+    say: Callable[[str], None] = complain,
+    every_seconds: float | None = None,
 ) -> Iterator[None]:
-    """Say `what()` and the seconds so far, again and again until the block ends. A quick block says nothing.
+    """Say `what()` and the seconds so far, again and again until the block ends.
+    A quick block says nothing.
 
     Without `every_seconds` the lines come more rarely as time goes on.
     """
@@ -51,7 +55,8 @@ def waiting(
 
 @contextmanager
 def locked(file: Path, held_by: str, say: Callable[[str], None] = complain) -> Iterator[None]:
-    """Hold the lock `file` for the block. Where another process holds it, say what that is and for how long we wait."""
+    """Hold the lock `file` for the block.
+    Where another process holds it, say what that is and for how long we wait."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
         try:

@@ -1,1 +1,2 @@
-"""How readable the code is: `python -m habits` judges it in `make check`, `habits.figures` prints a table."""
+"""How readable the code is: `python -m habits` judges it in `make check`,
+`habits.figures` prints a table."""

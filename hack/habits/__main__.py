@@ -1,4 +1,5 @@
-"""`python -m habits`: say what has become less readable, and fail if anything has. Part of `make check`."""
+"""`python -m habits`: say what has become less readable, and fail if anything has.
+Part of `make check`."""
 
 import sys
 from collections import Counter
@@ -8,6 +9,7 @@ from typing import Any
 import yaml
 
 from habits.code import PARTS, ROOT, sources
+from habits.figures import LONG_LINE
 from habits.map import stale_map
 from habits.unused import unused_code
 
@@ -22,12 +24,15 @@ DOUBLED = {"tests": 8}
 """Doubled assignments that are there, by part. They may only become fewer."""
 SHOWN = 20
 LEAST_WORDS = 4
+LONG_LINES_PERCENT = 2
+"""The share of a part's lines that may be longer. Tables laid out by hand are; little else needs it."""
 
 
 def main() -> None:
     """Print each fault on a line of its own."""
     faults = [
         *doubled_assignments(),
+        *long_lines(),
         *full_folders(),
         *short_descriptions(),
         *cut_docstrings(),
@@ -40,13 +45,32 @@ def main() -> None:
 
 def doubled_assignments() -> Iterator[str]:
     for part in PARTS:
-        lines = [f"{file.name}:{line}" for file in sources(part) for line in file.doubled_assignments()]
+        lines = [
+            f"{file.name}:{line}" for file in sources(part) for line in file.doubled_assignments()
+        ]
         allowed = DOUBLED.get(part, 0)
         if len(lines) > allowed:
-            yield f"{part}: {len(lines)} assignments of two things on one line, {allowed} are allowed: write one a line"
+            yield (
+                f"{part}: {len(lines)} assignments of two things on one line, {allowed} are"
+                " allowed: write one a line"
+            )
             yield from (f"  {line}" for line in lines[:SHOWN])
         elif len(lines) < allowed:
-            yield f"{part}: {len(lines)} assignments of two things on one line: lower DOUBLED in hack/habits to that"
+            yield (
+                f"{part}: {len(lines)} assignments of two things on one line: lower DOUBLED in"
+                " hack/habits to that"
+            )
+
+
+def long_lines() -> Iterator[str]:
+    for part in PARTS:
+        lines = [line for file in sources(part) for line in file.text.splitlines()]
+        share = 100 * sum(len(line) > LONG_LINE for line in lines) / len(lines)
+        if share > LONG_LINES_PERCENT:
+            yield (
+                f"{part}: {share:.1f} % of the lines have more than {LONG_LINE} characters,"
+                f" {LONG_LINES_PERCENT} % are allowed: break them where a thought ends"
+            )
 
 
 def full_folders() -> Iterator[str]:
@@ -61,7 +85,10 @@ def full_folders() -> Iterator[str]:
             yield f"{folder}: {count} modules, more than {MOST_MODULES}: make a folder in it"
     for folder, allowed in FULL_FOLDERS.items():
         if modules[folder] < allowed:
-            yield f"{folder}: {modules[folder]} modules: lower or remove it in FULL_FOLDERS of hack/habits"
+            yield (
+                f"{folder}: {modules[folder]} modules: lower or remove it in FULL_FOLDERS of"
+                " hack/habits"
+            )
 
 
 def short_descriptions() -> Iterator[str]:
@@ -70,7 +97,10 @@ def short_descriptions() -> Iterator[str]:
         schema = version["schema"]["openAPIV3Schema"]
         for path, text in described(file.stem, schema):
             if len(text.split()) < LEAST_WORDS:
-                yield f"crds/{file.name}: {path} is described by {text!r}: write {LEAST_WORDS} words or more"
+                yield (
+                    f"crds/{file.name}: {path} is described by {text!r}: write {LEAST_WORDS} words"
+                    " or more"
+                )
 
 
 def described(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -91,7 +121,9 @@ def cut_docstrings() -> Iterator[str]:
             for line, text in file.docstrings():
                 summary = text.split("\n\n")[0].rstrip()
                 if "\n\n" in text and not summary.endswith((".", ":", "!", "?", "…", ")", "`")):
-                    yield f"{file.name}:{line}: the docstring's first paragraph ends in mid-sentence"
+                    yield (
+                        f"{file.name}:{line}: the docstring's first paragraph ends in mid-sentence"
+                    )
 
 
 if __name__ == "__main__":

@@ -37,19 +37,26 @@ class Source:
     def docstrings(self) -> Iterator[tuple[int, str]]:
         """Each with its line."""
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Module | ast.ClassDef | Function) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.Module | ast.ClassDef | Function) and (
+                text := ast.get_docstring(node)
+            ):
                 yield node.body[0].lineno, text
 
     def doubled_assignments(self) -> Iterator[int]:
-        """Lines of `a, b = x, y`, two thoughts in one: neither an unpacking nor a swap, which reads what it assigns."""
+        """Lines of `a, b = x, y`, two thoughts in one:
+        neither an unpacking nor a swap, which reads what it assigns."""
         for node in ast.walk(self.tree):
             match node:
                 case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
                     assigned = {ast.unparse(target) for target in targets}
-                    if not assigned & {ast.unparse(part) for value in values for part in ast.walk(value)}:
+                    if not assigned & {
+                        ast.unparse(part) for value in values for part in ast.walk(value)
+                    }:
                         yield node.lineno
 
 
 def sources(part: str) -> list[Source]:
     """All Python files of a top-level folder."""
-    return [Source(path) for path in sorted((ROOT / part).rglob("*.py")) if "build" not in path.parts]
+    return [
+        Source(path) for path in sorted((ROOT / part).rglob("*.py")) if "build" not in path.parts
+    ]

@@ -1,8 +1,10 @@
-"""The code in figures: `PYTHONPATH=hack python -m habits.figures [PART…]` prints the table of docs/development.md.
+"""The code in figures: `PYTHONPATH=hack python -m habits.figures [PART…]` prints the table of
+docs/development.md.
 
-Definitions. File: a .py file, its lines counted with comments and blank ones. Function: functions and methods, inner
-ones too, from `def` to the last line. p90: nine of ten are at most as long. Doubled assignment: `a, b = x, y` that
-neither swaps nor unpacks. Circle: a group of modules that import each other, functions' own imports included.
+Definitions. File: a .py file, its lines counted with comments and blank ones. Function: functions
+and methods, inner ones too, from `def` to the last line. p90: nine of ten are at most as long.
+Doubled assignment: `a, b = x, y` that neither swaps nor unpacks. Circle: a group of modules that
+import each other, functions' own imports included.
 """
 
 import ast
@@ -16,6 +18,7 @@ from habits.code import ROOT, Source, sources
 
 LONG_FUNCTION = 40
 LONG_LINE = 100
+"""The code is formatted to that many characters a line; only what is laid out by hand is longer."""
 HEADER = (
     "part", "lines / files", "file median, p90, max", "function median, p90, max", f"functions > {LONG_FUNCTION} lines",
     "comments per 100 lines", f"lines > {LONG_LINE} characters", "doubled assignments", "walrus", "import circles",
@@ -24,7 +27,10 @@ HEADER = (
 
 def main() -> None:
     """Print the table."""
-    rows = [row(part, sources(part)) for part in sys.argv[1:] or ("operator", "runtime", "hack", "bench", "tests")]
+    rows = [
+        row(part, sources(part))
+        for part in sys.argv[1:] or ("operator", "runtime", "hack", "bench", "tests")
+    ]
     for cells in (HEADER, ("---",) * len(HEADER), *rows):
         print("| " + " | ".join(cells) + " |")
 
@@ -33,7 +39,11 @@ def row(part: str, files: list[Source]) -> tuple[str, ...]:
     """The figures of one part."""
     lines = [line for file in files for line in file.text.splitlines()]
     lengths = [len(file.text.splitlines()) for file in files]
-    functions = [(node.end_lineno or node.lineno) - node.lineno + 1 for file in files for node in file.functions()]
+    functions = [
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for file in files
+        for node in file.functions()
+    ]
     comments = sum(comment_count(file.text) for file in files)
     walrus = sum(isinstance(node, ast.NamedExpr) for file in files for node in ast.walk(file.tree))
     return (
@@ -64,14 +74,19 @@ def comment_count(text: str) -> int:
 def circles(files: list[Source]) -> list[set[str]]:
     """Groups of modules that reach each other by imports."""
     modules = {module_name(file): file for file in files}
-    imports = {name: set(imported(name, file.tree, modules)) - {name} for name, file in modules.items()}
+    imports = {
+        name: set(imported(name, file.tree, modules)) - {name} for name, file in modules.items()
+    }
     reached = {name: reachable(name, imports) for name in modules}
-    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in modules}
+    groups = {
+        frozenset(other for other in reached[name] if name in reached[other]) for name in modules
+    }
     return [set(group) for group in groups if group]
 
 
 def module_name(file: Source) -> str:
-    """Dotted, from the folder that is on the path: `operator`, `runtime`, `hack`, or the repository for others."""
+    """Dotted, from the folder that is on the path:
+    `operator`, `runtime`, `hack`, or the repository for others."""
     parts = list(file.path.relative_to(ROOT).with_suffix("").parts)
     if parts[0] in ("operator", "runtime", "hack"):
         parts = parts[1:]
@@ -79,7 +94,8 @@ def module_name(file: Source) -> str:
 
 
 def imported(name: str, tree: ast.Module, modules: dict[str, Source]) -> Iterator[str]:
-    """Modules that are imported by name. A package's own `__init__` counts where something is taken from it."""
+    """Modules that are imported by name.
+    A package's own `__init__` counts where something is taken from it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)

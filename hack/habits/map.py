@@ -1,4 +1,5 @@
-"""The map of docs/architecture.md: each module with its docstring's summary, and the layers of imports.
+"""The map of docs/architecture.md: each module with its docstring's summary,
+and the layers of imports.
 
 `python -m habits.map` writes both again.
 """
@@ -27,7 +28,9 @@ def main() -> None:
 def updated(page: str) -> str:
     """`page` with the map and the layers as the code is now."""
     page = _between(page, BEGIN, "\n" + "\n".join(lines()) + "\n", END)
-    return _between(page, LAYERS_BEGIN, "\n".join(layers(ROOT / "pyproject.toml")) + "\n", LAYERS_END)
+    return _between(
+        page, LAYERS_BEGIN, "\n".join(layers(ROOT / "pyproject.toml")) + "\n", LAYERS_END
+    )
 
 
 def _between(page: str, begin: str, text: str, end: str) -> str:
@@ -36,7 +39,8 @@ def _between(page: str, begin: str, text: str, end: str) -> str:
 
 
 def layers(project: Path) -> Iterator[str]:
-    """A table of each contract of layers: what stands before an arrow may import what stands behind it."""
+    """A table of each contract of layers:
+    what stands before an arrow may import what stands behind it."""
     contracts = tomllib.loads(project.read_text())["tool"]["importlinter"]["contracts"]
     yield "| from the top | layers |\n| --- | --- |"
     for contract in contracts:
@@ -51,13 +55,19 @@ def lines() -> Iterator[str]:
         for file in sources(part):
             if "migrations" not in file.path.parts:
                 folders[str(file.path.parent.relative_to(ROOT))].append(file)
-    for folder, files in sorted(folders.items(), key=lambda item: (PARTS.index(item[0].split("/")[0]), item[0])):
+    for folder, files in sorted(
+        folders.items(), key=lambda item: (PARTS.index(item[0].split("/")[0]), item[0])
+    ):
         own = next((summary(file) for file in files if file.path.stem == "__init__"), "")
         yield f"### {folder}/\n"
         if own:
             yield f"{own}\n"
         yield "| module | what for |\n| --- | --- |"
-        yield from (f"| `{file.path.stem}` | {summary(file)} |" for file in files if file.path.stem != "__init__")
+        yield from (
+            f"| `{file.path.stem}` | {summary(file)} |"
+            for file in files
+            if file.path.stem != "__init__"
+        )
         yield ""
 
 

@@ -1,4 +1,5 @@
-"""Dead code: what vulture finds that nobody uses, but for what somebody outside of this code reads."""
+"""Dead code: what vulture finds that nobody uses,
+but for what somebody outside of this code reads."""
 
 import re
 import subprocess
@@ -8,7 +9,16 @@ from collections.abc import Iterator
 from habits.code import PARTS, ROOT
 
 SCRIPTS = ("hack/demo", "hack/lock", "hack/kube/build")
-DECORATORS = ("@*.get", "@*.post", "@*.put", "@*.patch", "@*.delete", "@*.command", "@*validator", "@*compiles")
+DECORATORS = (
+    "@*.get",
+    "@*.post",
+    "@*.put",
+    "@*.patch",
+    "@*.delete",
+    "@*.command",
+    "@*validator",
+    "@*compiles",
+)
 """Functions that FastAPI, Typer, Pydantic and SQLAlchemy call."""
 FILES = {
     "tests/": "tests are found by pytest",
@@ -45,7 +55,8 @@ NAMES = {
 
 
 def unused_code() -> Iterator[str]:
-    """A line for each thing that nobody uses, and for each allowance that nothing needs any more."""
+    """A line for each thing that nobody uses,
+    and for each allowance that nothing needs any more."""
     command = [
         sys.executable,
         "-m",
@@ -66,4 +77,7 @@ def unused_code() -> Iterator[str]:
             yield f"{line}: delete it, or say in hack/habits/unused.py who uses it"
     if found.stderr:
         yield found.stderr
-    yield from (f"hack/habits/unused.py allows {name}, which is used or gone: remove it" for name in allowed - needed)
+    yield from (
+        f"hack/habits/unused.py allows {name}, which is used or gone: remove it"
+        for name in allowed - needed
+    )

@@ -16,7 +16,8 @@ from kindstack.shell import ROOT, KindError, MachineLacks, selection, verb_of
 
 FOLDER = ROOT / ".e2e-kind"
 EXIT_MACHINE_LACKS = 3
-"""The exit status where this machine can't run a cluster; nothing has failed then, and nothing was tested."""
+"""The exit status where this machine can't run a cluster;
+nothing has failed then, and nothing was tested."""
 
 NEXT = """\
 Both images are in the nodes; the operator is not installed, and no MLflow runs inside. Next, with the address
@@ -35,8 +36,12 @@ def main() -> None:
         # Else pytest's --im… would be one of these.
         allow_abbrev=False,
     )
-    parser.add_argument("--image", default=os.environ.get("KIND_IMAGE"), help="the nodes' image, also KIND_IMAGE")
-    parser.add_argument("--tools", type=Path, required=True, help="folder of kubectl and helm: hack/kube/build")
+    parser.add_argument(
+        "--image", default=os.environ.get("KIND_IMAGE"), help="the nodes' image, also KIND_IMAGE"
+    )
+    parser.add_argument(
+        "--tools", type=Path, required=True, help="folder of kubectl and helm: hack/kube/build"
+    )
     arguments, rest = parser.parse_known_args()
     # A run that is ended by its caller removes its cluster, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -94,7 +99,15 @@ def verb_test(arguments: argparse.Namespace, rest: list[str]) -> int:
     with up(arguments, phases):
         with phases("tests/kind"):
             # With the names and figures of tests as they run: they take minutes.
-            command = [sys.executable, "-m", "pytest", "-v", "-s", "--durations=12", *selection("tests/kind", rest)]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-v",
+                "-s",
+                "--durations=12",
+                *selection("tests/kind", rest),
+            ]
             status = subprocess.run(command, cwd=ROOT).returncode
         phases.write(FOLDER / "phases.json")
     say(f"\n{phases.table()}")

@@ -1,4 +1,5 @@
-"""The image that everything is built on: Python's where it can be pulled, else one of Debian's packages."""
+"""The image that everything is built on:
+Python's where it can be pulled, else one of Debian's packages."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ OFFICIAL = "python:3.11-slim-bookworm"
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "ca-certificates")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
-# Installers' settings that name where packages come from, if this machine has them: (here, in the image). Of one target
-# the later wins: a person's own over the machine's.
+# Installers' settings that name where packages come from, if this machine has them: (here, in the
+# image). Of one target the later wins: a person's own over the machine's.
 SETTINGS = (
     (Path("/etc/pip.conf"), "/etc/pip.conf"),
     (home() / ".config/pip/pip.conf", "/etc/pip.conf"),
@@ -31,7 +32,8 @@ VARIABLES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT
 
 
 def plain(engine: Engine, progress: Callable[[str], None]) -> str:
-    """The base image's name; made of Debian's packages where the official one can't be pulled. Raises KindError."""
+    """The base image's name;
+    made of Debian's packages where the official one can't be pulled. Raises KindError."""
     if engine.pull(OFFICIAL, progress):
         return OFFICIAL
     recipe = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:12]
@@ -57,16 +59,24 @@ def need_mmdebstrap(progress: Callable[[str], None]) -> None:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise KindError(
-            f"{OFFICIAL} can't be pulled, and mmdebstrap, which makes a base image of packages, is not installed: "
-            "install it, or make the registry reachable"
+            f"{OFFICIAL} can't be pulled, and mmdebstrap, which makes a base image of packages, is"
+            " not installed: install it, or make the registry reachable"
         )
     progress("installing mmdebstrap")
     run("apt-get", "update", "-qq")
-    run("apt-get", "install", "-qq", "--no-install-recommends", "mmdebstrap", env={"DEBIAN_FRONTEND": "noninteractive"})
+    run(
+        "apt-get",
+        "install",
+        "-qq",
+        "--no-install-recommends",
+        "mmdebstrap",
+        env={"DEBIAN_FRONTEND": "noninteractive"},
+    )
 
 
 def for_building(engine: Engine, base: str) -> str:
-    """The base with this machine's certificates and installers' settings, for stages whose result is copied on.
+    """The base with this machine's certificates and installers' settings,
+    for stages whose result is copied on.
 
     Nothing of it is in a finished image: that one starts from `base`.
     """
@@ -77,13 +87,18 @@ def for_building(engine: Engine, base: str) -> str:
             if source.is_file():
                 shutil.copyfile(source, context / str(number))
                 lines.append(f"COPY {number} {target}")
-        lines.append(f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES} REQUESTS_CA_BUNDLE={CERTIFICATES}")
-        lines += [f"ENV {name}={quoted(os.environ[name])}" for name in VARIABLES if os.environ.get(name)]
+        lines.append(
+            f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES}"
+            f" REQUESTS_CA_BUNDLE={CERTIFICATES}"
+        )
+        lines += [
+            f"ENV {name}={quoted(os.environ[name])}" for name in VARIABLES if os.environ.get(name)
+        ]
         (context / "Dockerfile").write_text("\n".join(lines) + "\n")
         files = sorted(context.iterdir())
-        content = hashlib.sha256(b"".join(file.read_bytes() for file in files) + identity(engine, base)).hexdigest()[
-            :12
-        ]
+        content = hashlib.sha256(
+            b"".join(file.read_bytes() for file in files) + identity(engine, base)
+        ).hexdigest()[:12]
         name = f"localhost/llm-operator-build:{content}"
         if not engine.has(name):
             engine.docker("build", "--network", "host", "--tag", name, folder)
@@ -91,7 +106,8 @@ def for_building(engine: Engine, base: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A value as a Dockerfile's ENV takes it: a blank would end it, and a $ would stand for a variable."""
+    """A value as a Dockerfile's ENV takes it:
+    a blank would end it, and a $ would stand for a variable."""
     if re.fullmatch(r"[\w./:@%+=,?&~-]+", value):
         return value
     # Whitespace of any kind separates indexes, and a line's end would end the instruction.

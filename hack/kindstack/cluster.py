@@ -38,11 +38,13 @@ class State:
     services: str
     pods: str = ""
     via: str = ""
-    """The node's address that this machine's route to `services` leads to; empty before there is one."""
+    """The node's address that this machine's route to `services` leads to;
+    empty before there is one."""
 
 
 class KindCluster:
-    """A running kind cluster with its state below one folder; `stop`, or the end of a `with` block, removes it.
+    """A running kind cluster with its state below one folder;
+    `stop`, or the end of a `with` block, removes it.
 
     Both nodes take pods. Services' addresses and pods can be reached from this machine.
     """
@@ -59,11 +61,18 @@ class KindCluster:
 
     @classmethod
     def start(
-        cls, folder: Path, tools: Path, phases: Phases, *, image: str | None = None, workers: int = 1
+        cls,
+        folder: Path,
+        tools: Path,
+        phases: Phases,
+        *,
+        image: str | None = None,
+        workers: int = 1,
     ) -> KindCluster:
         """Make a cluster named after its folder; one that a killed run left there is removed first.
 
-        `tools` holds kubectl and helm (hack/kube/build), `image` names the node image (KIND_IMAGE). Raises KindError.
+        `tools` holds kubectl and helm (hack/kube/build), `image` names the node image (KIND_IMAGE).
+        Raises KindError.
         """
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,11 +113,16 @@ class KindCluster:
         )
         with phases("removing a leftover"):
             left = cls._left(folder)
-            cls(folder, replace(state, services=left.services, via=left.via) if left else state)._delete()
+            cls(
+                folder, replace(state, services=left.services, via=left.via) if left else state
+            )._delete()
         # Not those of clusters beside it, nor of anything else that this machine has a route to.
         taken = networks.routed()
         services = networks.free(networks.SERVICES, number, taken)
-        cluster = cls(folder, replace(state, services=services, pods=networks.free(networks.PODS, number, taken)))
+        cluster = cls(
+            folder,
+            replace(state, services=services, pods=networks.free(networks.PODS, number, taken)),
+        )
         # Before there is anything to remove: hack/e2e-kind down finds what a killed start leaves.
         cluster._save()
         try:
@@ -123,7 +137,8 @@ class KindCluster:
 
     @classmethod
     def attach(cls, folder: Path) -> KindCluster:
-        """The cluster that an earlier `start` left in `folder`. Raises KindError where there is none."""
+        """The cluster that an earlier `start` left in `folder`.
+        Raises KindError where there is none."""
         state = cls._left(folder.resolve())
         if state is None:
             raise KindError(f"no kind cluster in {folder}: start one with hack/e2e-kind up")
@@ -150,10 +165,11 @@ class KindCluster:
         engines.stop(self.engine)
 
     def remove(self, progress: Callable[[str], None]) -> None:
-        """`stop` for a cluster of another process, whose engine may have ended since, as with the machine.
+        """`stop` for a cluster of another process, whose engine may have ended since,
+        as with the machine.
 
-        One of ours is started for it, as the cluster's containers lie there. Raises KindError where a person's does not
-        answer.
+        One of ours is started for it, as the cluster's containers lie there. Raises KindError where
+        a person's does not answer.
         """
         if not self._engine_answers():
             try:
@@ -161,13 +177,17 @@ class KindCluster:
             except KindError as error:
                 if os.geteuid() != 0 or engines.alive():
                     raise  # It may well run, with the cluster in it.
-                progress(f"the engine of {self.name} can't be started any more, so that nothing of it runs: {error}")
+                progress(
+                    f"the engine of {self.name} can't be started any more, so that nothing of it"
+                    f" runs: {error}"
+                )
                 self._forget()
                 return
         self.stop()
 
     def running(self) -> bool:
-        """Whether the engine has the cluster and its API server is ready: a folder's files outlive both.
+        """Whether the engine has the cluster and its API server is ready:
+        a folder's files outlive both.
 
         Raises KindError where a person's engine does not answer: the cluster may be in it.
         """
@@ -186,7 +206,10 @@ class KindCluster:
             return True
         if self.state.own_engine:
             return False
-        raise KindError(f"the Docker engine of the cluster {self.name} does not answer: start it, and repeat this")
+        raise KindError(
+            f"the Docker engine of the cluster {self.name} does not answer: start it, and repeat"
+            " this"
+        )
 
     def _forget(self) -> None:
         for left in ("kubeconfig", "state.json", "kind.yaml"):
@@ -197,8 +220,11 @@ class KindCluster:
 
     def _delete(self) -> None:
         listed = self.name in self._kind("get", "clusters").split()
-        if self.state.via:  # also where kind does not know the cluster any more: its bridge may be there, and the route
-            with contextlib.suppress(KindError):  # It went with the bridge, or another one stands in its place.
+        # Also where kind does not know the cluster any more: its bridge may be there, and the route
+        if self.state.via:
+            with contextlib.suppress(
+                KindError
+            ):  # It went with the bridge, or another one stands in its place.
                 self._route("del")
         if listed:
             self._kind("delete", "cluster", "--name", self.name, "--kubeconfig", self.kubeconfig)
@@ -207,13 +233,16 @@ class KindCluster:
         kubelet = {
             "kind": "KubeletConfiguration",
             "failCgroupV1": False,
-            # Images are put there by hand: the kubelet must not remove them when the machine's disk fills.
+            # Images are put there by hand: the kubelet must not remove them when the machine's disk
+            # fills.
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
         }
         patches = [json.dumps(kubelet)]
         if workers:  # kind lets a control plane take pods by itself where it is the only node
-            patches.append(json.dumps({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}}))
+            patches.append(
+                json.dumps({"kind": "InitConfiguration", "nodeRegistration": {"taints": []}})
+            )
         config: dict[str, Any] = {
             "kind": "Cluster",
             "apiVersion": "kind.x-k8s.io/v1alpha4",
@@ -222,18 +251,30 @@ class KindCluster:
             "nodes": [{"role": role} for role in ("control-plane", *["worker"] * workers)],
         }
         if not engines.may_raise_limits():
-            # Otherwise runc ends with "can't get final child's PID from pipe": it may not lower an OOM score here.
+            # Otherwise runc ends with "can't get final child's PID from pipe":
+            # it may not lower an OOM score here.
             config["containerdConfigPatches"] = [UNPRIVILEGED_SCORES]
         file = self.folder / "kind.yaml"
         file.write_text(json.dumps(config, indent=2))  # JSON is YAML
         try:
             self._kind(
-                *("create", "cluster", "--name", self.name, "--image", self.state.image, "--config", file),
+                *(
+                    "create",
+                    "cluster",
+                    "--name",
+                    self.name,
+                    "--image",
+                    self.state.image,
+                    "--config",
+                    file,
+                ),
                 *("--kubeconfig", self.kubeconfig),
             )
         except KindError as error:
             (self.folder / "create.log").write_text(str(error))
-            reason = next((line for line in str(error).splitlines() if line.startswith("ERROR: ")), str(error))
+            reason = next(
+                (line for line in str(error).splitlines() if line.startswith("ERROR: ")), str(error)
+            )
             raise KindError(
                 f"kind can't create the cluster: {reason}; all of it: {self.folder / 'create.log'}"
             ) from error
@@ -250,11 +291,20 @@ class KindCluster:
     def _route(self, verb: str) -> None:
         """Lead this machine's packets for Services to a node, where kube-proxy knows them.
 
-        From a container in the machine's own network, so that root is not needed here. A route that somebody else made
-        is neither replaced nor removed. Raises KindError.
+        From a container in the machine's own network, so that root is not needed here. A route that
+        somebody else made is neither replaced nor removed. Raises KindError.
         """
         self.engine.docker(
-            *("run", "--rm", "--privileged", "--network", "host", "--entrypoint", "ip", self.state.image),
+            *(
+                "run",
+                "--rm",
+                "--privileged",
+                "--network",
+                "host",
+                "--entrypoint",
+                "ip",
+                self.state.image,
+            ),
             *("route", verb, self.state.services, "via", self.state.via),
         )
 
@@ -263,9 +313,15 @@ class KindCluster:
         return self.engine.docker("inspect", "--format", form, node).strip()
 
     def environment(self) -> dict[str, str]:
-        """What a child needs to talk to the cluster and to its engine: KUBECONFIG, PATH, perhaps DOCKER_HOST."""
+        """What a child needs to talk to the cluster and to its engine:
+        KUBECONFIG, PATH, perhaps DOCKER_HOST."""
         path = f"{self.state.tools}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        return {**os.environ, **self.engine.environment, "KUBECONFIG": str(self.kubeconfig), "PATH": path}
+        return {
+            **os.environ,
+            **self.engine.environment,
+            "KUBECONFIG": str(self.kubeconfig),
+            "PATH": path,
+        }
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run kubectl and return its standard output. Raises KindError with what it said."""
@@ -282,31 +338,39 @@ class KindCluster:
 
     @property
     def nodes(self) -> list[str]:
-        """The nodes' names, which are their containers' names, too; the control plane's comes first."""
+        """The nodes' names, which are their containers' names, too;
+        the control plane's comes first."""
         return sorted(self._kind("get", "nodes", "--name", self.name).split())
 
     def node_exec(self, node: str, *command: str) -> str:
-        """Run a command as root in a node's container: to end a process, or to look at its files."""
+        """Run a command as root in a node's container:
+        to end a process, or to look at its files."""
         return self.engine.docker("exec", node, *command)
 
     def host_address(self) -> str:
         """An address of this machine that nodes and pods reach: that of the nodes' network."""
-        configs = json.loads(self.engine.docker("network", "inspect", "--format", "{{json .IPAM.Config}}", NETWORK))
+        configs = json.loads(
+            self.engine.docker("network", "inspect", "--format", "{{json .IPAM.Config}}", NETWORK)
+        )
         for each in configs or []:
             if "." in each.get("Gateway", ""):
                 return str(each["Gateway"])
         raise KindError(
-            f"the Docker network {NETWORK} has no IPv4 gateway, by which nodes reach this machine: remove it "
-            f"(docker network rm {NETWORK}), and kind makes it anew with one"
+            f"the Docker network {NETWORK} has no IPv4 gateway, by which nodes reach this machine:"
+            f" remove it (docker network rm {NETWORK}), and kind makes it anew with one"
         )
 
-    def service_address(self, name: str, namespace: str = "default", port: int | None = None) -> str:
-        """Where clients on this machine reach a Service, like http://10.101.3.4:8000; its first port by default."""
+    def service_address(
+        self, name: str, namespace: str = "default", port: int | None = None
+    ) -> str:
+        """Where clients on this machine reach a Service, like http://10.101.3.4:8000;
+        its first port by default."""
         spec = self.get("-n", namespace, "service", name)["spec"]
         return f"http://{spec['clusterIP']}:{port or spec['ports'][0]['port']}"
 
     def load_image(self, name: str) -> None:
-        """Bring an image of the engine into every node, read once for all of them. Raises KindError."""
+        """Bring an image of the engine into every node, read once for all of them.
+        Raises KindError."""
         load(self.engine.environment, name, self.nodes)
 
 
@@ -314,8 +378,18 @@ def load(environment: Mapping[str, str], image: str, nodes: list[str]) -> None:
     """Stream an image out of the engine into the containerd of each node at the same time."""
     docker = shutil.which("docker") or "docker"
     whole = {**os.environ, **environment}
-    command = ["ctr", "--namespace=k8s.io", "images", "import", "--digests", "--snapshotter=overlayfs", "-"]
-    source = subprocess.Popen([docker, "save", image], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=whole)
+    command = [
+        "ctr",
+        "--namespace=k8s.io",
+        "images",
+        "import",
+        "--digests",
+        "--snapshotter=overlayfs",
+        "-",
+    ]
+    source = subprocess.Popen(
+        [docker, "save", image], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=whole
+    )
     sinks = [
         subprocess.Popen(
             [docker, "exec", "--interactive", node, *command],
@@ -341,4 +415,6 @@ def load(environment: Mapping[str, str], image: str, nodes: list[str]) -> None:
             source.kill()
             raise KindError(f"{image} can't be imported into the node {node}: {said[-1000:]}")
     if source.wait():
-        raise KindError(f"docker save {image} failed: {source.stderr.read().decode(errors='replace').strip()}")
+        raise KindError(
+            f"docker save {image} failed: {source.stderr.read().decode(errors='replace').strip()}"
+        )

@@ -1,4 +1,5 @@
-"""The stack of manifests/compose.yaml for its tests; images that can't be pulled are made of packages.
+"""The stack of manifests/compose.yaml for its tests;
+images that can't be pulled are made of packages.
 
 hack/e2e-compose runs this. It needs a Docker engine that answers, and starts none.
 """
@@ -35,7 +36,8 @@ PORTS = ("RUNTIME_PORT", "MLFLOW_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 SUITE = "tests/compose"
 PYTEST = f"pytest {SUITE} -q"
 STAND_INS = ROOT / "hack" / "compose"
-# Builds reach the package registries by this machine's own network, also where the engine has no bridge.
+# Builds reach the package registries by this machine's own network,
+# also where the engine has no bridge.
 OVERRIDE = """\
 services:
   runtime: {build: {network: host}}
@@ -62,7 +64,11 @@ class Stack:
     def services(self) -> list[str]:
         """Those that can run here: without Grafana where its image can't be had."""
         names = run(*self.command("config", "--services")).split()
-        return [name for name in names if name != "grafana" or self.settings.get("WITHOUT_GRAFANA") != "1"]
+        return [
+            name
+            for name in names
+            if name != "grafana" or self.settings.get("WITHOUT_GRAFANA") != "1"
+        ]
 
     def url(self, port: str) -> str:
         """Where a service answers: url("RUNTIME_PORT")."""
@@ -70,10 +76,20 @@ class Stack:
 
     def command(self, *words: str) -> tuple[str, ...]:
         files = [word for file in self.files for word in ("--file", str(file))]
-        return ("docker", "compose", "--project-name", PROJECT, "--env-file", str(FOLDER / "env"), *files, *words)
+        return (
+            "docker",
+            "compose",
+            "--project-name",
+            PROJECT,
+            "--env-file",
+            str(FOLDER / "env"),
+            *files,
+            *words,
+        )
 
     def __call__(self, *words: str, **environment: str) -> str:
-        """`docker compose …`; a keyword stands for a line of `.env`. Raises KindError with what it said."""
+        """`docker compose …`; a keyword stands for a line of `.env`.
+        Raises KindError with what it said."""
         return run(*self.command(*words), env=environment)
 
     def container(self, service: str) -> str:
@@ -82,7 +98,8 @@ class Stack:
 
 
 def require(engine: Engine) -> str:
-    """The versions, in words. Raises KindError where no engine answers, or it or Compose is too old."""
+    """The versions, in words.
+    Raises KindError where no engine answers, or it or Compose is too old."""
     if not answers(engine):
         raise KindError("no Docker engine answers: start one, or name it in DOCKER_HOST")
     versions = []
@@ -96,14 +113,16 @@ def require(engine: Engine) -> str:
             raise KindError(f"{name} does not say its version: {error}") from error
         if tuple(int(number) for number in re.findall(r"\d+", said)[:2]) < least:
             raise KindError(
-                f"{name} {said} is too old: manifests/compose.yaml needs {'.'.join(map(str, least))} or newer"
+                f"{name} {said} is too old: manifests/compose.yaml needs"
+                f" {'.'.join(map(str, least))} or newer"
             )
         versions.append(f"{name} {said}")
     return ", ".join(versions)
 
 
 def images(engine: Engine, progress: Callable[[str], None]) -> dict[str, str]:
-    """Settings that name the images: those of compose.yaml where they can be pulled, else such as are made here."""
+    """Settings that name the images: those of compose.yaml where they can be pulled,
+    else such as are made here."""
     origin = base.plain(engine, progress)
     settings = {"BASE_IMAGE": origin, "BUILD_IMAGE": base.for_building(engine, origin)}
     for name, official in re.findall(r"image: \$\{(\w+)_IMAGE:-(\S+)\}", FILE.read_text()):
@@ -114,11 +133,15 @@ def images(engine: Engine, progress: Callable[[str], None]) -> dict[str, str]:
             settings["WITHOUT_GRAFANA"] = "1"
             continue
         progress(f"{official} can't be pulled: making its stand-in")
-        settings[f"{name}_IMAGE"] = stand_in(engine, name.lower(), official, settings["BUILD_IMAGE"], progress)
+        settings[f"{name}_IMAGE"] = stand_in(
+            engine, name.lower(), official, settings["BUILD_IMAGE"], progress
+        )
     return settings
 
 
-def stand_in(engine: Engine, name: str, official: str, build_image: str, progress: Callable[[str], None]) -> str:
+def stand_in(
+    engine: Engine, name: str, official: str, build_image: str, progress: Callable[[str], None]
+) -> str:
     """Build hack/compose/NAME.Dockerfile and return the image's name."""
     made = f"localhost/llm-operator-{official.rpartition('/')[2]}"
     more: list[str | Path] = []
@@ -133,7 +156,8 @@ def stand_in(engine: Engine, name: str, official: str, build_image: str, progres
 
 
 def prometheus(version: str, progress: Callable[[str], None]) -> Path:
-    """The folder with prometheus and promtool of a release, built from its Go module. Raises KindError."""
+    """The folder with prometheus and promtool of a release, built from its Go module.
+    Raises KindError."""
     major, minor, patch = (int(number) for number in version.split("."))
     # Prometheus 3.5.0 is v0.305.0 as a Go module.
     module = f"github.com/prometheus/prometheus@v0.{major * 100 + minor}.{patch}"
@@ -146,17 +170,29 @@ def prometheus(version: str, progress: Callable[[str], None]) -> Path:
                 source = partial / "source"
                 programs = partial / "programs"
                 source.mkdir()
-                commands = [f"{module.partition('@')[0]}/cmd/{each}" for each in ("prometheus", "promtool")]
+                commands = [
+                    f"{module.partition('@')[0]}/cmd/{each}" for each in ("prometheus", "promtool")
+                ]
                 go("mod", "init", "example.invalid/prometheus", cwd=source)
                 go("get", *(f"{each}@{module.partition('@')[2]}" for each in commands), cwd=source)
                 stamp = f"-s -w -X github.com/prometheus/common/version.Version={version}"
-                go("build", "-trimpath", "-ldflags", stamp, "-o", f"{programs}/", *commands, cwd=source)
+                go(
+                    "build",
+                    "-trimpath",
+                    "-ldflags",
+                    stamp,
+                    "-o",
+                    f"{programs}/",
+                    *commands,
+                    cwd=source,
+                )
                 programs.rename(folder)
     return folder
 
 
 def prepare(phases: Phases) -> Stack:
-    """Images, passwords and free ports, written to the state's folder; what an earlier run left is removed."""
+    """Images, passwords and free ports, written to the state's folder;
+    what an earlier run left is removed."""
     engine = Engine(own=False)
     phases.progress(require(engine))
     down()
@@ -164,7 +200,10 @@ def prepare(phases: Phases) -> Stack:
     with phases("images of others"):
         settings = images(engine, phases.progress)
     settings |= {"ACCELERATOR": "cpu", "LLM_RUNTIME_VERSION": "e2e"}
-    settings |= {name: secrets.token_hex(12) for name in ("API_KEY", "POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD")}
+    settings |= {
+        name: secrets.token_hex(12)
+        for name in ("API_KEY", "POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD")
+    }
     settings |= dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     (FOLDER / "override.yaml").write_text(OVERRIDE)
     (FOLDER / "env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
@@ -182,7 +221,8 @@ def down() -> None:
 
 
 def main() -> None:
-    """`hack/e2e-compose [test|up|down] [pytest arguments]`; a failure is one line on standard error."""
+    """`hack/e2e-compose [test|up|down] [pytest arguments]`;
+    a failure is one line on standard error."""
     # A run that is ended by its caller removes its containers, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     phases = Phases(lambda line: print(line, flush=True))
@@ -192,7 +232,10 @@ def main() -> None:
             down()
         elif verb == "up":
             prepare(phases)
-            print(f"\n{phases.table()}\n\n{PYTEST} runs the tests; hack/e2e-compose down removes what they leave")
+            print(
+                f"\n{phases.table()}\n\n{PYTEST} runs the tests; hack/e2e-compose down removes what"
+                " they leave"
+            )
         else:
             sys.exit(test(phases, rest))
     except KindError as error:

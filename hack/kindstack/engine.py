@@ -1,4 +1,5 @@
-"""A Docker engine: the one that answers where it can start a node, else Debian's own with its state in our cache."""
+"""A Docker engine: the one that answers where it can start a node,
+else Debian's own with its state in our cache."""
 
 from __future__ import annotations
 
@@ -32,28 +33,34 @@ HELD = "another process starts or ends the Docker engine of clusters"
 POLICY = Path("/usr/sbin/policy-rc.d")
 MARK = "# of hack/e2e-kind, while it installs docker.io"
 NO_ROOT = (
-    "no Docker engine answers, and only root can start one: start your engine, or run this as root (sudo), where "
-    "Debian's docker.io is installed and started for the time of the run"
+    "no Docker engine answers, and only root can start one: start your engine, or run this as root"
+    " (sudo), where Debian's docker.io is installed and started for the time of the run"
 )
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A Docker engine, and how its clients reach it. `own` is true for one that this package started."""
+    """A Docker engine, and how its clients reach it.
+    `own` is true for one that this package started."""
 
     own: bool
     environment: dict[str, str] = field(default_factory=dict)
 
-    def docker(self, *arguments: str | Path, stdin: str | None = None, timeout_seconds: float | None = None) -> str:
+    def docker(
+        self, *arguments: str | Path, stdin: str | None = None, timeout_seconds: float | None = None
+    ) -> str:
         """Run the docker command. Raises KindError with what it said."""
-        return run("docker", *arguments, env=self.environment, stdin=stdin, timeout_seconds=timeout_seconds)
+        return run(
+            "docker", *arguments, env=self.environment, stdin=stdin, timeout_seconds=timeout_seconds
+        )
 
     def has(self, image: str) -> bool:
         """Whether the engine keeps this image."""
         return bool(self.docker("images", "--quiet", image).strip())
 
     def pull(self, image: str, progress: Callable[[str], None]) -> bool:
-        """Fetch an image; False where its registry can't be reached, which is found out within seconds."""
+        """Fetch an image; False where its registry can't be reached,
+        which is found out within seconds."""
         if self.has(image):
             return True
         try:
@@ -66,7 +73,8 @@ class Engine:
 
 
 def find(static_program: Path, progress: Callable[[str], None]) -> Engine:
-    """The engine to use. `static_program` ends well with `version`: it is run in a container to try the engine.
+    """The engine to use. `static_program` ends well with `version`:
+    it is run in a container to try the engine.
 
     Raises KindError where there is none and none can be started.
     """
@@ -96,7 +104,9 @@ def refusal(engine: Engine, static_program: Path) -> str | None:
             tar.add(static_program, "program")
         engine.docker("import", archive, PROBE)
     try:
-        engine.docker("run", "--rm", "--privileged", "--network", "none", PROBE, "/program", "version")
+        engine.docker(
+            "run", "--rm", "--privileged", "--network", "none", PROBE, "/program", "version"
+        )
     except KindError as error:
         return str(error).splitlines()[-1]
     finally:
@@ -105,7 +115,8 @@ def refusal(engine: Engine, static_program: Path) -> str | None:
 
 
 def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
-    """Start Debian's engine with its data, its state and its socket below the cache, or use the one that runs there."""
+    """Start Debian's engine with its data, its state and its socket below the cache,
+    or use the one that runs there."""
     if os.geteuid() != 0:
         raise MachineLacks(NO_ROOT)
     with locked(FOLDER / "lock", HELD, progress):
@@ -116,7 +127,8 @@ def start(static_program: Path, progress: Callable[[str], None]) -> Engine:
 
 def _start(static_program: Path, progress: Callable[[str], None]) -> Engine:
     if policy_is_ours():
-        POLICY.unlink()  # left by an installation that was killed: no service of the machine would start any more
+        # Left by an installation that was killed: no service of the machine would start any more
+        POLICY.unlink()
     if shutil.which("dockerd") is None:
         install(progress)
     engine = Engine(own=True, environment={"DOCKER_HOST": f"unix://{FOLDER / 'docker.sock'}"})
@@ -124,26 +136,43 @@ def _start(static_program: Path, progress: Callable[[str], None]) -> Engine:
         return engine
     if alive():
         raise KindError(
-            f"the Docker engine in {FOLDER} runs and does not answer: wait, or end it (its log: dockerd.log)"
+            f"the Docker engine in {FOLDER} runs and does not answer: wait, or end it (its log:"
+            " dockerd.log)"
         )
     FOLDER.mkdir(parents=True, exist_ok=True)
     # Left by an engine that was killed.
     for leftover in ("docker.pid", "docker.sock"):
         (FOLDER / leftover).unlink(missing_ok=True)
     command = [
-        *("dockerd", "--host", f"unix://{FOLDER / 'docker.sock'}", "--pidfile", str(FOLDER / "docker.pid")),
+        *(
+            "dockerd",
+            "--host",
+            f"unix://{FOLDER / 'docker.sock'}",
+            "--pidfile",
+            str(FOLDER / "docker.pid"),
+        ),
         *("--data-root", str(FOLDER / "data"), "--exec-root", str(FOLDER / "exec")),
-        # Neither the firewall nor the bridge of an engine beside it is touched: kind makes a network of its own.
+        # Neither the firewall nor the bridge of an engine beside it is touched:
+        # kind makes a network of its own.
         *("--iptables=false", "--ip6tables=false", "--bridge=none"),
     ]
     if not may_raise_limits():
-        command += ["--add-runtime", f"nosysres={runtime_wrapper()}", "--default-runtime", "nosysres"]
+        command += [
+            "--add-runtime",
+            f"nosysres={runtime_wrapper()}",
+            "--default-runtime",
+            "nosysres",
+        ]
     with (FOLDER / "dockerd.log").open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         await_start(engine, process, progress)
         if trouble := refusal(engine, static_program):
-            raise MachineLacks(f"this machine can't run privileged containers, which kind's nodes are: {trouble}")
+            raise MachineLacks(
+                f"this machine can't run privileged containers, which kind's nodes are: {trouble}"
+            )
     except BaseException:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -153,7 +182,8 @@ def _start(static_program: Path, progress: Callable[[str], None]) -> Engine:
 
 
 def alive() -> bool:
-    """Whether an engine of ours runs, also one that is too busy to answer; its number alone may be another's by now."""
+    """Whether an engine of ours runs, also one that is too busy to answer;
+    its number alone may be another's by now."""
     try:
         pid = (FOLDER / "docker.pid").read_text().strip()
         return str(FOLDER / "docker.sock").encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -161,7 +191,9 @@ def alive() -> bool:
         return False
 
 
-def await_start(engine: Engine, process: subprocess.Popen[bytes], progress: Callable[[str], None]) -> None:
+def await_start(
+    engine: Engine, process: subprocess.Popen[bytes], progress: Callable[[str], None]
+) -> None:
     progress(f"waiting for dockerd (log: {FOLDER / 'dockerd.log'})")
     deadline = time.monotonic() + START_SECONDS
     while not answers(engine):
@@ -172,19 +204,29 @@ def await_start(engine: Engine, process: subprocess.Popen[bytes], progress: Call
 
 
 def require_space(engine: Engine, gib: int) -> None:
-    """Raises MachineLacks where the engine's disk has too little room, if it is a disk of this machine."""
-    folder = FOLDER if engine.own else Path(engine.docker("info", "--format", "{{.DockerRootDir}}").strip())
+    """Raises MachineLacks where the engine's disk has too little room,
+    if it is a disk of this machine."""
+    folder = (
+        FOLDER
+        if engine.own
+        else Path(engine.docker("info", "--format", "{{.DockerRootDir}}").strip())
+    )
     try:
         free = shutil.disk_usage(folder).free >> 30
     except OSError:
         return  # the engine runs elsewhere
     if free < gib:
-        raise MachineLacks(f"{gib} GiB of free disk are needed for nodes and images, {free} GiB are free in {folder}")
+        raise MachineLacks(
+            f"{gib} GiB of free disk are needed for nodes and images, {free} GiB are free in"
+            f" {folder}"
+        )
 
 
 def install(progress: Callable[[str], None]) -> None:
     if shutil.which("apt-get") is None:
-        raise MachineLacks("no Docker engine answers and none is installed: install Docker, and start it")
+        raise MachineLacks(
+            "no Docker engine answers and none is installed: install Docker, and start it"
+        )
     progress("installing Debian's docker.io")
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     # The package would start an engine of its own, with its data elsewhere.
@@ -193,9 +235,19 @@ def install(progress: Callable[[str], None]) -> None:
         POLICY.chmod(0o755)
     try:
         run("apt-get", "update", "-qq", env=quiet)
-        run("apt-get", "install", "-qq", "--no-install-recommends", "docker.io", "iptables", env=quiet)
+        run(
+            "apt-get",
+            "install",
+            "-qq",
+            "--no-install-recommends",
+            "docker.io",
+            "iptables",
+            env=quiet,
+        )
     except KindError as error:
-        raise MachineLacks(f"no Docker engine answers, and Debian's can't be installed: {error}") from error
+        raise MachineLacks(
+            f"no Docker engine answers, and Debian's can't be installed: {error}"
+        ) from error
     finally:
         if policy_is_ours():
             POLICY.unlink()
@@ -214,7 +266,8 @@ def may_raise_limits() -> bool:
 
 
 def runtime_wrapper() -> Path:
-    """An OCI runtime that is runc without CAP_SYS_RESOURCE, for machines that lack it: see runc_wrapper.py."""
+    """An OCI runtime that is runc without CAP_SYS_RESOURCE,
+    for machines that lack it: see runc_wrapper.py."""
     source = Path(__file__).with_name("runc_wrapper.py")
     runc = shutil.which("runc") or "/usr/sbin/runc"
     wrapper = FOLDER / "runc-without-sys-resource"
@@ -225,7 +278,8 @@ def runtime_wrapper() -> Path:
 
 
 def stop(engine: Engine) -> None:
-    """End an engine that this package started, unless another run uses it or a cluster is in it. Its images stay."""
+    """End an engine that this package started, unless another run uses it or a cluster is in it.
+    Its images stay."""
     if not engine.own:
         return
     with locked(FOLDER / "lock", HELD, complain):

@@ -12,20 +12,27 @@ from kindstack.shell import ROOT
 
 OPERATOR = "llm-operator:kind"
 RUNTIME = "llm-runtime:kind"
-# What `docker build` of the runtime gets, as a shell writes it: E2E_KIND_BUILD_ARGS="--build-arg TORCH_INDEX=…".
+# What `docker build` of the runtime gets, as a shell writes it:
+# E2E_KIND_BUILD_ARGS="--build-arg TORCH_INDEX=…".
 OPTIONS = "E2E_KIND_BUILD_ARGS"
 # The nodes have no GPU, and the image for them is four times as large to build and to load.
 FOR_CPUS = "--build-arg ACCELERATOR=cpu"
 
 
 def build(engine: Engine, name: str, progress: Callable[[str], None]) -> None:
-    """Build `llm-operator:kind` or `llm-runtime:kind`; the engine's cache makes an unchanged one quick."""
+    """Build `llm-operator:kind` or `llm-runtime:kind`;
+    the engine's cache makes an unchanged one quick."""
     program = name.partition(":")[0].removeprefix("llm-")
     origin = base.plain(engine, progress)
     more = shlex.split(os.environ.get(OPTIONS, FOR_CPUS)) if name == RUNTIME else []
     engine.docker(
         *("build", "--network", "host", "--file", ROOT / f"Dockerfile.{program}", "--tag", name),
-        *("--build-arg", f"BASE_IMAGE={origin}", "--build-arg", f"BUILD_IMAGE={base.for_building(engine, origin)}"),
+        *(
+            "--build-arg",
+            f"BASE_IMAGE={origin}",
+            "--build-arg",
+            f"BUILD_IMAGE={base.for_building(engine, origin)}",
+        ),
         *more,
         ROOT,
     )

@@ -1,4 +1,5 @@
-"""The image of kind's nodes: the one that is named, the official one where it can be pulled, else one made here."""
+"""The image of kind's nodes: the one that is named,
+the official one where it can be pulled, else one made here."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def choose(engine: Engine, named: str | None, progress: Callable[[str], None]) -
     """The node image's name: `named`, else kind's own, else one of packages. Raises KindError."""
     if named:
         if not engine.pull(named, progress):
-            raise KindError(f"the node image {named} is not in the engine and can't be pulled: check KIND_IMAGE")
+            raise KindError(
+                f"the node image {named} is not in the engine and can't be pulled: check KIND_IMAGE"
+            )
         return named
     defaults = programs.sources(programs.KIND) / "pkg/apis/config/defaults/image.go"
     match = re.search(r'Image = "([^"]+)"', defaults.read_text())
@@ -45,10 +48,13 @@ def choose(engine: Engine, named: str | None, progress: Callable[[str], None]) -
 
 
 def make(engine: Engine, progress: Callable[[str], None]) -> str:
-    """A node image of Debian's packages and Go modules. Its name has a hash of all that goes into it."""
+    """A node image of Debian's packages and Go modules.
+    Its name has a hash of all that goes into it."""
     built = [programs.of_a_node(progress), programs.of_policies(progress)]
     origin = base.for_building(engine, base.plain(engine, progress))
-    digest = hashlib.sha256(" ".join(each.name for each in built).encode() + base.identity(engine, origin))
+    digest = hashlib.sha256(
+        " ".join(each.name for each in built).encode() + base.identity(engine, origin)
+    )
     for file in [Path(__file__), *sorted(RECIPE.rglob("*"))]:
         if file.is_file():
             digest.update(file.read_bytes())
@@ -67,27 +73,48 @@ def make(engine: Engine, progress: Callable[[str], None]) -> str:
             each.chmod(0o755 if each.is_dir() or "bin" in each.parent.name else 0o644)
         version = programs.kubernetes_version()
         progress("building the node image: Debian's packages")
-        tags = {target: f"localhost/llm-operator-{target}:{digest.hexdigest()[:12]}" for target in TARGETS}
+        tags = {
+            target: f"localhost/llm-operator-{target}:{digest.hexdigest()[:12]}"
+            for target in TARGETS
+        }
         for target, tag in tags.items():
             engine.docker(
                 *("build", "--network", "host", "--target", target, "--tag", tag),
-                *("--build-arg", f"BASE_IMAGE={origin}", "--build-arg", f"VERSION={version}", folder),
+                *(
+                    "--build-arg",
+                    f"BASE_IMAGE={origin}",
+                    "--build-arg",
+                    f"VERSION={version}",
+                    folder,
+                ),
             )
         preload(engine, tags, name, progress)
     return name
 
 
-def preload(engine: Engine, tags: dict[str, str], name: str, progress: Callable[[str], None]) -> None:
-    """Import the cluster's own images into the node's containerd, and commit the whole as `name`."""
+def preload(
+    engine: Engine, tags: dict[str, str], name: str, progress: Callable[[str], None]
+) -> None:
+    """Import the cluster's own images into the node's containerd,
+    and commit the whole as `name`."""
     progress("putting the control plane's images into it")
     names = image_names(engine, tags["node"])
     every = [each for images in names.values() for each in images]
-    # A person's own images of these names, as those of another cluster: the names are given back to them.
+    # A person's own images of these names,
+    # as those of another cluster: the names are given back to them.
     before = {each: base.identity(engine, each).decode() for each in every if engine.has(each)}
     for target, each in ((target, each) for target, images in names.items() for each in images):
         engine.docker("tag", tags[target], each)
     container = engine.docker(
-        "run", "--detach", "--privileged", "--network", "none", "--entrypoint", "sleep", tags["node"], "infinity"
+        "run",
+        "--detach",
+        "--privileged",
+        "--network",
+        "none",
+        "--entrypoint",
+        "sleep",
+        tags["node"],
+        "infinity",
     ).strip()
     try:
         with tempfile.TemporaryDirectory(prefix="llm-operator-images-") as folder:
@@ -108,14 +135,27 @@ def preload(engine: Engine, tags: dict[str, str], name: str, progress: Callable[
 def image_names(engine: Engine, node: str) -> dict[str, list[str]]:
     """What kubeadm and containerd call the images: target of the Dockerfile → names."""
     listed = engine.docker(
-        *("run", "--rm", "--network", "none", "--entrypoint", "kubeadm", node, "config", "images", "list"),
+        *(
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--entrypoint",
+            "kubeadm",
+            node,
+            "config",
+            "images",
+            "list",
+        ),
         *("--kubernetes-version", programs.kubernetes_version()),
     ).split()
     names: dict[str, list[str]] = {"kubernetes": [*NETWORK], "coredns": [], "pause": []}
     for image in listed:
         target = next((each for each in ("coredns", "pause") if f"/{each}:" in image), "kubernetes")
         names[target].append(image)
-    config = (programs.sources(programs.KIND) / "images/base/files/etc/containerd/config.toml").read_text()
+    config = (
+        programs.sources(programs.KIND) / "images/base/files/etc/containerd/config.toml"
+    ).read_text()
     sandbox = re.search(r'sandbox_image = "([^"]+)"', config)
     if sandbox and sandbox[1] not in names["pause"]:
         names["pause"].append(sandbox[1])

@@ -1,4 +1,5 @@
-"""What the way to a cluster consists of, with the seconds of each part: printed as it goes, as a table, as JSON."""
+"""What the way to a cluster consists of, with the seconds of each part:
+printed as it goes, as a table, as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 
 @dataclass
 class Phases:
-    """Measures named parts of a run. `progress` gets one line when a part begins and one when it has ended."""
+    """Measures named parts of a run.
+    `progress` gets one line when a part begins and one when it has ended."""
 
     progress: Callable[[str], None] = print
     seconds: dict[str, float] = field(default_factory=dict)
@@ -34,4 +36,7 @@ class Phases:
 
     def write(self, file: Path) -> None:
         """The same as JSON: seconds by name."""
-        file.write_text(json.dumps({name: round(each, 1) for name, each in self.seconds.items()}, indent=2) + "\n")
+        file.write_text(
+            json.dumps({name: round(each, 1) for name, each in self.seconds.items()}, indent=2)
+            + "\n"
+        )

@@ -35,7 +35,8 @@ def kind(progress: Callable[[str], None]) -> Path:
 
 
 def of_a_node(progress: Callable[[str], None]) -> Path:
-    """The folder with what a node runs: containerd and its helpers, CoreDNS, Kubernetes. Raises KindError."""
+    """The folder with what a node runs: containerd and its helpers, CoreDNS, Kubernetes.
+    Raises KindError."""
     return build("node", progress, (OTHERS, NODE), (KUBERNETES, ("./node",)))
 
 
@@ -45,7 +46,8 @@ def of_policies(progress: Callable[[str], None]) -> Path:
 
 
 def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[str, ...]]) -> Path:
-    """Build packages of Go modules into a folder that is named after their content, unless it is there."""
+    """Build packages of Go modules into a folder that is named after their content,
+    unless it is there."""
     digest = hashlib.sha256(go("env", "GOVERSION").encode())
     for module, packages in parts:
         digest.update(" ".join(packages).encode())
@@ -54,13 +56,19 @@ def build(name: str, progress: Callable[[str], None], *parts: tuple[Path, tuple[
     folder = CACHE / "kind" / "programs" / f"{name}-{digest.hexdigest()[:16]}"
     if folder.is_dir():
         return folder
-    with locked(folder.parent / ".lock", "another process is building the programs of a kind cluster", progress):
+    with locked(
+        folder.parent / ".lock",
+        "another process is building the programs of a kind cluster",
+        progress,
+    ):
         if not folder.is_dir():
             _build(folder, progress, parts)
     return folder
 
 
-def _build(folder: Path, progress: Callable[[str], None], parts: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
+def _build(
+    folder: Path, progress: Callable[[str], None], parts: tuple[tuple[Path, tuple[str, ...]], ...]
+) -> None:
     """Beside the final place, then renamed: nobody ever runs half a build."""
     with workplace(folder.parent) as partial:
         whole = partial / folder.name
@@ -84,7 +92,10 @@ def stamp() -> str:
     version = kubernetes_version()
     major, minor = version[1:].split(".")[:2]
     package = "k8s.io/component-base/version"
-    return f"-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
+    return (
+        f"-X {package}.gitVersion={version} -X {package}.gitMajor={major} -X"
+        f" {package}.gitMinor={minor}"
+    )
 
 
 def kubernetes_version() -> str:

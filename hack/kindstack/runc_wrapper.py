@@ -1,7 +1,8 @@
 """runc for a machine without CAP_SYS_RESOURCE: runc_wrapper.py RUNC ARGUMENT...
 
-A privileged container asks for every capability, a negative OOM score and raised limits, and runc fails where the
-machine itself lacks them. This leaves them out of the container's configuration and becomes runc.
+A privileged container asks for every capability, a negative OOM score and raised limits, and runc
+fails where the machine itself lacks them. This leaves them out of the container's configuration and
+becomes runc.
 """
 
 import json

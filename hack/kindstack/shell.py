@@ -1,4 +1,5 @@
-"""Commands of this package: run to their end, with an error that says what was run and what it answered."""
+"""Commands of this package: run to their end,
+with an error that says what was run and what it answered."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class KindError(RuntimeError):
 
 
 class MachineLacks(KindError):
-    """This machine can't run a cluster as it is: no engine and no right to start one, no space. Nothing is broken."""
+    """This machine can't run a cluster as it is: no engine and no right to start one, no space.
+    Nothing is broken."""
 
 
 def verb_of(arguments: list[str], verbs: Collection[str]) -> tuple[str, list[str]]:
@@ -24,16 +26,24 @@ def verb_of(arguments: list[str], verbs: Collection[str]) -> tuple[str, list[str
 
     Raises KindError where a verb without tests is given more.
     """
-    verb, rest = (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in verbs else ("test", arguments)
+    verb, rest = (
+        (arguments[0], arguments[1:])
+        if arguments[:1] and arguments[0] in verbs
+        else ("test", arguments)
+    )
     if verb != "test" and rest:
-        raise KindError(f"{verb} takes no {' '.join(rest)}: only test has arguments, which are pytest's")
+        raise KindError(
+            f"{verb} takes no {' '.join(rest)}: only test has arguments, which are pytest's"
+        )
     return verb, rest
 
 
 def selection(suite: str, arguments: list[str]) -> list[str]:
-    """Arguments for pytest: `suite` is run unless they name a file or folder of tests themselves."""
+    """Arguments for pytest: `suite` is run unless they name a file or folder of tests
+    themselves."""
     named = any(
-        (ROOT / word.partition("::")[0]).exists() and not before.startswith(("--ignore", "--deselect"))
+        (ROOT / word.partition("::")[0]).exists()
+        and not before.startswith(("--ignore", "--deselect"))
         for before, word in zip(["", *arguments], arguments, strict=False)
         # A word of -k or -m is no path, even where a folder here has its name.
         if "/" in word and not word.startswith("-")
@@ -48,7 +58,8 @@ def run(
     stdin: str | None = None,
     timeout_seconds: float | None = None,
 ) -> str:
-    """Run a command and return its standard output. `env` is added to this process's own. Raises KindError."""
+    """Run a command and return its standard output.
+    `env` is added to this process's own. Raises KindError."""
     words = [str(word) for word in command]
     environment = {**os.environ, **(env or {})}
     program = shutil.which(words[0], path=environment.get("PATH"))

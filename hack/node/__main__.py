@@ -1,4 +1,5 @@
-"""`PYTHONPATH=hack python -m node --kubeconfig FILE --folder DIR`: run a process node until SIGTERM."""
+"""`PYTHONPATH=hack python -m node --kubeconfig FILE --folder DIR`:
+run a process node until SIGTERM."""
 
 from __future__ import annotations
 
@@ -23,16 +24,46 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m node", description="A Kubernetes node that runs pods as processes."
     )
-    parser.add_argument("--kubeconfig", type=Path, default=os.environ.get("KUBECONFIG"), help="an administrator's")
-    parser.add_argument("--folder", type=Path, required=True, help="volumes and logs; emptied at start")
+    parser.add_argument(
+        "--kubeconfig", type=Path, default=os.environ.get("KUBECONFIG"), help="an administrator's"
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="volumes and logs; emptied at start"
+    )
     parser.add_argument("--name", default="process-node")
     parser.add_argument(
-        "--env", action="append", default=[], metavar="NAME=VALUE", help="in every container; $(POD_IP)"
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="in every container; $(POD_IP)",
     )
-    parser.add_argument("--path", action="append", default=[], metavar="DIR", help="put before PATH in every container")
-    parser.add_argument("--taint", action="append", default=[], metavar="KEY=VALUE:EFFECT", help="beside other nodes")
-    parser.add_argument("--backoff-seconds", type=float, default=1.0, help="the second restart waits so long; doubles")
-    parser.add_argument("--sync-seconds", type=float, default=60.0, help="how often mounted ConfigMaps are read anew")
+    parser.add_argument(
+        "--path",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="put before PATH in every container",
+    )
+    parser.add_argument(
+        "--taint",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE:EFFECT",
+        help="beside other nodes",
+    )
+    parser.add_argument(
+        "--backoff-seconds",
+        type=float,
+        default=1.0,
+        help="the second restart waits so long; doubles",
+    )
+    parser.add_argument(
+        "--sync-seconds",
+        type=float,
+        default=60.0,
+        help="how often mounted ConfigMaps are read anew",
+    )
     return parser.parse_args()
 
 

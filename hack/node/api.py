@@ -38,10 +38,13 @@ class Api:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        # Created at first use, because a session belongs to the running loop. No proxy, because this is loopback.
+        # Created at first use, because a session belongs to the running loop.
+        # No proxy, because this is loopback.
         if self._session is None:
             connector = aiohttp.TCPConnector(ssl=self.context, limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, headers=self.headers, trust_env=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, headers=self.headers, trust_env=False
+            )
         return self._session
 
     async def close(self) -> None:
@@ -60,7 +63,9 @@ class Api:
     async def delete(self, path: str, body: Json | None = None) -> Json:
         return await self._send("DELETE", path, body or {}, "application/json", {})
 
-    async def _send(self, method: str, path: str, body: Json | None, content_type: str, params: dict[str, str]) -> Json:
+    async def _send(
+        self, method: str, path: str, body: Json | None, content_type: str, params: dict[str, str]
+    ) -> Json:
         data = None if body is None else json.dumps(body)
         headers = {"Content-Type": content_type} if content_type else {}
         limit = aiohttp.ClientTimeout(total=30)
@@ -77,7 +82,9 @@ class Api:
         result: Json = json.loads(text)
         return result
 
-    async def watch(self, path: str, version: str, params: dict[str, str], each: Callable[[Json], None]) -> None:
+    async def watch(
+        self, path: str, version: str, params: dict[str, str], each: Callable[[Json], None]
+    ) -> None:
         """Call `each` with every watch event until the server ends the watch. Raises ApiError."""
         query = {**params, "watch": "1", "resourceVersion": version, "timeoutSeconds": "300"}
         limit = aiohttp.ClientTimeout(total=None, sock_read=330)
@@ -91,7 +98,8 @@ class Api:
 
 
 async def events(stream: aiohttp.StreamReader, each: Callable[[Json], None]) -> None:
-    # Split by hand, because readline() refuses lines above 64 KiB, and a Secret may have a megabyte.
+    # Split by hand, because readline() refuses lines above 64 KiB,
+    # and a Secret may have a megabyte.
     rest = b""
     async for piece in stream.iter_any():
         *lines, rest = (rest + piece).split(b"\n")
@@ -100,9 +108,12 @@ async def events(stream: aiohttp.StreamReader, each: Callable[[Json], None]) -> 
 
 
 class Mirror:
-    """A local copy of a list of objects. Calls `changed` for each object that is added, changed or deleted (None)."""
+    """A local copy of a list of objects.
+    Calls `changed` for each object that is added, changed or deleted (None)."""
 
-    def __init__(self, api: Api, path: str, changed: Callable[[str, Json | None], None], **params: str) -> None:
+    def __init__(
+        self, api: Api, path: str, changed: Callable[[str, Json | None], None], **params: str
+    ) -> None:
         self.api = api
         self.path = path
         self.changed = changed
@@ -110,7 +121,8 @@ class Mirror:
         self.objects: dict[str, Json] = {}
 
     async def run(self) -> None:
-        """Follow for ever. After a failure it lists again, which closes any gap, and goes on watching."""
+        """Follow for ever. After a failure it lists again,
+        which closes any gap, and goes on watching."""
         while True:
             try:
                 await self.once()
@@ -125,7 +137,9 @@ class Mirror:
             self.put(key, None)
         for key, item in current.items():
             self.put(key, item)
-        await self.api.watch(self.path, listed["metadata"]["resourceVersion"], self.params, self.event)
+        await self.api.watch(
+            self.path, listed["metadata"]["resourceVersion"], self.params, self.event
+        )
 
     def event(self, event: Json) -> None:
         if event["type"] == "ERROR":
@@ -152,8 +166,11 @@ def message_of(text: str) -> str:
         return text
 
 
-async def insist(action: Callable[[], Awaitable[Json]], *, ignore: tuple[int, ...] = ()) -> Json | None:
-    """Retry `action` after transient errors. Returns None if the API server answers with a status in `ignore`."""
+async def insist(
+    action: Callable[[], Awaitable[Json]], *, ignore: tuple[int, ...] = ()
+) -> Json | None:
+    """Retry `action` after transient errors.
+    Returns None if the API server answers with a status in `ignore`."""
     while True:
         try:
             return await action()
@@ -167,19 +184,27 @@ async def insist(action: Callable[[], Awaitable[Json]], *, ignore: tuple[int, ..
 
 
 def read_kubeconfig(path: Path) -> tuple[str, ssl.SSLContext, dict[str, str]]:
-    """Server, TLS context and headers of the current context: tokens and client certificates, no exec plugins."""
+    """Server, TLS context and headers of the current context:
+    tokens and client certificates, no exec plugins."""
     content = yaml.safe_load(path.read_text())
     context = named(content["contexts"], content["current-context"])["context"]
     cluster = named(content["clusters"], context["cluster"])["cluster"]
     user = named(content["users"], context["user"])["user"]
-    trust = ssl.create_default_context(cadata=decoded(cluster, "certificate-authority", path) or None)
+    trust = ssl.create_default_context(
+        cadata=decoded(cluster, "certificate-authority", path) or None
+    )
     headers = {"User-Agent": "process-node"}
     if "token" in user or "tokenFile" in user:
-        headers["Authorization"] = "Bearer " + (user.get("token") or Path(user["tokenFile"]).read_text()).strip()
+        headers["Authorization"] = (
+            "Bearer " + (user.get("token") or Path(user["tokenFile"]).read_text()).strip()
+        )
     elif certificate := decoded(user, "client-certificate", path):
         load_pair(trust, certificate, decoded(user, "client-key", path))
     else:
-        raise SystemExit(f"{path}: the user has neither token nor client certificate; the process node knows no other")
+        raise SystemExit(
+            f"{path}: the user has neither token nor client certificate; the process node knows no"
+            " other"
+        )
     return cluster["server"].rstrip("/"), trust, headers
 
 

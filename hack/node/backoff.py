@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Backoff:
-    """Exponential back-off: the first restart is immediate, then after 1, 2, 4 … s. The kubelet begins with 10 s."""
+    """Exponential back-off: the first restart is immediate, then after 1, 2, 4 … s.
+    The kubelet begins with 10 s."""
 
     initial_seconds: float = 1.0
     maximum_seconds: float = 60.0

@@ -36,13 +36,17 @@ class Host(Protocol):
 class Container:
     """`run` follows the restart policy until the container is done or `stop` is called."""
 
-    def __init__(self, spec: Json, host: Host, folder: Path, pod_spec: Json, backoff: Backoff) -> None:
+    def __init__(
+        self, spec: Json, host: Host, folder: Path, pod_spec: Json, backoff: Backoff
+    ) -> None:
         self.spec = spec
         self.host = host
         self.folder = folder
         self.backoff = backoff
         self.grace_seconds = float(pod_spec.get("terminationGracePeriodSeconds", 30))
-        self.record = status.Record(spec["name"], spec["image"], sidecar=spec.get("restartPolicy") == "Always")
+        self.record = status.Record(
+            spec["name"], spec["image"], sidecar=spec.get("restartPolicy") == "Always"
+        )
         self.process: Process | None = None
         self.attempt = -1
         self.stopping = False
@@ -75,7 +79,9 @@ class Container:
         """One attempt, from its configuration to its exit code."""
         launch = await self.configured()
         self.attempt += 1
-        self.record.container_id = f"process://{self.folder.parent.name}/{self.spec['name']}/{self.attempt}"
+        self.record.container_id = (
+            f"process://{self.folder.parent.name}/{self.spec['name']}/{self.attempt}"
+        )
         started = datetime.now(UTC)
         try:
             self.process = await Process.start(launch, self.log())
@@ -98,7 +104,9 @@ class Container:
                 await asyncio.sleep(CONFIG_RETRY_SECONDS)
 
     def failed_to_start(self, started: datetime, message: str) -> None:
-        self.record.state = status.terminated(128, started, datetime.now(UTC), message, self.record.container_id)
+        self.record.state = status.terminated(
+            128, started, datetime.now(UTC), message, self.record.container_id
+        )
         self.record.state["terminated"]["reason"] = "StartError"
         self.host.event("Warning", "Failed", f"Error: {message}")
         self.host.publish()
@@ -115,7 +123,9 @@ class Container:
         policy = self.spec.get("terminationMessagePolicy", "File")
         words = processes.last_words(process.launch, process.log, policy, code != 0)
         self.record.ready = self.record.started = False
-        self.record.state = status.terminated(code, started, datetime.now(UTC), words, self.record.container_id)
+        self.record.state = status.terminated(
+            code, started, datetime.now(UTC), words, self.record.container_id
+        )
         self.host.publish()
 
     def begin(self) -> None:
@@ -125,15 +135,23 @@ class Container:
     async def probe(self, process: Process) -> None:
         """Startup first; then readiness and liveness side by side."""
         if probe := self.spec.get("startupProbe"):
-            await self.repeat(probe, process, lambda verdict, text: self.on_startup(process, verdict, text))
+            await self.repeat(
+                probe, process, lambda verdict, text: self.on_startup(process, verdict, text)
+            )
         checks = []
         if probe := self.spec.get("readinessProbe"):
             checks.append(self.repeat(probe, process, self.on_readiness))
         if probe := self.spec.get("livenessProbe"):
-            checks.append(self.repeat(probe, process, lambda verdict, text: self.on_liveness(process, verdict, text)))
+            checks.append(
+                self.repeat(
+                    probe, process, lambda verdict, text: self.on_liveness(process, verdict, text)
+                )
+            )
         await asyncio.gather(*checks)
 
-    async def repeat(self, probe: Json, process: Process, tell: Callable[[bool | None, str], Awaitable[bool]]) -> None:
+    async def repeat(
+        self, probe: Json, process: Process, tell: Callable[[bool | None, str], Awaitable[bool]]
+    ) -> None:
         """Check every period until the attempt is over, or until `tell` returns True."""
         state: ProbeState = state_of(probe)
         await asyncio.sleep(float(probe.get("initialDelaySeconds", 0)))
@@ -170,19 +188,29 @@ class Container:
     async def restart(self, process: Process, kind: str, text: str) -> None:
         name = self.spec["name"]
         self.host.event("Warning", "Unhealthy", f"{kind.capitalize()} probe failed: {text}")
-        self.host.event("Normal", "Killing", f"Container {name} failed {kind} probe, will be restarted")
+        self.host.event(
+            "Normal", "Killing", f"Container {name} failed {kind} probe, will be restarted"
+        )
         own = (self.spec.get(f"{kind}Probe") or {}).get("terminationGracePeriodSeconds")
-        await self.end(process, time.monotonic() + float(own if own is not None else self.grace_seconds))
+        await self.end(
+            process, time.monotonic() + float(own if own is not None else self.grace_seconds)
+        )
 
     def target(self) -> Target:
-        ports = {port["name"]: int(port["containerPort"]) for port in self.spec.get("ports") or [] if "name" in port}
+        ports = {
+            port["name"]: int(port["containerPort"])
+            for port in self.spec.get("ports") or []
+            if "name" in port
+        }
         return Target(self.host.pod_ip, ports, self.execute)
 
     async def execute(self, command: list[str], seconds: float) -> tuple[int, str]:
         if self.process is None:
             return 1, "the container is not running"
         mounts = self.host.mounts(self.spec)
-        return await processes.run(self.process.launch, [rewrite(word, mounts) for word in command], seconds)
+        return await processes.run(
+            self.process.launch, [rewrite(word, mounts) for word in command], seconds
+        )
 
     async def stop(self, deadline: float) -> None:
         """Start no further attempt, and end the running one by `deadline` (monotonic seconds)."""
@@ -192,7 +220,8 @@ class Container:
             await self.end(self.process, deadline)
 
     async def end(self, process: Process, deadline: float) -> None:
-        """Run preStop, then send SIGTERM, within the grace period. As with the kubelet, SIGTERM gets at least 2 s."""
+        """Run preStop, then send SIGTERM, within the grace period.
+        As with the kubelet, SIGTERM gets at least 2 s."""
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook and not process.over:
             await self.pre_stop(hook, process, max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,5 @@
-"""Expands $(VAR) in commands, arguments and values by the kubelet's rules, and reads downward API fields. Pure."""
+"""Expands $(VAR) in commands, arguments and values by the kubelet's rules,
+and reads downward API fields. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from collections.abc import Mapping
 from node.api import Json
 
 REFERENCE = re.compile(r"\$(\$|\(([^()]*)\))")
-SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+SUFFIXES = {
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+}
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
@@ -67,7 +77,8 @@ def quantity(text: str) -> float:
 
 
 def resource(container: Json, reference: Json, capacity: Mapping[str, str]) -> str:
-    """The value of a resourceFieldRef: the limit or request, else the node's capacity, rounded up."""
+    """The value of a resourceFieldRef:
+    the limit or request, else the node's capacity, rounded up."""
     kind, _, name = str(reference["resource"]).partition(".")
     amounts = (container.get("resources") or {}).get(kind) or {}
     amount = amounts.get(name) or capacity.get(name, "0")

@@ -31,7 +31,9 @@ class Node:
         self.settings = settings
         self.path = f"/api/v1/nodes/{settings.name}"
         self.pods: dict[str, Pod] = {}
-        self.mirror = Mirror(api, "/api/v1/pods", self.changed, fieldSelector=f"spec.nodeName={settings.name}")
+        self.mirror = Mirror(
+            api, "/api/v1/pods", self.changed, fieldSelector=f"spec.nodeName={settings.name}"
+        )
         self.tasks: set[asyncio.Task[object]] = set()
         self.reported: dict[str, str] = {}
         self.closing = False
@@ -61,7 +63,8 @@ class Node:
         await insist(lambda: self.api.patch(f"{self.path}/status", body, STRATEGIC))
 
     async def beat(self, kubelet_port: int) -> None:
-        """Renew the Lease every ten seconds. Also report the status, in case the API server has lost its data."""
+        """Renew the Lease every ten seconds.
+        Also report the status, in case the API server has lost its data."""
         while True:
             try:
                 await self.renew()
@@ -69,7 +72,10 @@ class Node:
             except ApiError as error:
                 log.warning("heartbeat: %s", error)
                 if error.status == 404:
-                    await insist(lambda: self.api.post("/api/v1/nodes", manifest(self.settings)), ignore=(409,))
+                    await insist(
+                        lambda: self.api.post("/api/v1/nodes", manifest(self.settings)),
+                        ignore=(409,),
+                    )
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def renew(self) -> None:
@@ -87,7 +93,8 @@ class Node:
         """A pod came, changed or went."""
         pod = self.pods.get(key)
         if pod is not None and (manifest is None or manifest["metadata"]["uid"] != pod.uid):
-            # Force-deleted, or replaced by a pod of the same name. The kubelet also uses a short grace period then.
+            # Force-deleted, or replaced by a pod of the same name.
+            # The kubelet also uses a short grace period then.
             self.spawn(self.end(key, pod, 1.0, delete=False))
             self.pods.pop(key, None)
             pod = None
@@ -114,14 +121,18 @@ class Node:
         return pod
 
     def address(self, manifest: Json) -> str:
-        """An unused loopback address. It is random, so that two clusters on one machine rarely collide."""
+        """An unused loopback address.
+        It is random, so that two clusters on one machine rarely collide."""
         taken = {pod.pod_ip for pod in self.pods.values()}
-        # A pod of an earlier run keeps its address, because the API merges podIPs and refuses a second one.
+        # A pod of an earlier run keeps its address,
+        # because the API merges podIPs and refuses a second one.
         former = str((manifest.get("status") or {}).get("podIP", ""))
         if former and former not in taken:
             return former
         while True:
-            address = f"127.{random.randint(10, 63)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+            address = (
+                f"127.{random.randint(10, 63)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
+            )
             if address not in taken:
                 return address
 
@@ -145,13 +156,20 @@ class Node:
             self.pods.pop(key)
 
     async def stop(self) -> None:
-        """End every pod and leave the cluster. Pods become Failed, so that their owners replace them."""
+        """End every pod and leave the cluster.
+        Pods become Failed, so that their owners replace them."""
         await self.cordon()
         for pod in self.pods.values():
             pod.shutdown = True
-        graces = [float(pod.manifest["spec"].get("terminationGracePeriodSeconds", 30)) for pod in self.pods.values()]
-        ending = [pod.terminate(grace) for pod, grace in zip(self.pods.values(), graces, strict=True)]
-        # Processes end within the grace period. The rest is for the reports, if the API server still answers.
+        graces = [
+            float(pod.manifest["spec"].get("terminationGracePeriodSeconds", 30))
+            for pod in self.pods.values()
+        ]
+        ending = [
+            pod.terminate(grace) for pod, grace in zip(self.pods.values(), graces, strict=True)
+        ]
+        # Processes end within the grace period.
+        # The rest is for the reports, if the API server still answers.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(graces, default=0.0) + LAST_WORDS_SECONDS):
                 await asyncio.gather(*ending, return_exceptions=True)
@@ -180,7 +198,9 @@ class Node:
     async def send_event(self, manifest: Json, kind: str, reason: str, message: str) -> None:
         try:
             body = event_object(manifest, kind, reason, message, self.settings.name)
-            await self.api.post(f"/api/v1/namespaces/{manifest['metadata']['namespace']}/events", body)
+            await self.api.post(
+                f"/api/v1/namespaces/{manifest['metadata']['namespace']}/events", body
+            )
         except ApiError as error:
             log.warning("event %s of %s: %s", reason, manifest["metadata"]["name"], error)
 
@@ -189,7 +209,9 @@ def manifest(settings: Settings) -> Json:
     labels = {
         "kubernetes.io/hostname": settings.name,
         "kubernetes.io/os": "linux",
-        "kubernetes.io/arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
+        "kubernetes.io/arch": (
+            {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        ),
         "llm-operator.dev/process-node": "true",
     }
     taints = [taint(text) for text in settings.taints]
@@ -204,25 +226,43 @@ def taint(text: str) -> Json:
 
 def ready(settings: Settings, kubelet_port: int) -> Json:
     now = stamp(datetime.now(UTC))
-    condition = {"type": "Ready", "status": "True", "reason": "ProcessNodeReady", "message": "runs pods as processes"}
+    condition = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "ProcessNodeReady",
+        "message": "runs pods as processes",
+    }
     return {
         "capacity": settings.capacity(),
         "allocatable": settings.capacity(),
         "conditions": [{**condition, "lastHeartbeatTime": now}],
-        "addresses": [{"type": "InternalIP", "address": HOST_IP}, {"type": "Hostname", "address": settings.name}],
+        "addresses": [
+            {"type": "InternalIP", "address": HOST_IP},
+            {"type": "Hostname", "address": settings.name},
+        ],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet_port}},
-        "nodeInfo": {"kubeletVersion": "v1.36.0-process-node", "operatingSystem": "linux", "architecture": "any"},
+        "nodeInfo": {
+            "kubeletVersion": "v1.36.0-process-node",
+            "operatingSystem": "linux",
+            "architecture": "any",
+        },
     }
 
 
 def event_object(manifest: Json, kind: str, reason: str, message: str, host: str) -> Json:
     metadata = manifest["metadata"]
     now = stamp(datetime.now(UTC))
-    unique = hashlib.sha256(f"{metadata['uid']}{reason}{message}{datetime.now(UTC)}".encode()).hexdigest()[:16]
+    unique = hashlib.sha256(
+        f"{metadata['uid']}{reason}{message}{datetime.now(UTC)}".encode()
+    ).hexdigest()[:16]
     involved = {"kind": manifest.get("kind", "Pod"), "apiVersion": "v1", "uid": metadata["uid"]}
     return {
         "metadata": {"name": f"{metadata['name']}.{unique}", "namespace": metadata["namespace"]},
-        "involvedObject": {**involved, "name": metadata["name"], "namespace": metadata["namespace"]},
+        "involvedObject": {
+            **involved,
+            "name": metadata["name"],
+            "namespace": metadata["namespace"],
+        },
         "type": kind,
         "reason": reason,
         "message": message[:1000],

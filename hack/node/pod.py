@@ -33,7 +33,9 @@ log = logging.getLogger("node.pod")
 class Pod:
     """A pod that is bound to this node. `update` takes its newest object, `terminate` ends it."""
 
-    def __init__(self, manifest: Json, api: Api, settings: Settings, pod_ip: str, report: Report) -> None:
+    def __init__(
+        self, manifest: Json, api: Api, settings: Settings, pod_ip: str, report: Report
+    ) -> None:
         self.api = api
         self.settings = settings
         self.pod_ip = pod_ip
@@ -48,7 +50,9 @@ class Pod:
         self.mains = [self.container(each) for each in spec["containers"]]
         self.sidecars = [each for each in self.inits if each.record.sidecar]
         self.beside: list[asyncio.Task[None]] = []
-        self.volumes = Volumes(self.folder / "volumes", Tokens(api, manifest).get, settings.capacity())
+        self.volumes = Volumes(
+            self.folder / "volumes", Tokens(api, manifest).get, settings.capacity()
+        )
         self.places: dict[str, Path] = {}
         self.refused: str | None = None
         self.shutdown = False
@@ -74,7 +78,8 @@ class Pod:
         return not self.stopping and bool(self.mains) and all(each.record.ready for each in lasting)
 
     def update(self, manifest: Json) -> None:
-        """Take the newest object; a change of labels, annotations or spec refreshes the volumes at once."""
+        """Take the newest object;
+        a change of labels, annotations or spec refreshes the volumes at once."""
         before = self.manifest
         for part in ("labels", "annotations"):
             if before["metadata"].get(part) != manifest["metadata"].get(part):
@@ -88,7 +93,9 @@ class Pod:
         if len(manifest["spec"].get("ephemeralContainers") or []) > len(
             before["spec"].get("ephemeralContainers") or []
         ):
-            self.event("Warning", "ProcessNodeUnsupported", "the process node runs no ephemeral containers")
+            self.event(
+                "Warning", "ProcessNodeUnsupported", "the process node runs no ephemeral containers"
+            )
 
     async def live(self) -> None:
         """Run the pod up to the end of its last container."""
@@ -113,7 +120,8 @@ class Pod:
         self.publish()
 
     async def mount(self) -> None:
-        """Mount the volumes before any container starts. Waits for missing objects, as the kubelet does."""
+        """Mount the volumes before any container starts.
+        Waits for missing objects, as the kubelet does."""
         while True:
             try:
                 self.places = await self.volumes.mount(self.manifest, self.sources())
@@ -127,7 +135,8 @@ class Pod:
                 await asyncio.sleep(1)
 
     async def initialise(self, policy: str) -> bool:
-        """Run the init containers one after the other; sidecars stay. False if one failed for good."""
+        """Run the init containers one after the other;
+        sidecars stay. False if one failed for good."""
         for each in self.inits:
             if each.record.sidecar:
                 self.beside.append(asyncio.create_task(each.run("Always")))
@@ -143,9 +152,11 @@ class Pod:
         return True
 
     async def keep_fresh(self) -> None:
-        """Refresh ConfigMaps, Secrets and tokens: at once after a change of the pod, else every `sync_seconds`.
+        """Refresh ConfigMaps, Secrets and tokens:
+        at once after a change of the pod, else every `sync_seconds`.
 
-        A change during the first mount triggers a refresh afterwards, because the mount may have used old content.
+        A change during the first mount triggers a refresh afterwards,
+        because the mount may have used old content.
         """
         await self.mounted.wait()
         while True:
@@ -184,10 +195,19 @@ class Pod:
         message = folder / "termination-log"
         message.unlink(missing_ok=True)
         mounts = self.mounts(container)
-        variables = await environment(container, self.manifest, self.sources(), self.settings.capacity())
+        variables = await environment(
+            container, self.manifest, self.sources(), self.settings.capacity()
+        )
         variables |= self.node_environment()
-        final = self.settings.base_environment() | {name: rewrite(value, mounts) for name, value in variables.items()}
-        final = {"HOME": str(work), "HOSTNAME": self.manifest["metadata"]["name"], **self.account(mounts), **final}
+        final = self.settings.base_environment() | {
+            name: rewrite(value, mounts) for name, value in variables.items()
+        }
+        final = {
+            "HOME": str(work),
+            "HOSTNAME": self.manifest["metadata"]["name"],
+            **self.account(mounts),
+            **final,
+        }
         final["PATH"] = self.settings.search_path(variables.get("PATH"))
         start_in = working_folder(rewrite(container.get("workingDir") or "", mounts), work)
         return Launch(command_line(container, variables, mounts), final, start_in, message)
@@ -220,7 +240,9 @@ class Pod:
         """Write the status. The uid in the patch keeps it off a later pod of the same name."""
         body = {"metadata": {"uid": self.uid}, "status": self.status()}
         try:
-            answer = await insist(lambda: self.api.patch(f"{self.path}/status", body, STRATEGIC), ignore=(404, 409))
+            answer = await insist(
+                lambda: self.api.patch(f"{self.path}/status", body, STRATEGIC), ignore=(404, 409)
+            )
         except ApiError as error:
             log.error("%s: status refused: %s", self.name, error)
             return
@@ -234,7 +256,9 @@ class Pod:
         mains = [each.record for each in self.mains]
         spec = self.manifest["spec"]
         now = datetime.now(UTC)
-        phase = status.phase(inits, mains, "Never" if self.stopping else spec.get("restartPolicy", "Always"))
+        phase = status.phase(
+            inits, mains, "Never" if self.stopping else spec.get("restartPolicy", "Always")
+        )
         result: Json = {
             "phase": phase,
             "conditions": status.conditions(self.manifest, inits, mains, phase, now),
@@ -247,11 +271,18 @@ class Pod:
             "containerStatuses": [record.as_status() for record in mains],
         }
         if self.shutdown:
-            result |= {"phase": "Failed", "reason": "Terminated", "message": "the process node was shut down"}
+            result |= {
+                "phase": "Failed",
+                "reason": "Terminated",
+                "message": "the process node was shut down",
+            }
         return result
 
-    async def terminate(self, seconds: float, after: Callable[[], Awaitable[None]] | None = None) -> None:
-        """End all containers within the grace period, report it, then do `after`. A second call can only hasten it."""
+    async def terminate(
+        self, seconds: float, after: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """End all containers within the grace period, report it, then do `after`.
+        A second call can only hasten it."""
         self.deadline = min(self.deadline, time.monotonic() + seconds)
         if self.stopping:
             self.hasten()
@@ -270,7 +301,8 @@ class Pod:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def stop(self, containers: list[Container]) -> None:
-        """End these within what is left of the grace period; where the pod ends by itself, within all of it."""
+        """End these within what is left of the grace period;
+        where the pod ends by itself, within all of it."""
         grace = float(self.manifest["spec"].get("terminationGracePeriodSeconds", 30))
         deadline = self.deadline if self.stopping else time.monotonic() + grace
         await asyncio.gather(*(each.stop(deadline) for each in containers))

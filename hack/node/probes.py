@@ -59,7 +59,10 @@ async def check(handler: Json, target: Target, timeout_seconds: float) -> tuple[
             if "exec" in handler:
                 code, output = await target.execute(handler["exec"]["command"], timeout_seconds)
                 return code == 0, output or f"exit code {code}"
-            return False, f"the process node knows httpGet, tcpSocket and exec, not {', '.join(handler)}"
+            return (
+                False,
+                f"the process node knows httpGet, tcpSocket and exec, not {', '.join(handler)}",
+            )
     except TimeoutError:
         return False, f"no answer within {timeout_seconds:g} s"
     except (OSError, aiohttp.ClientError, ValueError) as error:
@@ -69,16 +72,24 @@ async def check(handler: Json, target: Target, timeout_seconds: float) -> tuple[
 async def http_get(action: Json, target: Target) -> tuple[bool, str]:
     scheme = action.get("scheme", "HTTP").lower()
     url = f"{scheme}://{action.get('host') or target.pod_ip}:{target.port(action['port'])}{action.get('path', '/')}"
-    headers = {"User-Agent": "kube-probe/1.36", **{h["name"]: h["value"] for h in action.get("httpHeaders") or []}}
+    headers = {
+        "User-Agent": "kube-probe/1.36",
+        **{h["name"]: h["value"] for h in action.get("httpHeaders") or []},
+    }
     async with (
         aiohttp.ClientSession(headers=headers, trust_env=False) as session,
         session.get(url, ssl=False, allow_redirects=False) as answer,
     ):
         body = (await answer.content.read(512)).decode(errors="replace")
-        return 200 <= answer.status < 400, f"HTTP probe failed with statuscode: {answer.status}: {body}"
+        return (
+            200 <= answer.status < 400,
+            f"HTTP probe failed with statuscode: {answer.status}: {body}",
+        )
 
 
 async def tcp_socket(action: Json, target: Target) -> tuple[bool, str]:
-    _, writer = await asyncio.open_connection(action.get("host") or target.pod_ip, target.port(action["port"]))
+    _, writer = await asyncio.open_connection(
+        action.get("host") or target.pod_ip, target.port(action["port"])
+    )
     writer.close()
     return True, ""

@@ -48,7 +48,8 @@ class Process:
         return self.handle.returncode is not None
 
     async def wait(self) -> int:
-        """Wait for the exit code, negative for a signal. Kills remaining children, as the end of a container would."""
+        """Wait for the exit code, negative for a signal.
+        Kills remaining children, as the end of a container would."""
         code = await self.handle.wait()
         self.signal(signal.SIGKILL)
         return code
@@ -62,7 +63,8 @@ class Process:
         if not self.over:
             self.signal(signal.SIGTERM)
         try:
-            # Not wait_for: Python 3.11's forgets a cancellation that comes in the moment the process ends.
+            # Not wait_for: Python 3.11's forgets a cancellation that comes in the moment the
+            # process ends.
             async with asyncio.timeout(seconds):
                 await self.handle.wait()
         except TimeoutError:
@@ -99,7 +101,8 @@ def die_with_parent() -> None:
 
 
 async def run(launch: Launch, command: list[str], seconds: float) -> tuple[int, str]:
-    """Run a command beside the container (exec probe, hook): exit code and the end of its output."""
+    """Run a command beside the container (exec probe, hook):
+    exit code and the end of its output."""
     program = find(command[0], launch.environment["PATH"])
     handle = await asyncio.create_subprocess_exec(
         program,
@@ -122,7 +125,8 @@ async def run(launch: Launch, command: list[str], seconds: float) -> tuple[int, 
 
 
 def last_words(launch: Launch, log: Path, policy: str, failed: bool) -> str:
-    """The termination message: the file the container wrote, else on request and failure the end of its log."""
+    """The termination message: the file the container wrote,
+    else on request and failure the end of its log."""
     if launch.message.is_file() and launch.message.stat().st_size:
         return launch.message.read_bytes()[:4096].decode(errors="replace")
     if policy != "FallbackToLogsOnError" or not failed:

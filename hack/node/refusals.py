@@ -1,4 +1,5 @@
-"""Says what of a pod the process node can't do, so that nothing is dropped silently. Pure: a pod in, a sentence out."""
+"""Says what of a pod the process node can't do, so that nothing is dropped silently.
+Pure: a pod in, a sentence out."""
 
 from __future__ import annotations
 
@@ -6,7 +7,15 @@ from collections.abc import Iterator
 
 from node.api import Json
 
-VOLUMES = {"emptyDir", "configMap", "secret", "projected", "hostPath", "persistentVolumeClaim", "downwardAPI"}
+VOLUMES = {
+    "emptyDir",
+    "configMap",
+    "secret",
+    "projected",
+    "hostPath",
+    "persistentVolumeClaim",
+    "downwardAPI",
+}
 SOURCES = {"configMap", "secret", "downwardAPI", "serviceAccountToken"}
 HOST_PATHS = {"", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"}
 
@@ -33,8 +42,14 @@ def container_faults(spec: Json) -> Iterator[str]:
         if container.get("volumeDevices"):
             yield f"container {name!r} wants block devices: use volumeMounts"
         if "postStart" in (container.get("lifecycle") or {}):
-            yield f"container {name!r} has a postStart hook: do it in the command or in an init container"
-        if any("grpc" in (container.get(f"{kind}Probe") or {}) for kind in ("startup", "readiness", "liveness")):
+            yield (
+                f"container {name!r} has a postStart hook: do it in the command or in an init"
+                " container"
+            )
+        if any(
+            "grpc" in (container.get(f"{kind}Probe") or {})
+            for kind in ("startup", "readiness", "liveness")
+        ):
             yield f"container {name!r} has a grpc probe: use httpGet, tcpSocket or exec"
         if any(mount.get("subPathExpr") for mount in container.get("volumeMounts") or []):
             yield f"container {name!r} uses subPathExpr: use subPath"
@@ -44,19 +59,32 @@ def volume_faults(spec: Json) -> Iterator[str]:
     for volume in spec.get("volumes") or []:
         kind = next((key for key in volume if key != "name"), "emptyDir")
         if kind not in VOLUMES:
-            yield f"volume {volume['name']!r} is of kind {kind}: use one of {', '.join(sorted(VOLUMES))}"
+            yield (
+                f"volume {volume['name']!r} is of kind {kind}: use one of"
+                f" {', '.join(sorted(VOLUMES))}"
+            )
         if kind == "hostPath" and volume[kind].get("type", "") not in HOST_PATHS:
-            yield f"volume {volume['name']!r} has hostPath type {volume[kind]['type']}: use DirectoryOrCreate"
+            yield (
+                f"volume {volume['name']!r} has hostPath type {volume[kind]['type']}: use"
+                " DirectoryOrCreate"
+            )
         for source in (volume.get("projected") or {}).get("sources") or []:
             if not SOURCES.intersection(source):
-                yield f"volume {volume['name']!r} projects {', '.join(source)}: use one of {', '.join(sorted(SOURCES))}"
+                yield (
+                    f"volume {volume['name']!r} projects {', '.join(source)}: use one of"
+                    f" {', '.join(sorted(SOURCES))}"
+                )
 
 
 def ignored(pod: Json) -> list[str]:
     """Fields that are accepted but can't be enforced. Logged once for each pod."""
     containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"]["containers"]]
     found = {f"securityContext.{key}" for key in pod["spec"].get("securityContext") or {}}
-    found |= {key for key in ("activeDeadlineSeconds", "hostNetwork", "hostAliases", "dnsConfig") if key in pod["spec"]}
+    found |= {
+        key
+        for key in ("activeDeadlineSeconds", "hostNetwork", "hostAliases", "dnsConfig")
+        if key in pod["spec"]
+    }
     for container in containers:
         found |= {f"securityContext.{key}" for key in container.get("securityContext") or {}}
         found |= {f"resources.{key}" for key in container.get("resources") or {}}

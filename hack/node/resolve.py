@@ -28,7 +28,8 @@ class Sources:
     _seen: dict[str, Json | None] = field(default_factory=dict)
 
     async def data(self, kind: str, name: str, optional: bool) -> dict[str, bytes] | None:
-        """All keys of `configmaps` or `secrets`/`name`; None when it is optional and missing. Raises ConfigError."""
+        """All keys of `configmaps` or `secrets`/`name`;
+        None when it is optional and missing. Raises ConfigError."""
         path = f"/api/v1/namespaces/{self.namespace}/{kind}/{name}"
         if path not in self._seen:
             self._seen[path] = await self._get(path)
@@ -52,7 +53,8 @@ class Sources:
             if optional:
                 return None
             raise ConfigError(
-                f"couldn't find key {reference['key']} in {kind[:-1]} {self.namespace}/{reference['name']}"
+                f"couldn't find key {reference['key']} in {kind[:-1]}"
+                f" {self.namespace}/{reference['name']}"
             )
         return data[reference["key"]].decode(errors="replace")
 
@@ -64,7 +66,9 @@ def contents(kind: str, item: Json) -> dict[str, bytes]:
     return {**{key: value.encode() for key, value in (item.get("data") or {}).items()}, **binary}
 
 
-async def environment(container: Json, pod: Json, sources: Sources, capacity: Mapping[str, str]) -> dict[str, str]:
+async def environment(
+    container: Json, pod: Json, sources: Sources, capacity: Mapping[str, str]
+) -> dict[str, str]:
     """envFrom and env of one container, expanded. Raises ConfigError."""
     found: dict[str, str] = {}
     for source in container.get("envFrom") or []:
@@ -78,15 +82,26 @@ async def environment(container: Json, pod: Json, sources: Sources, capacity: Ma
 
 async def whole(source: Json, sources: Sources) -> dict[str, str]:
     kind, reference = (
-        ("configmaps", source["configMapRef"]) if "configMapRef" in source else ("secrets", source["secretRef"])
+        ("configmaps", source["configMapRef"])
+        if "configMapRef" in source
+        else ("secrets", source["secretRef"])
     )
     data = await sources.data(kind, reference["name"], bool(reference.get("optional"))) or {}
     prefix = source.get("prefix", "")
-    return {prefix + key: value.decode(errors="replace") for key, value in data.items() if VALID_NAME.fullmatch(key)}
+    return {
+        prefix + key: value.decode(errors="replace")
+        for key, value in data.items()
+        if VALID_NAME.fullmatch(key)
+    }
 
 
 async def one(
-    entry: Json, container: Json, pod: Json, sources: Sources, capacity: Mapping[str, str], so_far: Mapping[str, str]
+    entry: Json,
+    container: Json,
+    pod: Json,
+    sources: Sources,
+    capacity: Mapping[str, str],
+    so_far: Mapping[str, str],
 ) -> str | None:
     reference = entry.get("valueFrom")
     if not reference:
@@ -95,7 +110,9 @@ async def one(
         return one_field(pod, reference["fieldRef"]["fieldPath"])
     if "resourceFieldRef" in reference:
         named = reference["resourceFieldRef"].get("containerName", container["name"])
-        owner = next(each for each in pod["spec"]["containers"] + [container] if each["name"] == named)
+        owner = next(
+            each for each in pod["spec"]["containers"] + [container] if each["name"] == named
+        )
         return resource(owner, reference["resourceFieldRef"], capacity)
     if "secretKeyRef" in reference:
         return await sources.key("secrets", reference["secretKeyRef"])
@@ -111,6 +128,8 @@ def one_field(pod: Json, path: str) -> str:
         raise ConfigError(f"unsupported fieldPath: {path}") from error
 
 
-def command_line(container: Json, variables: Mapping[str, str], mounts: Mapping[str, str]) -> list[str]:
+def command_line(
+    container: Json, variables: Mapping[str, str], mounts: Mapping[str, str]
+) -> list[str]:
     words = [*container["command"], *(container.get("args") or [])]
     return [rewrite(expand(word, variables), mounts) for word in words]

@@ -1,7 +1,9 @@
-"""Services without kube-proxy: listens on a Service's address and forwards connections to ready pods.
+"""Services without kube-proxy: listens on a Service's address and forwards connections to ready
+pods.
 
-EndpointSlices refuse loopback addresses, so the node matches selectors itself. An open connection stays with its pod
-whatever happens to the Service; only new connections follow readiness and the selector.
+EndpointSlices refuse loopback addresses, so the node matches selectors itself. An open connection
+stays with its pod whatever happens to the Service; only new connections follow readiness and the
+selector.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ class Services:
         async with self.lock:
             service = self.mirror.objects.get(key)
             wanted = {int(port["port"]) for port in tcp_ports(service)} if service else set()
-            for name, port in [entry for entry in self.listeners if entry[0] == key and entry[1] not in wanted]:
+            for name, port in [
+                entry for entry in self.listeners if entry[0] == key and entry[1] not in wanted
+            ]:
                 self.close(self.listeners.pop((name, port)))
             if service is not None:
                 for port in sorted(wanted - {port for name, port in self.listeners if name == key}):
@@ -73,7 +77,8 @@ class Services:
             listener.server = await self.bind(accept, address, port, service)
         except OSError as error:
             text = (
-                f"cannot listen on {address}:{port}: {error}; is another process node of this machine on this cluster?"
+                f"cannot listen on {address}:{port}: {error}; is another process node of this"
+                " machine on this cluster?"
             )
             log.error("%s: %s", key, text)
             self.node.event({"kind": "Service", **service}, "Warning", "ProcessNodeListen", text)
@@ -87,7 +92,10 @@ class Services:
         except PermissionError:
             server = await asyncio.start_server(accept, address, 0)  # type: ignore[arg-type]
             chosen = int(server.sockets[0].getsockname()[1])
-            text = f"ports below 1024 need rights that this user lacks: port {port} is served on {address}:{chosen}"
+            text = (
+                f"ports below 1024 need rights that this user lacks: port {port} is served on"
+                f" {address}:{chosen}"
+            )
             log.warning("%s: %s", service["metadata"]["name"], text)
             self.node.event({"kind": "Service", **service}, "Warning", "ProcessNodePort", text)
         if chosen != port or address != service["spec"]["clusterIP"]:
@@ -95,7 +103,8 @@ class Services:
         return server
 
     def address(self, key: str, service: Json) -> str:
-        """Its ClusterIP if that is a loopback address, else a random loopback address that stays the same."""
+        """Its ClusterIP if that is a loopback address,
+        else a random loopback address that stays the same."""
         if ipaddress.ip_address(service["spec"]["clusterIP"]) in LOOPBACK:
             return str(service["spec"]["clusterIP"])
         chance = f"127.{random.randint(64, 95)}.{random.randint(0, 255)}.{random.randint(1, 254)}"
@@ -109,15 +118,23 @@ class Services:
             log.warning("%s: cannot annotate: %s", path, error)
 
     async def forward(
-        self, key: str, port: int, listener: Listener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        key: str,
+        port: int,
+        listener: Listener,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         upstream = await self.connect(key, port, next(listener.turn))
         if upstream is None:
-            writer.transport.abort()  # a reset, the nearest thing to "connection refused" after accepting
+            # A reset, the nearest thing to "connection refused" after accepting
+            writer.transport.abort()
             return
         await asyncio.gather(pump(reader, upstream[1]), pump(upstream[0], writer))
 
-    async def connect(self, key: str, port: int, turn: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def connect(
+        self, key: str, port: int, turn: int
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """A connection to the pod whose turn it is, or to the next one that accepts."""
         service = self.mirror.objects.get(key)
         pods = self.ready_pods(service) if service else []
@@ -145,7 +162,11 @@ class Services:
 def tcp_ports(service: Json) -> list[Json]:
     """The ports that can be served: TCP ports of a Service that has a selector and an address."""
     spec = service["spec"]
-    if spec.get("clusterIP") in (None, "", "None") or not spec.get("selector") or spec.get("type") == "ExternalName":
+    if (
+        spec.get("clusterIP") in (None, "", "None")
+        or not spec.get("selector")
+        or spec.get("type") == "ExternalName"
+    ):
         return []
     return [port for port in spec.get("ports") or [] if port.get("protocol", "TCP") == "TCP"]
 
@@ -158,19 +179,23 @@ def matches(service: Json, pod: Json) -> bool:
 
 
 def target_port(service: Json, port: int, pod: Pod) -> int | None:
-    """The pod's port for a Service's port: by number, or by the name that the pod's containers give it."""
+    """The pod's port for a Service's port: by number,
+    or by the name that the pod's containers give it."""
     entry = next((each for each in tcp_ports(service) if int(each["port"]) == port), None)
     if entry is None:
         return None
     target = entry.get("targetPort", port)
     if isinstance(target, int):
         return target
-    named = (each for spec in pod.manifest["spec"]["containers"] for each in spec.get("ports") or [])
+    named = (
+        each for spec in pod.manifest["spec"]["containers"] for each in spec.get("ports") or []
+    )
     return next((int(each["containerPort"]) for each in named if each.get("name") == target), None)
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Copy one direction to its end, then close that direction (a half-closed connection stays half open)."""
+    """Copy one direction to its end, then close that direction (a half-closed connection stays half
+    open)."""
     try:
         while data := await reader.read(CHUNK):
             writer.write(data)

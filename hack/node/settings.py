@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Passed on from the node's own environment. Everything else would make pods depend on who started the node.
+# Passed on from the node's own environment.
+# Everything else would make pods depend on who started the node.
 PASSED_ON = ("LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "TMPDIR")
 
 

@@ -22,7 +22,8 @@ class Record:
     started: bool = False
     container_id: str = ""
     sidecar: bool = False
-    """An init container that is always started again: the next one waits for its start, not for its end."""
+    """An init container that is always started again:
+    the next one waits for its start, not for its end."""
     begun: bool = False
     """It was started once."""
 
@@ -58,8 +59,11 @@ def waiting(reason: str, message: str = "") -> Json:
     return {"waiting": {"reason": reason, **({"message": message} if message else {})}}
 
 
-def terminated(exit_code: int, started: datetime, finished: datetime, message: str, container_id: str) -> Json:
-    """A finished attempt. If a signal ended the process, the code is 128 + signal, as with a container runtime."""
+def terminated(
+    exit_code: int, started: datetime, finished: datetime, message: str, container_id: str
+) -> Json:
+    """A finished attempt. If a signal ended the process, the code is 128 + signal,
+    as with a container runtime."""
     code = 128 - exit_code if exit_code < 0 else exit_code
     result = {
         "exitCode": code,
@@ -76,7 +80,10 @@ def terminated(exit_code: int, started: datetime, finished: datetime, message: s
 def phase(inits: Sequence[Record], mains: Sequence[Record], restart_policy: str) -> str:
     """Pending, Running, Succeeded or Failed, by the kubelet's rules."""
     if not all(record.initialised for record in inits):
-        dead = any(record.exit_code for record in inits if not record.sidecar) and restart_policy == "Never"
+        dead = (
+            any(record.exit_code for record in inits if not record.sidecar)
+            and restart_policy == "Never"
+        )
         return "Failed" if dead else "Pending"
     if any("waiting" in record.state and not record.last_state for record in mains):
         return "Pending"
@@ -88,8 +95,11 @@ def phase(inits: Sequence[Record], mains: Sequence[Record], restart_policy: str)
     return "Failed" if failed else "Succeeded"
 
 
-def conditions(pod: Json, inits: Sequence[Record], mains: Sequence[Record], phase: str, now: datetime) -> list[Json]:
-    """Initialized, ContainersReady and Ready. The time of transition moves only when a status changes."""
+def conditions(
+    pod: Json, inits: Sequence[Record], mains: Sequence[Record], phase: str, now: datetime
+) -> list[Json]:
+    """Initialized, ContainersReady and Ready.
+    The time of transition moves only when a status changes."""
     done = phase in ("Succeeded", "Failed")
     uninitialized = [record.name for record in inits if not record.initialised]
     lasting = [*(record for record in inits if record.sidecar), *mains]
@@ -98,12 +108,18 @@ def conditions(pod: Json, inits: Sequence[Record], mains: Sequence[Record], phas
     previous = {entry["type"]: entry for entry in (pod.get("status") or {}).get("conditions") or []}
     shut = [gate for gate in gates if previous.get(gate, {}).get("status") != "True"]
     ready = verdict(unready, "ContainersNotReady", "containers with unready status", done)
-    initialized = verdict(uninitialized, "ContainersNotInitialized", "containers with incomplete status", False)
+    initialized = verdict(
+        uninitialized, "ContainersNotInitialized", "containers with incomplete status", False
+    )
     wanted = {
         "PodReadyToStartContainers": ("False", "", "") if done else ("True", "", ""),
         "Initialized": initialized,
         "ContainersReady": ready,
-        "Ready": ready if ready[0] == "False" else verdict(shut, "ReadinessGatesNotReady", "closed gates", False),
+        "Ready": (
+            ready
+            if ready[0] == "False"
+            else verdict(shut, "ReadinessGatesNotReady", "closed gates", False)
+        ),
     }
     return [condition(kind, value, previous.get(kind), now) for kind, value in wanted.items()]
 

@@ -31,7 +31,12 @@ class Tokens:
     async def _request(self, audience: str, seconds: int) -> str:
         metadata = self.pod["metadata"]
         account = self.pod["spec"].get("serviceAccountName", "default")
-        bound = {"kind": "Pod", "apiVersion": "v1", "name": metadata["name"], "uid": metadata["uid"]}
+        bound = {
+            "kind": "Pod",
+            "apiVersion": "v1",
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
         spec: Json = {
             "expirationSeconds": seconds,
             "boundObjectRef": bound,

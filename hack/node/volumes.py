@@ -1,4 +1,5 @@
-"""A pod's volumes as folders, updated atomically as by the kubelet: readers see either the old or the new files."""
+"""A pod's volumes as folders, updated atomically as by the kubelet:
+readers see either the old or the new files."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ CONTENT = ("configMap", "secret", "projected", "downwardAPI")
 
 @dataclass
 class Volumes:
-    """The volumes of one pod below `root`; `places` has the folder of each by name after `mount`."""
+    """The volumes of one pod below `root`;
+    `places` has the folder of each by name after `mount`."""
 
     root: Path
     token: TokenSource
@@ -32,7 +34,10 @@ class Volumes:
 
     async def mount(self, pod: Json, sources: Sources) -> dict[str, Path]:
         """Create or refresh every volume. Raises ConfigError if a referenced object is missing."""
-        return {volume["name"]: await self._one(volume, pod, sources) for volume in pod["spec"].get("volumes") or []}
+        return {
+            volume["name"]: await self._one(volume, pod, sources)
+            for volume in pod["spec"].get("volumes") or []
+        }
 
     async def _one(self, volume: Json, pod: Json, sources: Sources) -> Path:
         if "hostPath" in volume:
@@ -50,21 +55,30 @@ class Volumes:
             payload: Payload = {}
             for part in source.get("sources") or []:
                 for name, entry in part.items():
-                    payload.update(await self._payload(name, {"defaultMode": mode, **entry}, pod, sources))
+                    payload.update(
+                        await self._payload(name, {"defaultMode": mode, **entry}, pod, sources)
+                    )
             return payload
         if kind == "serviceAccountToken":
             return {source["path"]: ((await self.token(source)).encode(), mode)}
         if kind == "downwardAPI":
-            return {item["path"]: (self._downward(item, pod), int(item.get("mode", mode))) for item in items(source)}
+            return {
+                item["path"]: (self._downward(item, pod), int(item.get("mode", mode)))
+                for item in items(source)
+            }
         name = source.get("secretName") or source["name"]
-        data = await sources.data("secrets" if kind == "secret" else "configmaps", name, bool(source.get("optional")))
+        data = await sources.data(
+            "secrets" if kind == "secret" else "configmaps", name, bool(source.get("optional"))
+        )
         return select(data or {}, source, mode, f"{kind} {name!r}")
 
     def _downward(self, item: Json, pod: Json) -> bytes:
         if "fieldRef" in item:
             return field(pod, item["fieldRef"]["fieldPath"]).encode()
         reference = item["resourceFieldRef"]
-        owner = next(each for each in pod["spec"]["containers"] if each["name"] == reference["containerName"])
+        owner = next(
+            each for each in pod["spec"]["containers"] if each["name"] == reference["containerName"]
+        )
         return resource(owner, reference, self.capacity).encode()
 
 
@@ -98,29 +112,36 @@ def host_path(source: Json) -> Path:
         path.touch()
     if not path.exists() or (kind == "Directory" and not path.is_dir()):
         raise ConfigError(
-            f"hostPath type check failed: {path} is not {'a directory' if kind == 'Directory' else 'there'}"
+            f"hostPath type check failed: {path} is not"
+            f" {'a directory' if kind == 'Directory' else 'there'}"
         )
     return path
 
 
 async def claimed(name: str, sources: Sources) -> Path:
-    """The folder of a claim that is bound to a hostPath or local volume. Others would need a storage driver."""
-    claim = await sources._get(f"/api/v1/namespaces/{sources.namespace}/persistentvolumeclaims/{name}")
+    """The folder of a claim that is bound to a hostPath or local volume.
+    Others would need a storage driver."""
+    claim = await sources._get(
+        f"/api/v1/namespaces/{sources.namespace}/persistentvolumeclaims/{name}"
+    )
     if claim is None or not claim["spec"].get("volumeName"):
         raise ConfigError(
-            f"persistentvolumeclaim {name!r} is not bound: create a PersistentVolume with a hostPath for it"
+            f"persistentvolumeclaim {name!r} is not bound: create a PersistentVolume with a"
+            " hostPath for it"
         )
     volume = await sources._get(f"/api/v1/persistentvolumes/{claim['spec']['volumeName']}")
     spec: dict[str, Any] = (volume or {}).get("spec") or {}
     if "hostPath" not in spec and "local" not in spec:
         raise ConfigError(
-            f"persistentvolumeclaim {name!r}: the process node has no storage drivers, use a hostPath volume"
+            f"persistentvolumeclaim {name!r}: the process node has no storage drivers, use a"
+            " hostPath volume"
         )
     return host_path(spec.get("hostPath") or {"path": spec["local"]["path"], "type": "Directory"})
 
 
 def write_atomically(folder: Path, payload: Payload) -> None:
-    """Swap `..data` to a folder with the new content, as the kubelet does; unchanged content is not touched."""
+    """Swap `..data` to a folder with the new content, as the kubelet does;
+    unchanged content is not touched."""
     link = folder / "..data"
     if link.exists() and same(link, payload):
         return
@@ -172,7 +193,14 @@ def client_config(server: str, account: Path) -> str:
             "clusters": [{"name": "pod", "cluster": cluster}],
             "users": [{"name": "pod", "user": {"tokenFile": str(account / "token")}}],
             "contexts": [
-                {"name": "pod", "context": {"cluster": "pod", "user": "pod", "namespace": read(account / "namespace")}}
+                {
+                    "name": "pod",
+                    "context": {
+                        "cluster": "pod",
+                        "user": "pod",
+                        "namespace": read(account / "namespace"),
+                    },
+                }
             ],
             "current-context": "pod",
         }

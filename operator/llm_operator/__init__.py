@@ -1,1 +1,2 @@
-"""The operator: watches LLMDeployment and ApiKey, resolves MLflow versions, reconciles runtime pods."""
+"""The operator: watches LLMDeployment and ApiKey,
+resolves MLflow versions, reconciles runtime pods."""

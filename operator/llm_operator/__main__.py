@@ -1,4 +1,5 @@
-"""The command line: `python -m llm_operator --config FILE` runs the operator, `… crds --out FOLDER` writes the CRDs."""
+"""The command line: `python -m llm_operator --config FILE` runs the operator,
+`… crds --out FOLDER` writes the CRDs."""
 
 import argparse
 import asyncio
@@ -27,7 +28,12 @@ from llm_operator.poll import Poll
 from llm_operator.ports.cluster import KubernetesCluster, NoCluster
 from llm_operator.ports.pods import HttpPods
 from llm_operator.ports.prometheus import HttpPrometheus
-from llm_operator.ports.registry import CachedRegistry, MlflowRegistry, RegistryFault, read_connection
+from llm_operator.ports.registry import (
+    CachedRegistry,
+    MlflowRegistry,
+    RegistryFault,
+    read_connection,
+)
 from llm_operator.queue import Lanes
 from llm_operator.reconcile import QUICK, Done, Pace, reconcile
 from llm_operator.reconcile.worker import work
@@ -39,8 +45,8 @@ log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
 """How long a registry that does not answer is left alone."""
 QUICK_WORKERS = 3
-"""For keys alone: they ask the API server only, so the two that one namespace may have keep up with a hundred changes a
-second."""
+"""For keys alone: they ask the API server only, so the two that one namespace may have keep up with
+a hundred changes a second."""
 CANCEL_AGAIN_SECONDS = 0.5
 
 
@@ -49,21 +55,29 @@ async def run(settings: Settings, connections: Connections) -> None:
     stop = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, stop.set)
-    await _first_to_end([asyncio.create_task(_serve(settings, connections)), asyncio.create_task(stop.wait())])
+    await _first_to_end(
+        [asyncio.create_task(_serve(settings, connections)), asyncio.create_task(stop.wait())]
+    )
 
 
 async def _serve(settings: Settings, connections: Connections) -> None:
     """Probes → lease → workers, poll and watches."""
     cluster = await KubernetesCluster.connect()
     log.info("the API server is %s", cluster.where)
-    queue: Lanes[Key] = Lanes(lambda key: key.kind in QUICK, lambda key: key.namespace, QUICK_WORKERS, settings.workers)
+    queue: Lanes[Key] = Lanes(
+        lambda key: key.kind in QUICK, lambda key: key.namespace, QUICK_WORKERS, settings.workers
+    )
     # API_HOST, as in the runtime: where pods share one machine, each listens on its own address.
     host = os.environ.get("API_HOST")
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     lease = Lease(cluster, settings.lease, identity, address=_webhook_address(settings, host))
     hearing = Hearing(WATCHED, settings.watch_namespaces)
     health = probes.Health(
-        queue.stuck, lambda: time.monotonic() - cluster.last_answer, lease, settings.lease.duration_seconds, hearing
+        queue.stuck,
+        lambda: time.monotonic() - cluster.last_answer,
+        lease,
+        settings.lease.duration_seconds,
+        hearing,
     )
     receiver = webhooks.Receiver(connections, leader=lambda: lease.leader_address)
     servers = [await probes.serve(health, host, settings.port, lambda: _refresh(queue, hearing))]
@@ -97,11 +111,15 @@ async def _lead(
     receiver: webhooks.Receiver,
     hearing: Hearing,
 ) -> None:
-    registry = CachedRegistry(MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS)
+    registry = CachedRegistry(
+        MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS
+    )
     pods = HttpPods()
     image = settings.runtime_image
     prometheus = HttpPrometheus(
-        settings.prometheus.url, settings.prometheus.allowed, bound=settings.prometheus.bound_to_namespace
+        settings.prometheus.url,
+        settings.prometheus.allowed,
+        bound=settings.prometheus.bound_to_namespace,
     )
     outside = Outside(
         cluster,
@@ -126,7 +144,10 @@ async def _lead(
         return await reconcile(key, outside, pace)
 
     parts: list[Coroutine[Any, Any, None]] = [
-        *(work(queue.slow, handle, settings.resync_seconds, queue) for _ in range(settings.workers)),
+        *(
+            work(queue.slow, handle, settings.resync_seconds, queue)
+            for _ in range(settings.workers)
+        ),
         *(work(queue.quick, handle, settings.resync_seconds, queue) for _ in range(QUICK_WORKERS)),
         poll.run(settings.poll_seconds),
         lease.keep(),
@@ -140,12 +161,15 @@ async def _lead(
         await prometheus.close()
 
 
-async def _first_to_end(tasks: list["asyncio.Task[Any]"], again_seconds: float | None = None) -> None:
+async def _first_to_end(
+    tasks: list["asyncio.Task[Any]"], again_seconds: float | None = None
+) -> None:
     """Wait until one part ends, whole or broken, then end all of them.
 
-    A part can lose its cancellation: asyncio.gather raises the error of an awaitable that has failed in the same moment
-    instead, and whoever handles that error works on, though the lease is lost. So parts that have nothing to await at
-    their end are cancelled again every `again_seconds` until they have ended.
+    A part can lose its cancellation: asyncio.gather raises the error of an awaitable that has
+    failed in the same moment instead, and whoever handles that error works on, though the lease is
+    lost. So parts that have nothing to await at their end are cancelled again every `again_seconds`
+    until they have ended.
     """
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -169,15 +193,26 @@ def _refresh(queue: Lanes[Key], hearing: Hearing) -> None:
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line as written."""
-    parser = argparse.ArgumentParser(prog="llm-operator", description="Serve the models of your MLflow registry.")
+    parser = argparse.ArgumentParser(
+        prog="llm-operator", description="Serve the models of your MLflow registry."
+    )
     parser.add_argument(
-        "--config", type=Path, default=Path("/etc/llm-operator/config/config.yaml"), help="configuration file"
+        "--config",
+        type=Path,
+        default=Path("/etc/llm-operator/config/config.yaml"),
+        help="configuration file",
     )
     commands = parser.add_subparsers(dest="command")
-    writing = commands.add_parser("crds", help="print the CustomResourceDefinitions, or write them to a folder")
+    writing = commands.add_parser(
+        "crds", help="print the CustomResourceDefinitions, or write them to a folder"
+    )
     writing.add_argument("--out", type=Path, help="folder for one file per CRD")
-    evaluating = commands.add_parser("evaluate", help="ask a candidate and stable the records of a dataset, in a Job")
-    evaluating.add_argument("--task", type=Path, required=True, help="file with the task, as the operator wrote it")
+    evaluating = commands.add_parser(
+        "evaluate", help="ask a candidate and stable the records of a dataset, in a Job"
+    )
+    evaluating.add_argument(
+        "--task", type=Path, required=True, help="file with the task, as the operator wrote it"
+    )
     evaluating.add_argument(
         "--report",
         type=Path,
@@ -188,7 +223,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exits 2 for a wrong configuration or none of the cluster, 1 when a part of the operator ended."""
+    """Entry point. Exits 2 for a wrong configuration or none of the cluster,
+    1 when a part of the operator ended."""
     options = arguments(argv)
     if options.command == "crds":
         if options.out:

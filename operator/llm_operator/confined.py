@@ -1,6 +1,7 @@
 """What tenants write is read and judged in a process of its own, bounded in time and memory.
 
-The operator has one event loop for all: a schema, a pattern or a YAML document that takes for ever takes itself alone.
+The operator has one event loop for all: a schema,
+a pattern or a YAML document that takes for ever takes itself alone.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ class Confined:
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def prompts(self, data: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-        """What to ask by the name of the ConfigMap's entry. Raises ValueError with a sentence for its author."""
+        """What to ask by the name of the ConfigMap's entry.
+        Raises ValueError with a sentence for its author."""
         lines, whole = await self._run({"data": dict(data)})
         if lines and isinstance(lines[0], str):
             raise ValueError(lines[0])
@@ -38,12 +40,15 @@ class Confined:
         return dict(lines)
 
     async def faults(self, data: Mapping[str, str], answers: Mapping[str, str]) -> list[str]:
-        """One sentence for each of the answers, by the entry's name, that is not as the entry expects."""
+        """One sentence for each of the answers, by the entry's name,
+        that is not as the entry expects."""
         lines, whole = await self._run({"data": dict(data), "answers": dict(answers)})
         found = [f"{name}: {wrong}" for name, wrong in lines if wrong]
         unjudged = list(answers)[len(lines) :]
         if not whole and unjudged:
-            found.append(f"{unjudged[0]}: comparing its answer {TOO_MUCH}: write a simpler expectation")
+            found.append(
+                f"{unjudged[0]}: comparing its answer {TOO_MUCH}: write a simpler expectation"
+            )
         return found
 
     async def _run(self, task: dict[str, Any]) -> tuple[list[Any], bool]:
@@ -85,7 +90,9 @@ def work(task: dict[str, Any]) -> Iterator[Any]:
 
 def main() -> None:
     """Read a task, write its lines. The limits are this process's own: nothing sets them back."""
-    for limit, most in zip((resource.RLIMIT_CPU, resource.RLIMIT_AS), map(int, sys.argv[1:]), strict=True):
+    for limit, most in zip(
+        (resource.RLIMIT_CPU, resource.RLIMIT_AS), map(int, sys.argv[1:]), strict=True
+    ):
         resource.setrlimit(limit, (most, most))
     os.nice(5)
     for line in work(json.load(sys.stdin)):

@@ -1,4 +1,5 @@
-"""Do the watches hear? Read off the answers to their requests, as an aiohttp middleware sees them."""
+"""Do the watches hear? Read off the answers to their requests,
+as an aiohttp middleware sees them."""
 
 import json
 import time
@@ -9,9 +10,13 @@ import aiohttp
 
 from llm_operator.ports.cluster import path_of
 
-NOT_ASKED = "it has not been asked for yet; if this lasts, the API server does not know the kind: install its CRD"
+NOT_ASKED = (
+    "it has not been asked for yet; if this lasts, the API server does not know the kind: install"
+    " its CRD"
+)
 GRACE_SECONDS = 10.0
-"""A stream that ended is opened again within moments; one that stays closed for longer counts as lost."""
+"""A stream that ended is opened again within moments;
+one that stays closed for longer counts as lost."""
 REFUSALS = (403, 404)
 
 
@@ -22,30 +27,39 @@ class _Stream:
     lost_at: float | None
     """Since when it has not been open; None while it is."""
     opened: bool = False
-    """Whether it ever was open: the watcher opens it once the first list has been read to its end."""
+    """Whether it ever was open: the watcher opens it once the first list has been read to its
+    end."""
     why: str = ""
     """How its last request went; empty before the first."""
     refused: bool = False
-    """Whether that was for want of rights, or of the namespace: another process would be told the same."""
+    """Whether that was for want of rights, or of the namespace:
+    another process would be told the same."""
 
 
 class Hearing:
     """One stream for each kind and namespace ("" for all of them).
 
-    A stream is heard once its first list has been answered and its watch is open. A silent stream is replaced by the
-    watcher after its inactivity time-out, so a connection that has died without a word counts as open until then.
-    Written by the watches' thread and read by others: each field is replaced whole.
+    A stream is heard once its first list has been answered and its watch is open. A silent stream
+    is replaced by the watcher after its inactivity time-out, so a connection that has died without
+    a word counts as open until then. Written by the watches' thread and read by others: each field
+    is replaced whole.
     """
 
     def __init__(
-        self, kinds: Iterable[str], namespaces: Iterable[str] = (), clock: Callable[[], float] = time.monotonic
+        self,
+        kinds: Iterable[str],
+        namespaces: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         places = tuple(namespaces) or ("",)
-        self._streams = {path_of(kind, place): _Stream(kind, place, None) for kind in kinds for place in places}
+        self._streams = {
+            path_of(kind, place): _Stream(kind, place, None) for kind in kinds for place in places
+        }
         self._begun = False
         self._trouble = ""
-        """How the last request for anything else failed: without discovery no stream is asked for."""
+        """How the last request for anything else failed:
+        without discovery no stream is asked for."""
 
     def begin(self) -> None:
         """From now on every stream is expected to be heard."""
@@ -58,7 +72,10 @@ class Hearing:
     ) -> aiohttp.ClientResponse:
         """The middleware: passes everything on and notes how it went."""
         # By its end: an API server may lie behind a path of its own.
-        stream = next((found for path, found in self._streams.items() if request.url.path.endswith(path)), None)
+        stream = next(
+            (found for path, found in self._streams.items() if request.url.path.endswith(path)),
+            None,
+        )
         watching = request.url.query.get("watch") == "true"
         if stream is not None and watching:
             # Asked for anew: the one before has ended.
@@ -69,7 +86,11 @@ class Hearing:
             self._lost(stream, f"{type(error).__name__}: {error}")
             raise
         if answer.status >= 400:
-            self._lost(stream, f"{answer.status}: {_message(await answer.text())}", refused=answer.status in REFUSALS)
+            self._lost(
+                stream,
+                f"{answer.status}: {_message(await answer.text())}",
+                refused=answer.status in REFUSALS,
+            )
         elif stream is None:
             self._trouble = ""
         elif watching:
@@ -94,11 +115,16 @@ class Hearing:
         if not self._begun:
             return ["the watches have not begun yet"]
         now = self._clock()
-        return [self._told(stream) for stream in self._streams.values() if not self._heard(stream, now)]
+        return [
+            self._told(stream) for stream in self._streams.values() if not self._heard(stream, now)
+        ]
 
     def _told(self, stream: _Stream) -> str:
         where = f" in namespace {stream.namespace}" if stream.namespace else ""
-        return f"the watch of {stream.kind}{where} hears nothing: {stream.why or self._trouble or NOT_ASKED}"
+        return (
+            f"the watch of {stream.kind}{where} hears nothing:"
+            f" {stream.why or self._trouble or NOT_ASKED}"
+        )
 
     def kinds(self) -> dict[str, bool]:
         """By kind: whether all of its streams are heard; empty before the watches begin."""
@@ -111,9 +137,11 @@ class Hearing:
         return found
 
     def silence(self) -> float:
-        """Seconds for which the stream that has been missed longest has not been open; 0: all are open.
+        """Seconds for which the stream that has been missed longest has not been open;
+        0: all are open.
 
-        Without those that are refused: one namespace that is gone must not end the operator of all the others.
+        Without those that are refused: one namespace that is gone must not end the operator of all
+        the others.
         """
         now = self._clock()
         missed = [s for s in self._streams.values() if not s.refused]

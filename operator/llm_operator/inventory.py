@@ -1,7 +1,8 @@
 """What the metrics say of each LLMDeployment and ApiKey: its status as it was last written.
 
-One collector over a dictionary instead of gauges with labels: what is not the case any more has no series, and all of
-an object's go with it. Only the process that holds the lease reconciles, so only it has any.
+One collector over a dictionary instead of gauges with labels: what is not the case any more has no
+series, and all of an object's go with it. Only the process that holds the lease reconciles, so only
+it has any.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,10 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
         "1 for the status that the condition has, 0 for the others.",
         (*_OBJECT, "type", "status"),
     ),
-    "llm_operator_condition_reason": ("1 for the reason that the condition has.", (*_OBJECT, "type", "reason")),
+    "llm_operator_condition_reason": (
+        "1 for the reason that the condition has.",
+        (*_OBJECT, "type", "reason"),
+    ),
     "llm_operator_condition_changed_timestamp_seconds": (
         "When the condition's status last changed.",
         (*_OBJECT, "type"),
@@ -34,14 +38,23 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "llm_operator_deployment_info": ("What serves.", (*_NAMED, "model", "version", "revision")),
     "llm_operator_deployment_replicas_wanted": ("Pods that are asked for.", _NAMED),
     "llm_operator_deployment_replicas_ready": ("Ready pods of what serves.", _NAMED),
-    "llm_operator_deployment_rollout_in_progress": ("1 while a candidate is being rolled out.", _NAMED),
+    "llm_operator_deployment_rollout_in_progress": (
+        "1 while a candidate is being rolled out.",
+        _NAMED,
+    ),
     "llm_operator_deployment_rollout_info": (
         "The candidate; its outcome is empty while it is under way.",
         (*_NAMED, "version", "revision", "strategy", "outcome"),
     ),
-    "llm_operator_deployment_rollout_started_timestamp_seconds": ("When the roll-out under way began.", _NAMED),
+    "llm_operator_deployment_rollout_started_timestamp_seconds": (
+        "When the roll-out under way began.",
+        _NAMED,
+    ),
     "llm_operator_apikey_info": ("1 for the phase that the key is in.", (*_NAMED, "phase")),
-    "llm_operator_apikey_expiry_timestamp_seconds": ("When the key stops working; absent: never.", _NAMED),
+    "llm_operator_apikey_expiry_timestamp_seconds": (
+        "When the key stops working; absent: never.",
+        _NAMED,
+    ),
 }
 """Every metric: its help and its labels."""
 
@@ -60,7 +73,11 @@ class Inventory(Collector):
         meta = resource["metadata"]
         key = Key(resource["kind"], meta["namespace"], meta["name"])
         spec = resource.get("spec") or {}
-        own = _deployment(key, spec, status) if isinstance(status, LLMDeploymentStatus) else _api_key(key, spec, status)
+        own = (
+            _deployment(key, spec, status)
+            if isinstance(status, LLMDeploymentStatus)
+            else _api_key(key, spec, status)
+        )
         self._samples[key] = (*_conditions(key, status.conditions), *own)
 
     def forget(self, key: Key) -> None:
@@ -68,7 +85,10 @@ class Inventory(Collector):
         self._samples.pop(key, None)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        found = {name: GaugeMetricFamily(name, help_, labels=labels) for name, (help_, labels) in FAMILIES.items()}
+        found = {
+            name: GaugeMetricFamily(name, help_, labels=labels)
+            for name, (help_, labels) in FAMILIES.items()
+        }
         for samples in self._samples.values():
             for name, labels, value in samples:
                 found[name].add_metric(labels, value)
@@ -79,7 +99,11 @@ def _conditions(key: Key, conditions: Iterable[Condition]) -> Iterator[Sample]:
     for condition in conditions:
         labels = (key.kind, key.namespace, key.name, condition.type)
         for status in STATUSES:
-            yield "llm_operator_condition", (*labels, status.lower()), float(condition.status == status)
+            yield (
+                "llm_operator_condition",
+                (*labels, status.lower()),
+                float(condition.status == status),
+            )
         reason = condition.reason if condition.reason in REASONS else OTHER
         yield "llm_operator_condition_reason", (*labels, reason), 1.0
         changed = _seconds(condition.last_transition_time)
@@ -101,7 +125,12 @@ def _deployment(key: Key, spec: Manifest, status: LLMDeploymentStatus) -> Iterat
     yield "llm_operator_deployment_replicas_ready", labels, float(status.ready_replicas or 0)
     yield "llm_operator_deployment_rollout_in_progress", labels, float(under_way)
     if candidate is not None:
-        told = (candidate.version, candidate.revision, candidate.strategy or "", candidate.outcome or "")
+        told = (
+            candidate.version,
+            candidate.revision,
+            candidate.strategy or "",
+            candidate.outcome or "",
+        )
         yield "llm_operator_deployment_rollout_info", (*labels, *told), 1.0
         started = _seconds(candidate.started_at)
         if under_way and started is not None:

@@ -1,6 +1,8 @@
-"""Looks at keys: the ApiKeys of a namespace, which of them open a deployment, and what its pods were given.
+"""Looks at keys: the ApiKeys of a namespace,
+which of them open a deployment, and what its pods were given.
 
-What can't be read concerns the one object that it is about. Whatever it is, the others are given and taken away.
+What can't be read concerns the one object that it is about.
+Whatever it is, the others are given and taken away.
 """
 
 import asyncio
@@ -43,8 +45,11 @@ def _readable(item: Manifest) -> ReadKey | None:
         return ReadKey(meta, ApiKeySpec.model_validate(item["spec"]), status_of(ApiKeyStatus, item))
     except (ValidationError, KeyError) as error:
         told = apikeys.unreadable(error)
-        # Its own status and an Event say so once; here it is met with each look at any key of the namespace.
-        log.debug("ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, told)
+        # Its own status and an Event say so once;
+        # here it is met with each look at any key of the namespace.
+        log.debug(
+            "ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, told
+        )
         return None
 
 
@@ -52,7 +57,9 @@ async def held(
     outside: Outside, meta: Meta, known: Iterable[ReadKey], given: Given | None = None
 ) -> tuple[HeldKey, ...]:
     """Those of the keys that open this deployment, as digests."""
-    concerned = [each for each in known if not each.meta.deleting and apikeys.opens(each.spec, meta)]
+    concerned = [
+        each for each in known if not each.meta.deleting and apikeys.opens(each.spec, meta)
+    ]
     found = await asyncio.gather(*(_held(outside, meta, each, given) for each in concerned))
     return tuple(key for key in found if key is not None)
 
@@ -80,10 +87,13 @@ async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None)
 
 
 def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> HeldKey | None:
-    """Its Secret can't be read now: a key that the pods have stays as it is, one that they have not waits."""
+    """Its Secret can't be read now: a key that the pods have stays as it is,
+    one that they have not waits."""
     who = f"{key.meta.namespace}/{key.meta.name}"
     record = given.record(key.meta) if given else None
-    log.warning("the Secret of ApiKey %s can't be read, its pods keep what they have: %s", who, error)
+    log.warning(
+        "the Secret of ApiKey %s can't be read, its pods keep what they have: %s", who, error
+    )
     if record is None or key.status.prefix not in (None, f"{KEY_PREFIX}_{record.id}"):
         return None
     return HeldKey(record.id, record.digest, key.meta, key.spec, key.status)
@@ -107,7 +117,8 @@ async def given(outside: Outside, meta: Meta, live: Manifest | None = None) -> G
 
 
 async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
-    """Everything about one ApiKey. Raises pydantic.ValidationError for a specification that can't be read."""
+    """Everything about one ApiKey.
+    Raises pydantic.ValidationError for a specification that can't be read."""
     meta = meta_of(resource)
     spec = ApiKeySpec.model_validate(resource.get("spec") or {})
     status = status_of(ApiKeyStatus, resource)
@@ -116,7 +127,11 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
         _deployments(outside, meta.namespace, spec, status),
     )
     metas = [meta_of(item) for item in deployments]
-    concerned = [each for each in metas if apikeys.opens(spec, each) or each.name in (status.deployments or ())]
+    concerned = [
+        each
+        for each in metas
+        if apikeys.opens(spec, each) or each.name in (status.deployments or ())
+    ]
     return ObservedKey(
         meta=meta,
         spec=spec,
@@ -133,12 +148,17 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
     )
 
 
-async def _deployments(outside: Outside, namespace: str, spec: ApiKeySpec, status: ApiKeyStatus) -> list[Manifest]:
-    """Those that the key may open or opened. Few names are asked for by name: a namespace may have thousands."""
+async def _deployments(
+    outside: Outside, namespace: str, spec: ApiKeySpec, status: ApiKeyStatus
+) -> list[Manifest]:
+    """Those that the key may open or opened.
+    Few names are asked for by name: a namespace may have thousands."""
     named = sorted({*(spec.deployments or ()), *(status.deployments or ())})
     if spec.selector is not None or len(named) > ASKED_BY_NAME:
         return await outside.cluster.list("LLMDeployment", namespace)
-    found = await asyncio.gather(*(outside.cluster.get("LLMDeployment", namespace, name) for name in named))
+    found = await asyncio.gather(
+        *(outside.cluster.get("LLMDeployment", namespace, name) for name in named)
+    )
     return [item for item in found if item is not None]
 
 
@@ -169,5 +189,6 @@ def late(known: Iterable[ReadKey], deployment: Meta, given: Given | None) -> tup
     return tuple(
         each.meta.key
         for each in known
-        if not each.meta.deleting and apikeys.late(each.meta, each.spec, each.status, deployment, given)
+        if not each.meta.deleting
+        and apikeys.late(each.meta, each.spec, each.status, deployment, given)
     )

@@ -1,4 +1,5 @@
-"""Which of several operators works: a coordination.k8s.io Lease, as client-go's leader election uses it."""
+"""Which of several operators works: a coordination.k8s.io Lease,
+as client-go's leader election uses it."""
 
 import asyncio
 import logging
@@ -21,8 +22,8 @@ class LeaseLost(Exception):
 
 
 class Lease:
-    """One candidate. Clocks of machines are never compared: a lease is over when it has not changed for its duration
-    by our own clock."""
+    """One candidate. Clocks of machines are never compared: a lease is over when it has not changed
+    for its duration by our own clock."""
 
     def __init__(
         self,
@@ -50,7 +51,12 @@ class Lease:
 
     async def acquire(self) -> None:
         """Wait until this candidate holds the lease."""
-        log.info("waiting for lease %s/%s as %s", self._settings.namespace, self._settings.name, self.identity)
+        log.info(
+            "waiting for lease %s/%s as %s",
+            self._settings.namespace,
+            self._settings.name,
+            self.identity,
+        )
         while not await self._attempt():  # noqa: ASYNC110 - another process's lease can't set an Event
             await asyncio.sleep(self._settings.retry_seconds)
         metrics.LEADER.set(1)
@@ -63,7 +69,9 @@ class Lease:
             await self._attempt()
             if self.age() > self._settings.renew_deadline_seconds:
                 metrics.LEADER.set(0)
-                raise LeaseLost(f"lease {self._settings.name} was not renewed for {self.age():.0f} s")
+                raise LeaseLost(
+                    f"lease {self._settings.name} was not renewed for {self.age():.0f} s"
+                )
 
     async def release(self) -> None:
         """Let a stand-by take over at once."""
@@ -98,7 +106,9 @@ class Lease:
         if live is None:
             await self._cluster.create(self._manifest())
         elif not self._may_take(live):
-            self.leader_address = (live["metadata"].get("annotations") or {}).get(ADDRESS_ANNOTATION, "")
+            self.leader_address = (live["metadata"].get("annotations") or {}).get(
+                ADDRESS_ANNOTATION, ""
+            )
             self.standing_by = True
             return False
         else:
@@ -134,7 +144,10 @@ class Lease:
 
     async def _write(self, live: Manifest, spec: Manifest) -> None:
         # The resourceVersion makes it conditional: of two candidates one gets a Conflict.
-        meta = {"resourceVersion": live["metadata"]["resourceVersion"], "annotations": self._annotations()}
+        meta = {
+            "resourceVersion": live["metadata"]["resourceVersion"],
+            "annotations": self._annotations(),
+        }
         change = {"metadata": meta, "spec": spec}
         await self._cluster.patch("Lease", self._settings.namespace, self._settings.name, change)
 

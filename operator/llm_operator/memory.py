@@ -1,4 +1,5 @@
-"""What the operator remembers between two looks. All of it is lost at a restart, and then read or derived anew."""
+"""What the operator remembers between two looks.
+All of it is lost at a restart, and then read or derived anew."""
 
 import asyncio
 from collections import defaultdict
@@ -12,7 +13,15 @@ from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
-from llm_operator.state import EvaluationOutcome, Given, Key, Measured, Meta, ProbeOutcome, SmokeOutcome
+from llm_operator.state import (
+    EvaluationOutcome,
+    Given,
+    Key,
+    Measured,
+    Meta,
+    ProbeOutcome,
+    SmokeOutcome,
+)
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
@@ -23,7 +32,8 @@ V = TypeVar("V")
 
 
 class Bounded(dict[K, V]):
-    """A dict that never holds more than `most` entries: a new one takes the place of the one that was put first."""
+    """A dict that never holds more than `most` entries:
+    a new one takes the place of the one that was put first."""
 
     def __init__(self, most: int = MOST) -> None:
         super().__init__()
@@ -37,18 +47,22 @@ class Bounded(dict[K, V]):
 
 @dataclass(frozen=True)
 class Memory:
-    """Keyed by object, and forgotten with it; or bounded, where nobody tells when an entry is over."""
+    """Keyed by object, and forgotten with it;
+    or bounded, where nobody tells when an entry is over."""
 
     inventory: Inventory = field(default_factory=Inventory)
     """What the metrics say of each object."""
-    key_files: defaultdict[Key, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    key_files: defaultdict[Key, asyncio.Lock] = field(
+        default_factory=lambda: defaultdict(asyncio.Lock)
+    )
     """By LLMDeployment: held while its keys are read and their file is written."""
     given: dict[Key, Given] = field(default_factory=dict)
     """By LLMDeployment: what its pods were given, as last written or read."""
     untold: set[Key] = field(default_factory=set)
     """LLMDeployments some of whose pods may not know that their key file has changed."""
     ledgers: dict[Key, Ledger] = field(default_factory=dict)
-    """By LLMDeployment: the verdicts that the registry was told. Dropped once they are gone from there, too."""
+    """By LLMDeployment: the verdicts that the registry was told.
+    Dropped once they are gone from there, too."""
     uids: dict[Key, str] = field(default_factory=dict)
     """By LLMDeployment: the uid by which other entries know it."""
     unwell: set[Key] = field(default_factory=set)
@@ -56,19 +70,23 @@ class Memory:
     elsewhere: dict[Key, str] = field(default_factory=dict)
     """Objects that another installation works on, and which one. Told once."""
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
-    """resourceVersion of each Secret as last written, by (namespace, name), as Secrets are not watched. Empty: it is
-    gone."""
-    digests: Bounded[tuple[str, str, str], str] = field(default_factory=lambda: Bounded(MOST_DIGESTS))
-    """Key digests already derived, by (deployment uid, ApiKey uid, key id): each saves one read of a Secret."""
+    """resourceVersion of each Secret as last written, by (namespace, name), as Secrets are not
+    watched. Empty: it is gone."""
+    digests: Bounded[tuple[str, str, str], str] = field(
+        default_factory=lambda: Bounded(MOST_DIGESTS)
+    )
+    """Key digests already derived, by (deployment uid, ApiKey uid, key id):
+    each saves one read of a Secret."""
     watched: Bounded[str, Watched] = field(default_factory=Bounded)
-    """What gates have seen of a candidate's traffic, by deployment uid. Counted anew after a restart."""
+    """What gates have seen of a candidate's traffic, by deployment uid.
+    Counted anew after a restart."""
     copies: Bounded[str, Copies] = field(default_factory=Bounded)
     """The same of copies of requests."""
     shadow_tokens: Bounded[str, tuple[str, str]] = field(default_factory=Bounded)
     """By deployment uid: a candidate and what copies for it carry. Another one after a restart."""
     smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
-    """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of its content, pod
-    uid and restarts)."""
+    """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of
+    its content, pod uid and restarts)."""
     asking: dict[tuple[str, str, str, str, str], "asyncio.Task[None]"] = field(default_factory=dict)
     """The same prompts while they are being asked."""
     places: defaultdict[str, asyncio.Semaphore] = field(
@@ -79,16 +97,21 @@ class Memory:
     """What became of load probes, by (deployment uid, candidate, probe)."""
     probing: dict[tuple[str, str, LoadProbe], "asyncio.Task[None]"] = field(default_factory=dict)
     """Those that run."""
-    measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(default_factory=Bounded)
+    measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(
+        default_factory=Bounded
+    )
     """What Prometheus answered last, by (deployment uid, server, query)."""
 
     evaluations: Bounded[tuple[str, str, str], EvaluationOutcome] = field(default_factory=Bounded)
-    """Outcomes of evaluations, by (deployment uid, candidate, gates.key). Their Jobs have them, too."""
+    """Outcomes of evaluations, by (deployment uid, candidate, gates.key).
+    Their Jobs have them, too."""
     evaluating: Bounded[str, bool] = field(default_factory=Bounded)
-    """By deployment uid: whether Jobs may be left of its evaluations. Absent: this process has not looked."""
+    """By deployment uid: whether Jobs may be left of its evaluations.
+    Absent: this process has not looked."""
 
     def meet(self, key: Key, uid: str) -> None:
-        """Note which LLMDeployment has this name, and drop what was gathered for one that had it before."""
+        """Note which LLMDeployment has this name,
+        and drop what was gathered for one that had it before."""
         if self.uids.get(key) != uid:
             self._part(key)
             self.uids[key] = uid

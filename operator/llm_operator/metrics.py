@@ -2,7 +2,9 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-RECONCILES = Counter("llm_operator_reconcile_total", "Reconciles by their result.", ["kind", "result"])
+RECONCILES = Counter(
+    "llm_operator_reconcile_total", "Reconciles by their result.", ["kind", "result"]
+)
 RECONCILE_SECONDS = Histogram(
     "llm_operator_reconcile_duration_seconds",
     "Time of one reconcile.",
@@ -12,8 +14,20 @@ RECONCILE_SECONDS = Histogram(
 QUEUE_DEPTH = Gauge("llm_operator_queue_depth", "Keys that wait for a worker.")
 QUEUE_OLDEST = Gauge("llm_operator_queue_oldest_seconds", "Age of the key that has waited longest.")
 RETRIES = Counter("llm_operator_retries_total", "Keys put back after an error.", ["kind"])
-WRITES = Counter("llm_operator_writes_total", "Requests to the API server that may change something.", ["verb", "kind"])
-REGISTRY_CALLS = Counter("llm_operator_registry_requests_total", "Requests to MLflow.", ["connection", "result"])
-WEBHOOKS = Counter("llm_operator_webhooks_total", "Deliveries of MLflow, by HTTP status.", ["connection", "status"])
+WRITES = Counter(
+    "llm_operator_writes_total",
+    "Requests to the API server that may change something.",
+    ["verb", "kind"],
+)
+REGISTRY_CALLS = Counter(
+    "llm_operator_registry_requests_total", "Requests to MLflow.", ["connection", "result"]
+)
+WEBHOOKS = Counter(
+    "llm_operator_webhooks_total", "Deliveries of MLflow, by HTTP status.", ["connection", "status"]
+)
 LEADER = Gauge("llm_operator_leader", "1 while this process holds the lease.")
-HEARING = Gauge("llm_operator_watches_hearing", "1 while all watches of the kind are heard; on the leader.", ["kind"])
+HEARING = Gauge(
+    "llm_operator_watches_hearing",
+    "1 while all watches of the kind are heard; on the leader.",
+    ["kind"],
+)

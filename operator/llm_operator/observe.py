@@ -29,7 +29,13 @@ from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Cluster, NotFound
 from llm_operator.ports.pods import Pods
 from llm_operator.ports.prometheus import Prometheus
-from llm_operator.ports.registry import ConnectionNotPermitted, Reference, Registry, RegistryFault, read_connection
+from llm_operator.ports.registry import (
+    ConnectionNotPermitted,
+    Reference,
+    Registry,
+    RegistryFault,
+    read_connection,
+)
 from llm_operator.settings import ConnectionSettings, EvaluationSettings, PodPolicy
 from llm_operator.state import (
     Connection,
@@ -56,7 +62,8 @@ class ConnectionSource(Protocol):
 
 @dataclass(frozen=True)
 class Outside:
-    """Everything that a reconcile may touch: what it asks, how the platform has set it up, and its memory."""
+    """Everything that a reconcile may touch:
+    what it asks, how the platform has set it up, and its memory."""
 
     cluster: Cluster
     registry: Registry
@@ -69,7 +76,8 @@ class Outside:
     confined: Confined = field(default_factory=Confined)
     """Where smoke prompts are read and their answers judged."""
     installation: str = ""
-    """Which of several installations this is: the Lease's namespace/name. Empty: there is no other."""
+    """Which of several installations this is: the Lease's namespace/name.
+    Empty: there is no other."""
     fetch_resources: Manifest = field(default_factory=dict)
     """Resources of the fetching container where a specification has none."""
     pull_secrets: tuple[str, ...] = ()
@@ -82,7 +90,8 @@ class Outside:
 
 
 WAITING_ASKED = 8
-"""Of more pods that wait for their containers at once, Events are not read: they wait for the same."""
+"""Of more pods that wait for their containers at once, Events are not read:
+they wait for the same."""
 NODES_ASKED = 8
 """Nodes of pods that do not get ready that are asked for in one look."""
 UNPLACED_ASKED = 3
@@ -113,13 +122,24 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
     spec = LLMDeploymentSpec.model_validate(resource["spec"])
     status = status_of(LLMDeploymentStatus, resource)
     labels = f"{names.DEPLOYMENT_LABEL}={meta.name}"
-    listed, pods, ((connection, resolution), adapters), (monitors, routes), missing = await asyncio.gather(
-        asyncio.gather(*(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)),
+    (
+        listed,
+        pods,
+        ((connection, resolution), adapters),
+        (monitors, routes),
+        missing,
+    ) = await asyncio.gather(
+        asyncio.gather(
+            *(outside.cluster.list(kind, meta.namespace, labels) for kind in plans.CHILD_KINDS)
+        ),
         outside.cluster.list("Pod", meta.namespace, labels),
         asyncio.gather(
-            _resolve(outside, meta.namespace, spec, status), _resolve_adapters(outside, meta.namespace, spec, status)
+            _resolve(outside, meta.namespace, spec, status),
+            _resolve_adapters(outside, meta.namespace, spec, status),
         ),
-        asyncio.gather(*(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))),
+        asyncio.gather(
+            *(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))
+        ),
         _database_missing(outside.cluster, meta, spec),
     )
     children = [child for group in listed for child in group if names.ours(child, meta)]
@@ -143,7 +163,10 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         resolution=resolution,
         connection=connection,
         revisions=revisions,
-        children=(*children, *(c for c in (*(monitors or ()), *(routes or ())) if names.ours(c, meta))),
+        children=(
+            *children,
+            *(c for c in (*(monitors or ()), *(routes or ())) if names.ours(c, meta)),
+        ),
         image=outside.image,
         fetch_resources=outside.fetch_resources,
         pull_secrets=outside.pull_secrets,
@@ -164,19 +187,27 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
 async def _figures(
     asked: Pods, spec: LLMDeploymentSpec, status: LLMDeploymentStatus, pods: list[Manifest]
 ) -> dict[str, Figures]:
-    """What pods say of themselves, asked while something depends on it: a download, a roll-out, adapters."""
+    """What pods say of themselves, asked while something depends on it:
+    a download, a roll-out, adapters."""
     under_way = status.candidate is not None and status.candidate.outcome is None
-    interesting = [pod for pod in pods if faults.fetching(pod) or ((under_way or spec.adapters) and faults.ready(pod))]
+    interesting = [
+        pod
+        for pod in pods
+        if faults.fetching(pod) or ((under_way or spec.adapters) and faults.ready(pod))
+    ]
     found = await asyncio.gather(*(asked.figures(pod) for pod in interesting))
     return {
-        pod["metadata"]["name"]: figures for pod, figures in zip(interesting, found, strict=True) if figures is not None
+        pod["metadata"]["name"]: figures
+        for pod, figures in zip(interesting, found, strict=True)
+        if figures is not None
     }
 
 
 async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> list[Manifest] | None:
     """Children of a kind that the cluster may not know; None where it does not.
 
-    ServiceMonitors that can't be listed are applied all the same, and told if they can't: nothing waits for monitoring.
+    ServiceMonitors that can't be listed are applied all the same,
+    and told if they can't: nothing waits for monitoring.
     """
     if not await outside.cluster.serves(kind):
         return None
@@ -206,21 +237,34 @@ async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpe
             return f"Secret {name} does not exist; new pods wait for it: {create}"
         if not keys.decode(secret, key):
             content = json.dumps({"stringData": {key: address}})
-            return f"Secret {name} has no key {key}; new pods wait for it: {kubectl} patch secret {name} -p '{content}'"
+            return (
+                f"Secret {name} has no key {key}; new pods wait for it: {kubectl} patch secret"
+                f" {name} -p '{content}'"
+            )
     return ""
 
 
-def _revisions(meta: Meta, children: list[Manifest], pods: list[Manifest]) -> dict[str, RevisionChildren]:
+def _revisions(
+    meta: Meta, children: list[Manifest], pods: list[Manifest]
+) -> dict[str, RevisionChildren]:
     def of(items: list[Manifest], revision: str) -> list[Manifest]:
-        return [i for i in items if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == revision]
+        return [
+            i
+            for i in items
+            if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == revision
+        ]
 
     def named(child: Manifest) -> bool:
         # Whoever writes a Deployment may give it our label and owner: by its name there is one.
         revision = (child["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "")
         return bool(child["metadata"]["name"] == names.child(meta, revision))
 
-    parts = [child for child in children if child["kind"] in ("Deployment", "ConfigMap") and named(child)]
-    known = {(part["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "") for part in parts} - {""}
+    parts = [
+        child for child in children if child["kind"] in ("Deployment", "ConfigMap") and named(child)
+    ]
+    known = {
+        (part["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "") for part in parts
+    } - {""}
     return {
         revision: RevisionChildren(
             revision=revision,
@@ -239,7 +283,8 @@ async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[st
 
 
 async def _events_of(cluster: Cluster, meta: Meta, pods: list[str]) -> dict[str, list[Manifest]]:
-    """The Events of these pods, by their names. They are a hint: where they can't be read there are none."""
+    """The Events of these pods, by their names.
+    They are a hint: where they can't be read there are none."""
 
     async def of(name: str) -> list[Manifest]:
         try:
@@ -252,7 +297,8 @@ async def _events_of(cluster: Cluster, meta: Meta, pods: list[str]) -> dict[str,
 
 
 async def _silent_nodes(cluster: Cluster, pods: list[Manifest], now: datetime) -> frozenset[str]:
-    """Nodes that do not answer, of pods that do not get ready. A hint: an operator of some namespaces may not ask."""
+    """Nodes that do not answer, of pods that do not get ready.
+    A hint: an operator of some namespaces may not ask."""
 
     async def silent(name: str) -> bool:
         try:
@@ -260,7 +306,9 @@ async def _silent_nodes(cluster: Cluster, pods: list[Manifest], now: datetime) -
         except ApiError:
             return False
 
-    asked = sorted({pod["spec"]["nodeName"] for pod in pods if faults.doubtful(pod, now)})[:NODES_ASKED]
+    asked = sorted({pod["spec"]["nodeName"] for pod in pods if faults.doubtful(pod, now)})[
+        :NODES_ASKED
+    ]
     answers = await asyncio.gather(*(silent(name) for name in asked))
     return frozenset(name for name, answer in zip(asked, answers, strict=True) if answer)
 
@@ -268,7 +316,8 @@ async def _silent_nodes(cluster: Cluster, pods: list[Manifest], now: datetime) -
 async def _nodes_coming(
     outside: Outside, meta: Meta, status: LLMDeploymentStatus, pods: list[Manifest]
 ) -> dict[str, str]:
-    """What cluster autoscalers say about nodes for pods that find none. Only roll-outs wait for nodes."""
+    """What cluster autoscalers say about nodes for pods that find none.
+    Only roll-outs wait for nodes."""
     if status.candidate is None or status.candidate.outcome is not None:
         return {}
     unplaced = [pod["metadata"]["name"] for pod in pods if room.unplaced(pod) is not None]
@@ -277,13 +326,17 @@ async def _nodes_coming(
     return {name: word for name, word in said.items() if word}
 
 
-async def connection_for(outside: Outside, namespace: str, name: str, field: str = "spec.model.mlflow") -> Connection:
-    """The connection as LLMDeployments of this namespace may use it. Raises a RegistryFault, or ApiError."""
+async def connection_for(
+    outside: Outside, namespace: str, name: str, field: str = "spec.model.mlflow"
+) -> Connection:
+    """The connection as LLMDeployments of this namespace may use it.
+    Raises a RegistryFault, or ApiError."""
     known = outside.connections.current()
     if name in known and not await permitted(outside.cluster, known[name], namespace):
         raise ConnectionNotPermitted(
-            f"connection {name!r} is not for the namespace {namespace}: have the platform team add it under "
-            f"connections.{name}.namespaces of the operator's configuration, or write another {field}.connection"
+            f"connection {name!r} is not for the namespace {namespace}: have the platform team add"
+            f" it under connections.{name}.namespaces of the operator's configuration, or write"
+            f" another {field}.connection"
         )
     return read_connection(name, known, field)
 
@@ -305,9 +358,13 @@ async def _resolve(
         return None, Resolution(source.version(spec.model.uri or ""))
     try:
         connection = await connection_for(outside, namespace, asked.connection)
-        return connection, Resolution(await outside.registry.resolve(connection, reference_of(asked)))
+        return connection, Resolution(
+            await outside.registry.resolve(connection, reference_of(asked))
+        )
     except RegistryFault as error:
-        return connection, Resolution(_last_known(asked, status.model) if error.keeps_version else None, error.fault)
+        return connection, Resolution(
+            _last_known(asked, status.model) if error.keeps_version else None, error.fault
+        )
 
 
 def reference_of(mlflow: MlflowModel, field: str = "spec.model.mlflow") -> Reference:
@@ -319,13 +376,18 @@ async def _resolve_adapters(
     outside: Outside, namespace: str, spec: LLMDeploymentSpec, status: LLMDeploymentStatus
 ) -> tuple[ResolvedAdapter, ...]:
     asked = spec.adapters or ()
-    return tuple(await asyncio.gather(*(_resolve_adapter(outside, namespace, adapter, status) for adapter in asked)))
+    return tuple(
+        await asyncio.gather(
+            *(_resolve_adapter(outside, namespace, adapter, status) for adapter in asked)
+        )
+    )
 
 
 async def _resolve_adapter(
     outside: Outside, namespace: str, adapter: AdapterSpec, status: LLMDeploymentStatus
 ) -> ResolvedAdapter:
-    """An adapter that can't be resolved any more keeps its last version, whatever the reason: it may be in use."""
+    """An adapter that can't be resolved any more keeps its last version, whatever the reason:
+    it may be in use."""
     field = f"spec.adapters[{adapter.name}].mlflow"
     try:
         connection = await connection_for(outside, namespace, adapter.mlflow.connection, field)
@@ -338,7 +400,10 @@ async def _resolve_adapter(
 
 
 async def _connections(
-    outside: Outside, namespace: str, adapters: Iterable[ResolvedAdapter], status: LLMDeploymentStatus
+    outside: Outside,
+    namespace: str,
+    adapters: Iterable[ResolvedAdapter],
+    status: LLMDeploymentStatus,
 ) -> dict[str, Connection]:
     """Of what is to be loaded: the specification's, and those of versions that are kept."""
     kept = [each.connection for each in status.adapters]
@@ -353,23 +418,46 @@ def _last_known(asked: MlflowModel, known: ModelStatus | None) -> ModelVersion |
     """What the same reference was resolved to before."""
     if known is None or (known.name, known.connection) != (asked.name, asked.connection):
         return None
-    same = known.version == asked.version if asked.version else (known.alias, known.stage) == (asked.alias, asked.stage)
+    same = (
+        known.version == asked.version
+        if asked.version
+        else (known.alias, known.stage) == (asked.alias, asked.stage)
+    )
     if not same:
         return None
-    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "", known.registered_at or "")
+    return ModelVersion(
+        known.name, known.version, known.source or "", known.run_id or "", known.registered_at or ""
+    )
 
 
 def status_of(model: type[Status], resource: Manifest) -> Status:
-    """The status of a custom resource. What can't be read of it (edited by hand, or a newer operator's) is left out."""
+    """The status of a custom resource.
+    What can't be read of it (edited by hand, or a newer operator's) is left out."""
     found = dict(resource.get("status") or {})
     while True:
         try:
             return model.model_validate(found)
         except ValidationError as error:
-            odd = {str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]} & found.keys()
+            odd = {
+                str(fault["loc"][0]) for fault in error.errors(include_input=False) if fault["loc"]
+            } & found.keys()
             meta = resource["metadata"]
-            log.warning("%s/%s: status.%s can't be read", meta["namespace"], meta["name"], ", ".join(sorted(odd)))
+            log.warning(
+                "%s/%s: status.%s can't be read",
+                meta["namespace"],
+                meta["name"],
+                ", ".join(sorted(odd)),
+            )
             found = {name: value for name, value in found.items() if name not in odd} if odd else {}
 
 
-__all__ = ["Fault", "Outside", "connection_for", "deployment", "meta_of", "permitted", "reference_of", "status_of"]
+__all__ = [
+    "Fault",
+    "Outside",
+    "connection_for",
+    "deployment",
+    "meta_of",
+    "permitted",
+    "reference_of",
+    "status_of",
+]

@@ -1,4 +1,5 @@
-"""Asks each MLflow server once per interval what moved, and wakes only the LLMDeployments concerned."""
+"""Asks each MLflow server once per interval what moved,
+and wakes only the LLMDeployments concerned."""
 
 import asyncio
 import logging
@@ -45,10 +46,13 @@ class Poll:
         self._attended: dict[str, asyncio.Task[None]] = {}
 
     def wake(self, connection: str, model: str | None) -> None:
-        """Look at this server at once, at most one look a second: a webhook says that `model` has changed."""
+        """Look at this server at once, at most one look a second:
+        a webhook says that `model` has changed."""
         if model is not None:
             with suppress(RegistryFault):
-                self._registry.forget(read_connection(connection, self._connections.current()), model)
+                self._registry.forget(
+                    read_connection(connection, self._connections.current()), model
+                )
         self._rung.add(connection)
         if connection not in self._attended:
             self._attended[connection] = asyncio.create_task(self._attend(connection))
@@ -77,17 +81,24 @@ class Poll:
     async def look(self, only: str | None = None) -> None:
         """One round over all connections that some LLMDeployment uses, or over one of them.
 
-        A namespace that can't be listed, a server and an object that can't be read are told, and left out alone.
+        A namespace that can't be listed, a server and an object that can't be read are told,
+        and left out alone.
         """
         by_connection: dict[str, list[Manifest]] = defaultdict(list)
-        for resource in [each for namespace in self._namespaces for each in await self._listed(namespace)]:
+        for resource in [
+            each for namespace in self._namespaces for each in await self._listed(namespace)
+        ]:
             for connection in _connections(resource):
                 by_connection[connection].append(resource)
         chosen = (
-            by_connection if only is None else {name: by_connection[name] for name in {only} & by_connection.keys()}
+            by_connection
+            if only is None
+            else {name: by_connection[name] for name in {only} & by_connection.keys()}
         )
         looks = [self._look_at(name, resources) for name, resources in chosen.items()]
-        for name, error in zip(chosen, await asyncio.gather(*looks, return_exceptions=True), strict=True):
+        for name, error in zip(
+            chosen, await asyncio.gather(*looks, return_exceptions=True), strict=True
+        ):
             if isinstance(error, Exception):
                 _late(f"polling connection {name} is late", error)
 
@@ -95,7 +106,9 @@ class Poll:
         try:
             return await self._cluster.list("LLMDeployment", namespace)
         except ApiError as error:
-            _late(f"polling namespace {namespace} is late" if namespace else "polling is late", error)
+            _late(
+                f"polling namespace {namespace} is late" if namespace else "polling is late", error
+            )
             return []
 
     async def _look_at(self, name: str, resources: list[Manifest]) -> None:
@@ -105,7 +118,10 @@ class Poll:
         except RegistryFault as fault:
             for resource in resources:
                 own = bool(model := _mlflow(resource)) and _server(model) == name
-                if _reason(resource, "RegistryReachable" if own else "AdaptersReady") != fault.fault.reason:
+                if (
+                    _reason(resource, "RegistryReachable" if own else "AdaptersReady")
+                    != fault.fault.reason
+                ):
                     self._wake(resource)
             return
         kept_out = await self._kept_out(name, {each["metadata"]["namespace"] for each in resources})
@@ -148,11 +164,15 @@ def _connections(resource: Manifest) -> set[str]:
 
 
 def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -> list[str]:
-    """The models on this server of which the registry now says something else than the status of `resource`."""
+    """The models on this server of which the registry now says something else than the status of
+    `resource`."""
     status = resource.get("status") or {}
     names = list[str]()
     asked = _mlflow(resource)
-    doubtful = _status(resource, "RegistryReachable") == "False" or _status(resource, "ModelResolved") != "True"
+    doubtful = (
+        _status(resource, "RegistryReachable") == "False"
+        or _status(resource, "ModelResolved") != "True"
+    )
     here = asked and _server(asked) == connection and not _settled(resource, asked, found)
     if here and (doubtful or _differs(asked, status.get("model") or {}, found)):
         names.append(asked["name"])
@@ -161,16 +181,21 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
     known = {each["name"]: each for each in status.get("adapters") or []}
     for adapter in _adapters(resource):
         asked = adapter["mlflow"]
-        if _server(asked) == connection and (doubtful or _differs(asked, known.get(adapter["name"], {}), found)):
+        if _server(asked) == connection and (
+            doubtful or _differs(asked, known.get(adapter["name"], {}), found)
+        ):
             names.append(asked["name"])
     return names
 
 
 def _settled(resource: Manifest, asked: Manifest, found: dict[str, ModelSummary]) -> bool:
-    """Whether its fault was told and another look would find the same: thousands of them are not to be looked at."""
+    """Whether its fault was told and another look would find the same:
+    thousands of them are not to be looked at."""
     told = _reason(resource, "Stalled")
     if told in REFUSED:
-        return not (resource.get("status") or {}).get("model")  # What runs may come back to a version that it had.
+        return not (resource.get("status") or {}).get(
+            "model"
+        )  # What runs may come back to a version that it had.
     return told in ABSENT and not _there(asked, found.get(asked["name"]))
 
 

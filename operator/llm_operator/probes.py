@@ -14,7 +14,8 @@ STUCK_WATCH_SECONDS = 300.0
 
 
 class Health:
-    """Whether this process still does its work: nothing waits too long, the API server is heard, the lease is fresh."""
+    """Whether this process still does its work:
+    nothing waits too long, the API server is heard, the lease is fresh."""
 
     def __init__(
         self,
@@ -34,7 +35,10 @@ class Health:
         """What is stuck; empty when all is well."""
         found = []
         if self._stuck() > STUCK_QUEUE_SECONDS:
-            found.append(f"a key has been in work, or keys have waited and none was taken, for {self._stuck():.0f} s")
+            found.append(
+                "a key has been in work, or keys have waited and none was taken, for"
+                f" {self._stuck():.0f} s"
+            )
         if self._silence() > STUCK_API_SECONDS:
             found.append(f"the API server was last heard {self._silence():.0f} s ago")
         if self._lease.age() > self._lease_limit:
@@ -44,14 +48,22 @@ class Health:
         return found
 
     def missing(self) -> list[str]:
-        """What keeps this process from being ready: a stand-by has read another's lease, the leader's watches hear."""
+        """What keeps this process from being ready:
+        a stand-by has read another's lease, the leader's watches hear."""
         if self._lease.renewed_at is None:
-            return [] if self._lease.standing_by else [self._lease.doubt or "the lease has not been read yet"]
+            return (
+                []
+                if self._lease.standing_by
+                else [self._lease.doubt or "the lease has not been read yet"]
+            )
         return self._hearing.missing()
 
 
-async def serve(health: Health, host: str | None, port: int, refresh: Callable[[], None]) -> web.AppRunner:
-    """Start answering on `host` (None: all addresses); `refresh` brings gauges up to date before a scrape."""
+async def serve(
+    health: Health, host: str | None, port: int, refresh: Callable[[], None]
+) -> web.AppRunner:
+    """Start answering on `host` (None: all addresses);
+    `refresh` brings gauges up to date before a scrape."""
 
     async def live(_: web.Request) -> web.Response:
         faults = health.faults()
@@ -62,7 +74,8 @@ async def serve(health: Health, host: str | None, port: int, refresh: Callable[[
     async def ready(_: web.Request) -> web.Response:
         missing = health.missing()
         return web.json_response(
-            {"status": "not ready" if missing else "ok", "missing": missing}, status=503 if missing else 200
+            {"status": "not ready" if missing else "ok", "missing": missing},
+            status=503 if missing else 200,
         )
 
     async def scrape(_: web.Request) -> web.Response:
@@ -70,7 +83,9 @@ async def serve(health: Health, host: str | None, port: int, refresh: Callable[[
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/livez", live), web.get("/readyz", ready), web.get("/metrics", scrape)])
+    app.add_routes(
+        [web.get("/livez", live), web.get("/readyz", ready), web.get("/metrics", scrape)]
+    )
     runner = web.AppRunner(app, handle_signals=False, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, host=host, port=port).start()

@@ -1,8 +1,9 @@
-"""A keyed work queue with client-go's semantics, fair between tenants; knows neither Kubernetes nor a clock of its own.
+"""A keyed work queue with client-go's semantics, fair between tenants;
+knows neither Kubernetes nor a clock of its own.
 
-A key waits at most once, is handled by one worker at a time, and comes back when it was added while being handled.
-Tenants take turns, none has all workers, and what comes back by itself does so at a bounded rate: however many objects
-of one are broken, the others are served as if they were alone.
+A key waits at most once, is handled by one worker at a time, and comes back when it was added while
+being handled. Tenants take turns, none has all workers, and what comes back by itself does so at a
+bounded rate: however many objects of one are broken, the others are served as if they were alone.
 """
 
 import asyncio
@@ -19,22 +20,27 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 QUICK_CAP_SECONDS = 4.0
 SLOW_CAP_SECONDS = 30.0
-"""The longest pauses between tries of what fails, before the jitter: of a few, or of the quick; and of many."""
+"""The longest pauses between tries of what fails, before the jitter: of a few, or of the quick;
+and of many."""
 EACH_SECONDS = 0.5
-"""By how much each slow item that fails lengthens the pause of all: together they are tried twice a second."""
+"""By how much each slow item that fails lengthens the pause of all:
+together they are tried twice a second."""
 DUE_A_SECOND = 25.0
-"""So many items of one tenant come back by themselves (another try, another look) in a second. Events do not wait."""
+"""So many items of one tenant come back by themselves (another try, another look) in a second.
+Events do not wait."""
 DUE_AT_ONCE_SECONDS = 8.0
 """What a tenant has not used of that for so long may come at once."""
 TOGETHER_SECONDS = 4.0
-"""Within so long all that fail are tried once one of them has succeeded, as far as the rate allows."""
+"""Within so long all that fail are tried once one of them has succeeded,
+as far as the rate allows."""
 
 _NOBODY = object()
 
 
 @dataclass
 class Backlog(Generic[Item]):
-    """The queue without waiting: `now` is an argument, so a test lives through a week in a millisecond."""
+    """The queue without waiting: `now` is an argument,
+    so a test lives through a week in a millisecond."""
 
     base_seconds: float = 0.5
     cap_seconds: float = 300.0
@@ -76,7 +82,8 @@ class Backlog(Generic[Item]):
             heapq.heappush(self._later, (due, next(self._count), item))
 
     def retry(self, item: Item, now: float) -> float:
-        """Put `item` back after a failure; returns the delay: doubling, capped, with jitter of a quarter.
+        """Put `item` back after a failure;
+        returns the delay: doubling, capped, with jitter of a quarter.
 
         Nobody tells that a cause has gone, so the cap is low while few of a tenant fail.
         """
@@ -89,7 +96,8 @@ class Backlog(Generic[Item]):
         return delay
 
     def succeed(self, item: Item, now: float) -> None:
-        """Forget the failures of `item`; others may have failed for the same cause, and are tried soon."""
+        """Forget the failures of `item`;
+        others may have failed for the same cause, and are tried soon."""
         tenant = self.tenant(item)
         failing = self._failures.get(tenant, {})
         if failing.pop(item, None) is None:
@@ -106,10 +114,13 @@ class Backlog(Generic[Item]):
         return self._failures.get(self.tenant(item), {}).get(item, 0)
 
     def take(self, now: float) -> Item | None:
-        """The item that has waited longest of the tenant whose turn it is, or None; it is busy until `done`."""
+        """The item that has waited longest of the tenant whose turn it is, or None;
+        it is busy until `done`."""
         self._promote(now)
         busy = Counter(map(self.tenant, self._busy))
-        turns = (who for who in self._ready if self.most_of_one is None or busy[who] < self.most_of_one)
+        turns = (
+            who for who in self._ready if self.most_of_one is None or busy[who] < self.most_of_one
+        )
         if (tenant := next(turns, _NOBODY)) is _NOBODY:
             return None
         waiting = self._ready.pop(tenant)
@@ -161,7 +172,8 @@ class Backlog(Generic[Item]):
     def stuck(self, now: float) -> float:
         """Seconds that an item has been in work, or that some have waited and none was taken.
 
-        A long queue is neither, be it of one tenant or of thousands: it would be as long after a restart.
+        A long queue is neither, be it of one tenant or of thousands:
+        it would be as long after a restart.
         """
         waiting = (max(self._taken, next(iter(each.values()))) for each in self._ready.values())
         return max((now - since for since in (*waiting, *self._busy.values())), default=0.0)
@@ -170,7 +182,9 @@ class Backlog(Generic[Item]):
 class Queue(Generic[Item]):
     """A Backlog that can be waited for."""
 
-    def __init__(self, backlog: Backlog[Item] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, backlog: Backlog[Item] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._backlog = backlog or Backlog()
         self._clock = clock
         self._wake: set[asyncio.Future[None]] = set()
@@ -238,9 +252,11 @@ def _but_one(workers: int) -> int | None:
 
 
 class Lanes(Generic[Item]):
-    """Two queues as one for those who add: items that must not wait behind slow work have workers of their own.
+    """Two queues as one for those who add:
+    items that must not wait behind slow work have workers of their own.
 
-    `quick_workers` and `slow_workers` take from them. One tenant never has all of a lane's, where there are several.
+    `quick_workers` and `slow_workers` take from them.
+    One tenant never has all of a lane's, where there are several.
     """
 
     def __init__(
@@ -250,10 +266,12 @@ class Lanes(Generic[Item]):
         quick_workers: int = 0,
         slow_workers: int = 0,
     ) -> None:
-        # A webhook that is away, a quota: nobody tells that the cause has gone, so the pauses stay short. An API server
-        # that is away altogether tells of everything when it is back.
+        # A webhook that is away, a quota: nobody tells that the cause has gone, so the pauses stay
+        # short. An API server that is away altogether tells of everything when it is back.
         self.quick: Queue[Item] = Queue(
-            Backlog(cap_seconds=QUICK_CAP_SECONDS, tenant=tenant, most_of_one=_but_one(quick_workers))
+            Backlog(
+                cap_seconds=QUICK_CAP_SECONDS, tenant=tenant, most_of_one=_but_one(quick_workers)
+            )
         )
         self.slow: Queue[Item] = Queue(
             Backlog(

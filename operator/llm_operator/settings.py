@@ -1,4 +1,5 @@
-"""The operator's own configuration: one YAML file, checked at the start, connections read again when it changes."""
+"""The operator's own configuration: one YAML file,
+checked at the start, connections read again when it changes."""
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -16,7 +17,11 @@ class SettingsError(Exception):
 
 class _Section(BaseModel):
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -44,13 +49,17 @@ class ConnectionSettings(_Section):
     namespace_selector: NamespaceSelector | None = None
     """Namespaces that may use it beside those of the list."""
     credentials_folder: Path | None = None
-    """Files username and password, or token, and webhookSecret: a mounted Secret, read at every use: it may rotate."""
+    """Files username and password, or token, and webhookSecret:
+    a mounted Secret, read at every use: it may rotate."""
     pod_credentials_folder: Path | None = None
-    """The same files for the pods, of an account that may only read; absent: they are given the operator's account."""
+    """The same files for the pods, of an account that may only read;
+    absent: they are given the operator's account."""
     artifact_hosts: tuple[Annotated[str, Field(pattern=r"^[^/\s,]+$")], ...] = ()
-    """Other hosts, as `host` or `host:port`, to which the pods may send the credentials where a version lies there."""
+    """Other hosts, as `host` or `host:port`,
+    to which the pods may send the credentials where a version lies there."""
     write_verdicts: bool = True
-    """Tell the registry by tags on the model version how each roll-out ended; the user needs the right to edit it."""
+    """Tell the registry by tags on the model version how each roll-out ended;
+    the user needs the right to edit it."""
 
     @property
     def open_to_all(self) -> bool:
@@ -91,18 +100,20 @@ class PrometheusSettings(_Section):
     url: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
     """Asked by gates that name no server, as `http://prometheus.monitoring:9090`; empty: none."""
     allowed: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = ()
-    """Others that a gate may name, each written as here; no gate makes the operator ask any other address."""
+    """Others that a gate may name, each written as here;
+    no gate makes the operator ask any other address."""
     bound_to_namespace: bool = False
-    """The servers bind each query to the namespace in its parameter `namespace`, as prom-label-proxy does. Only then is
-    a gate's figure told; else only whether it is above the threshold."""
+    """The servers bind each query to the namespace in its parameter `namespace`, as
+    prom-label-proxy does. Only then is a gate's figure told; else only whether it is above the
+    threshold."""
 
 
 class EvaluationSettings(_Section):
     """How gates of kind evaluation are judged: by Jobs in the operator's own namespace."""
 
     pod_template: dict[str, Any] = Field(default_factory=dict)
-    """Template of their pods, as a Job has it: with the operator's image and configuration, and one container whose
-    arguments are completed. The chart writes it; empty: no evaluation is made."""
+    """Template of their pods, as a Job has it: with the operator's image and configuration, and one
+    container whose arguments are completed. The chart writes it; empty: no evaluation is made."""
     judges: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = ()
     """Addresses of judge models that a gate may name, each written as there."""
 
@@ -118,7 +129,8 @@ class ContainerResources(_Section):
     """Compute resources of a container, as Kubernetes writes them."""
 
     requests: dict[str, _Quantity] | None = None
-    """At least; by default 100m of CPU and 256Mi: fetching takes 136 MiB at most, whatever the model's size."""
+    """At least; by default 100m of CPU and 256Mi:
+    fetching takes 136 MiB at most, whatever the model's size."""
     limits: dict[str, _Quantity] | None = None
     """At most: by default 512Mi and no limit of CPU, which would only make the download slower."""
 
@@ -175,23 +187,24 @@ class PodPolicy(_Section):
     images: Choice = Choice()
     """spec.image: its code sees the credentials with which the pods fetch their model."""
     app_armor_profile: Literal["", "RuntimeDefault"] = ""
-    """RuntimeDefault is written into new pods: nodes without AppArmor then refuse them. Empty: such nodes take them,
-    and the others apply their default profile all the same."""
+    """RuntimeDefault is written into new pods: nodes without AppArmor then refuse them. Empty: such
+    nodes take them, and the others apply their default profile all the same."""
 
 
 class Settings(_Section):
     """Everything that the platform team decides once for all LLMDeployments."""
 
     runtime_image: str
-    """Image of the pods that serve, where an LLMDeployment names none: new revisions take it, running ones keep
-    theirs."""
+    """Image of the pods that serve, where an LLMDeployment names none: new revisions take it,
+    running ones keep theirs."""
     fetch_resources: ContainerResources | None = ContainerResources(
         requests={"cpu": "100m", "memory": "256Mi"}, limits={"memory": "512Mi"}
     )
-    """Of the init container that fetches the model: new revisions take them, running ones keep theirs."""
+    """Of the init container that fetches the model:
+    new revisions take them, running ones keep theirs."""
     runtime_pull_secrets: tuple[str, ...] = ()
-    """Secrets with credentials for the runtime image's registry, in each namespace with LLMDeployments: of the pods
-    whose LLMDeployment names no spec.pod.imagePullSecrets."""
+    """Secrets with credentials for the runtime image's registry, in each namespace with
+    LLMDeployments: of the pods whose LLMDeployment names no spec.pod.imagePullSecrets."""
     pod_policy: PodPolicy = PodPolicy()
     """What LLMDeployments may ask for; pods that run keep what they have."""
     watch_namespaces: tuple[str, ...] = ()
@@ -203,7 +216,8 @@ class Settings(_Section):
     resync_seconds: Annotated[float, Field(gt=0)] = 600
     """How often everything is looked at, whether or not something happened (± 20 %)."""
     verify_seconds: Annotated[float, Field(gt=0)] = 60
-    """How often key Secrets are looked at: they are not watched, so that the operator can't list Secrets."""
+    """How often key Secrets are looked at: they are not watched,
+    so that the operator can't list Secrets."""
     settle_seconds: Annotated[float, Field(ge=0)] = 5
     """How long old pods stay after the Service has turned to the new ones."""
     log_format: Literal["json", "console"] = "json"
@@ -221,7 +235,8 @@ class Settings(_Section):
     lease: LeaseSettings = LeaseSettings()
     """Leader election."""
     connections: dict[str, ConnectionSettings] = Field(default_factory=dict)
-    """MLflow servers by name; an LLMDeployment that names none means `default`. Read again when the file changes."""
+    """MLflow servers by name; an LLMDeployment that names none means `default`.
+    Read again when the file changes."""
 
     def warnings(self) -> list[str]:
         """What the platform team may not have meant, one sentence each."""
@@ -260,7 +275,11 @@ def _explain(path: Path, fault: object) -> str:
     assert isinstance(fault, dict)
     where = ".".join(str(part) for part in fault["loc"]) or "the file"
     known = ", ".join(sorted(to_camel(name) for name in Settings.model_fields))
-    hint = f"; the keys at the top are {known}" if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 else ""
+    hint = (
+        f"; the keys at the top are {known}"
+        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1
+        else ""
+    )
     return f"{path}: {where}: {fault['msg']}{hint}"
 
 
@@ -274,7 +293,8 @@ class Connections:
         self._stamp = _stamp(path)
 
     def current(self) -> dict[str, ConnectionSettings]:
-        """Read the file again when it has changed; a broken file leaves the last good connections in force."""
+        """Read the file again when it has changed;
+        a broken file leaves the last good connections in force."""
         stamp = _stamp(self._path)
         if stamp != self._stamp:
             self._stamp = stamp

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from llm_operator.crds import AdapterSpec, ApiKeySpec, ApiKeyStatus, GateVerdict, LLMDeploymentSpec, LLMDeploymentStatus
+from llm_operator.crds import (
+    AdapterSpec,
+    ApiKeySpec,
+    ApiKeyStatus,
+    GateVerdict,
+    LLMDeploymentSpec,
+    LLMDeploymentStatus,
+)
 from llm_operator.crds.rollout import LoadProbe
 from llm_runtime.contract import KeyRecord, LoadFigures
 
@@ -95,7 +102,8 @@ class Connection:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What became of the model reference: a version, a fault, or both when the last known version is kept."""
+    """What became of the model reference: a version, a fault,
+    or both when the last known version is kept."""
 
     model: ModelVersion | None
     fault: Fault | None = None
@@ -124,7 +132,8 @@ class Download:
 
 @dataclass(frozen=True)
 class Shadowed:
-    """What one stable pod says of the copies that it sent to `candidate`, counted since it began with these."""
+    """What one stable pod says of the copies that it sent to `candidate`,
+    counted since it began with these."""
 
     candidate: str = ""
     """Beginning of the names of the candidate's pods."""
@@ -140,7 +149,8 @@ class Shadowed:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one pod says of itself. Counters count from the pod's start; histograms are cumulative, by upper bound."""
+    """What one pod says of itself. Counters count from the pod's start;
+    histograms are cumulative, by upper bound."""
 
     download: Download | None = None
     """While the pod fetches its model."""
@@ -167,16 +177,21 @@ class Figures:
 
 
 def pod_ended(pod: Manifest) -> bool:
-    """Whether the pod is at its end: evicted, refused by its node, or done. Such a pod stays listed and is none."""
+    """Whether the pod is at its end: evicted, refused by its node, or done.
+    Such a pod stays listed and is none."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def pod_ready(pod: Manifest) -> bool:
-    """Whether the pod is ready and stays: its own word, and it is neither leaving nor at its end."""
+    """Whether the pod is ready and stays: its own word,
+    and it is neither leaving nor at its end."""
     status = pod.get("status") or {}
     if pod["metadata"].get("deletionTimestamp") or pod_ended(pod):
         return False
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in status.get("conditions") or [])
+    return any(
+        c.get("type") == "Ready" and c.get("status") == "True"
+        for c in status.get("conditions") or []
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +238,8 @@ class ProbeOutcome:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval. It is too good by chance in one of 20 cases, and too bad in one of 100, at most."""
+    """A figure and its interval.
+    It is too good by chance in one of 20 cases, and too bad in one of 100, at most."""
 
     figure: float
     low: float
@@ -278,17 +294,23 @@ class RevisionChildren:
     def ready(self) -> int:
         """Ready pods: as many as both the pods themselves and the Deployment say.
 
-        A Deployment's count outlives pods until its controller looks again, and is nothing while it is older than the
-        specification; a pod's own word outlives a Deployment that has given it up.
+        A Deployment's count outlives pods until its controller looks again, and is nothing while it
+        is older than the specification; a pod's own word outlives a Deployment that has given it
+        up.
         """
         status = (self.deployment or {}).get("status", {})
         generation = (self.deployment or {}).get("metadata", {}).get("generation")
-        counted = int(status.get("readyReplicas") or 0) if status.get("observedGeneration") == generation else 0
+        counted = (
+            int(status.get("readyReplicas") or 0)
+            if status.get("observedGeneration") == generation
+            else 0
+        )
         return min(counted, sum(pod_ready(pod) for pod in self.pods))
 
     @property
     def answering(self) -> int:
-        """Pods that are ready and stay, by their own word: unlike `ready` it does not blink when pods are ordered."""
+        """Pods that are ready and stay, by their own word:
+        unlike `ready` it does not blink when pods are ordered."""
         return min(self.wanted, sum(pod_ready(pod) for pod in self.pods))
 
     @property
@@ -322,7 +344,8 @@ class Given:
     left_out: frozenset[str] = frozenset()
     """ApiKeys for which it has no room."""
     adapters: bool = False
-    """Whether it lists adapters, for pods that fetch them by themselves: an earlier operator began with it."""
+    """Whether it lists adapters, for pods that fetch them by themselves:
+    an earlier operator began with it."""
     trouble: str = ""
     """Why it can't be read, or was not written the last time."""
 
@@ -349,14 +372,16 @@ class Observed:
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
-    """What of spec.database is named but not there, a Secret or a key in one, and the command that makes it."""
+    """What of spec.database is named but not there, a Secret or a key in one,
+    and the command that makes it."""
     service_monitors: bool = False
     """Whether the cluster knows ServiceMonitors."""
     autoscaler: Manifest | None = None
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
     adapters_beside_keys: bool = False
-    """Whether an earlier operator gave pods adapters, and the credentials to fetch them, beside their keys."""
+    """Whether an earlier operator gave pods adapters,
+    and the credentials to fetch them, beside their keys."""
     connections: Mapping[str, Connection] = field(default_factory=dict)
     """Those that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
@@ -364,11 +389,13 @@ class Observed:
     verdict_refusal: str = ""
     """Why the registry takes no verdicts."""
     available: ModelVersion | None = None
-    """What the reference stands for, where that waits for somebody's word and `resolution` is what was before."""
+    """What the reference stands for, where that waits for somebody's word and `resolution` is what
+    was before."""
     evidence: Evidence = field(default_factory=Evidence)
     """About the candidate that is under way."""
     fetch_resources: Manifest = field(default_factory=dict)
-    """Resources of the fetching container of revisions made from now on, where the specification has none."""
+    """Resources of the fetching container of revisions made from now on,
+    where the specification has none."""
     pull_secrets: tuple[str, ...] = ()
     """Of pods whose specification has none."""
     app_armor_profile: str = ""
@@ -380,7 +407,8 @@ class Observed:
     http_routes: bool = False
     """Whether the cluster knows the Gateway API's HTTPRoutes."""
     coming: Mapping[str, str] = field(default_factory=dict)
-    """By name of a pod that finds no node: what a cluster autoscaler says about the node that it adds."""
+    """By name of a pod that finds no node:
+    what a cluster autoscaler says about the node that it adds."""
 
 
 @dataclass(frozen=True)
@@ -409,7 +437,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What should be: objects to apply, objects to delete, the status, what to tell, when to look again."""
+    """What should be: objects to apply, objects to delete,
+    the status, what to tell, when to look again."""
 
     key_file: Manifest
     """The Secret with the keys. It goes first: a revocation waits for no other object."""

@@ -23,7 +23,8 @@ WATCHED = (*OWN, *CHILDREN)
 
 
 class Backoffs:
-    """Waits between attempts to reach the API server, without an end: an outage must not end the operator."""
+    """Waits between attempts to reach the API server, without an end:
+    an outage must not end the operator."""
 
     def __iter__(self) -> Iterator[float]:
         for seconds in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
@@ -35,10 +36,14 @@ class Backoffs:
 LOGIN_PAUSE_SECONDS = 5.0
 
 
-async def watch(add: Callable[[Key], None], namespaces: tuple[str, ...], identity: str, hearing: Hearing) -> None:
-    """Watch until cancelled or a fault; `add` gets the key of whatever changed, `hearing` sees every request.
+async def watch(
+    add: Callable[[Key], None], namespaces: tuple[str, ...], identity: str, hearing: Hearing
+) -> None:
+    """Watch until cancelled or a fault;
+    `add` gets the key of whatever changed, `hearing` sees every request.
 
-    In a thread with a loop of its own: at its end kopf cancels every task of its loop, ours among them.
+    In a thread with a loop of its own:
+    at its end kopf cancels every task of its loop, ours among them.
     """
     stop = threading.Event()
     loop = asyncio.get_running_loop()
@@ -73,7 +78,8 @@ def _registry(add: Callable[[Key], object], hearing: Hearing) -> kopf.OperatorRe
         add(Key(body["kind"], meta["namespace"], meta["name"]))
         if body["kind"] != "LLMDeployment":
             return
-        # Keys choose deployments by their labels, and while nobody watched some may have been deleted.
+        # Keys choose deployments by their labels,
+        # and while nobody watched some may have been deleted.
         now = None if event["type"] == "DELETED" else dict(meta.get("labels") or {})
         if now is None:
             labels.pop(meta["uid"], None)
@@ -128,6 +134,9 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     for kind in CHILDREN:
         group, version, plural = _resource(kind)
-        # On the server: a handler's own labels would filter here, after every pod of the cluster had been sent.
-        settings.watching.label_selectors[f"{group}/{version}/{plural}".lstrip("/")] = MANAGED_SELECTOR
+        # On the server: a handler's own labels would filter here,
+        # after every pod of the cluster had been sent.
+        settings.watching.label_selectors[f"{group}/{version}/{plural}".lstrip("/")] = (
+            MANAGED_SELECTOR
+        )
     return settings

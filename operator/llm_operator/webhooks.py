@@ -1,7 +1,8 @@
-"""MLflow's registry webhooks. A delivery only wakes the poll: of what it says, nothing but the model's name is used.
+"""MLflow's registry webhooks.
+A delivery only wakes the poll: of what it says, nothing but the model's name is used.
 
-Every replica listens, the one that leads works: a stand-by hands what it believes on to it, or answers 503, which
-MLflow retries. What is lost all the same is found by the next round of the poll.
+Every replica listens, the one that leads works: a stand-by hands what it believes on to it, or
+answers 503, which MLflow retries. What is lost all the same is found by the next round of the poll.
 """
 
 import asyncio
@@ -48,12 +49,17 @@ class Receiver:
         self.wake: Callable[[str, str | None], None] | None = None
 
     async def receive(self, request: web.Request) -> web.Response:
-        """Answer 202 for what will be looked at, 4xx for what is not believed, 503 where another replica leads."""
+        """Answer 202 for what will be looked at,
+        4xx for what is not believed, 503 where another replica leads."""
         name = request.match_info["connection"]
         settings = self._connections.current().get(name)
         secrets = webhook_secrets(settings) if settings else ()
         if not secrets:
-            return _answer("unknown", 404, f"no connection {name!r} with a webhookSecret: see docs/promotion.md")
+            return _answer(
+                "unknown",
+                404,
+                f"no connection {name!r} with a webhookSecret: see docs/promotion.md",
+            )
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
@@ -64,17 +70,22 @@ class Receiver:
         if self.wake is None:
             status = 503 if HANDED_ON in request.headers else await self._hand_on(request, body)
             return _answer(
-                name, status, "another replica of the operator leads: send it again" if status == 503 else ""
+                name,
+                status,
+                "another replica of the operator leads: send it again" if status == 503 else "",
             )
         if not self._repeated(name, request.headers[ID]):
             self.wake(name, _model(body))
         return _answer(name, 202, "")
 
     async def _hand_on(self, request: web.Request, body: bytes) -> int:
-        """The status with which the leader takes what this stand-by believes; 503 when it can't be reached."""
+        """The status with which the leader takes what this stand-by believes;
+        503 when it can't be reached."""
         if not self._leader():
             return 503
-        headers = {name: request.headers[name] for name in (ID, TIMESTAMP, SIGNATURE)} | {HANDED_ON: "yes"}
+        headers = {name: request.headers[name] for name in (ID, TIMESTAMP, SIGNATURE)} | {
+            HANDED_ON: "yes"
+        }
         try:
             async with (
                 ClientSession(timeout=ClientTimeout(HAND_ON_SECONDS)) as session,
@@ -85,7 +96,8 @@ class Receiver:
             return 503
 
     def _repeated(self, connection: str, delivery: str) -> bool:
-        """Whether this delivery was taken before: MLflow repeats one with the same id when the answer was lost."""
+        """Whether this delivery was taken before:
+        MLflow repeats one with the same id when the answer was lost."""
         if (connection, delivery) in self._seen:
             return True
         self._seen[connection, delivery] = None

@@ -46,22 +46,36 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment."),
+]
 Keys = Annotated[
-    Path | None, typer.Option(KEYS_FLAG, help="Key file, and nothing else. None: the database, API_KEY, ADMIN_API_KEY.")
+    Path | None,
+    typer.Option(
+        KEYS_FLAG, help="Key file, and nothing else. None: the database, API_KEY, ADMIN_API_KEY."
+    ),
 ]
 Adapters = Annotated[
-    Path | None, typer.Option(ADAPTERS_FLAG, help="List of LoRA adapters to follow. None: adapters.json beside KEYS.")
+    Path | None,
+    typer.Option(
+        ADAPTERS_FLAG, help="List of LoRA adapters to follow. None: adapters.json beside KEYS."
+    ),
 ]
 Fetched = Annotated[
     Path | None,
-    typer.Option(FETCHED_FLAG, help="Folder in which llm_runtime.fetcher tells of adapters. None: fetched here."),
+    typer.Option(
+        FETCHED_FLAG,
+        help="Folder in which llm_runtime.fetcher tells of adapters. None: fetched here.",
+    ),
 ]
 Models = Annotated[Path, typer.Option(MODELS_FLAG, help="Folder that holds fetched models.")]
 Host = Annotated[str | None, typer.Option(help="Address to listen on; over API_HOST.")]
 Metrics = Annotated[
     bool | None,
-    typer.Option("--metrics/--no-metrics", help="Answer /metrics meanwhile. Not said: unless on a terminal."),
+    typer.Option(
+        "--metrics/--no-metrics", help="Answer /metrics meanwhile. Not said: unless on a terminal."
+    ),
 ]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; over API_PORT.")]
 
@@ -75,7 +89,8 @@ def _show_version(wanted: bool) -> None:
 @cli.callback()
 def runtime(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
     """Serve one language model over HTTP."""
@@ -120,7 +135,12 @@ def fetch(
 # Help lists them in this order: first what serves, then what is around it.
 for command in (push, fit, convert, usage.usage, dataset):
     cli.command()(command)
-for name, group in (("keys", keys.cli), ("roles", roles.cli), ("db", db.cli), ("settings", settings_commands.cli)):
+for name, group in (
+    ("keys", keys.cli),
+    ("roles", roles.cli),
+    ("db", db.cli),
+    ("settings", settings_commands.cli),
+):
     cli.add_typer(group, name=name)
 
 
@@ -166,17 +186,23 @@ def _serve(
     server = assemble(loaded, models(), keys, adapters)
     try:
         HttpServer(create_app(server), host, port).run()
-    except SystemExit as error:  # Uvicorn's way of saying that the port, free a moment ago, can't be had.
-        raise errors.ConfigInvalid(f"can't listen on {host}:{port}; uvicorn's lines in the log say why") from error
+    except (
+        SystemExit
+    ) as error:  # Uvicorn's way of saying that the port, free a moment ago, can't be had.
+        raise errors.ConfigInvalid(
+            f"can't listen on {host}:{port}; uvicorn's lines in the log say why"
+        ) from error
     if server.serving.loaded is None and server.serving.failure is None:
-        # Told to stop while loading: ending under a thread that is deep in native code may crash, and must not fail.
+        # Told to stop while loading: ending under a thread that is deep in native code may crash,
+        # and must not fail.
         sys.stdout.flush()
         os._exit(0)
     return server.serving.failure
 
 
 def _refuse_taken(host: str, port: int) -> None:
-    """Before anything long is begun. The reason goes where nobody sees the log, to a pod's status."""
+    """Before anything long is begun.
+    The reason goes where nobody sees the log, to a pod's status."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         refused = [error for each in found if (error := _refusal(*each))]
@@ -184,13 +210,20 @@ def _refuse_taken(host: str, port: int) -> None:
         raise errors.ConfigInvalid(f"can't listen on {host}:{port}: {error.strerror}") from error
     if any(error.errno == errno.EADDRINUSE for error in refused):
         raise errors.ConfigInvalid(
-            f"can't listen on {host}:{port}: another program does; end it, or choose another port (API_PORT)"
+            f"can't listen on {host}:{port}: another program does; end it, or choose another port"
+            " (API_PORT)"
         )
-    if len(refused) == len(found):  # Of a name's addresses, the server leaves out those that this machine has not.
-        raise errors.ConfigInvalid(f"can't listen on {host}:{port}: {refused[0].strerror}") from refused[0]
+    if len(refused) == len(
+        found
+    ):  # Of a name's addresses, the server leaves out those that this machine has not.
+        raise errors.ConfigInvalid(
+            f"can't listen on {host}:{port}: {refused[0].strerror}"
+        ) from refused[0]
 
 
-def _refusal(family: int, kind: int, protocol: int, _: str, address: tuple[Any, ...]) -> OSError | None:
+def _refusal(
+    family: int, kind: int, protocol: int, _: str, address: tuple[Any, ...]
+) -> OSError | None:
     try:
         with socket.socket(family, kind, protocol) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
@@ -252,7 +285,8 @@ def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
 
 
 def _folder(config: RuntimeConfig, models: Path) -> Path:
-    """Where the model lies. In a pod `fetch` has run before, and the folder may be read-only; alone, fetch it now."""
+    """Where the model lies. In a pod `fetch` has run before, and the folder may be read-only;
+    alone, fetch it now."""
     from llm_runtime.fetching.sources import fetched
 
     there = fetched(models, config.model.mlflow) if config.model.mlflow else None
@@ -273,7 +307,9 @@ def _fetch(
     from llm_runtime.fetching.progress import LogProgress, progress_bar
 
     with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar("model")) if sys.stderr.isatty() else LogProgress()
+        progress = (
+            stack.enter_context(progress_bar("model")) if sys.stderr.isatty() else LogProgress()
+        )
         if address:
             figures = DownloadFigures()
             stack.enter_context(exposed(figures, *address))
@@ -284,7 +320,8 @@ def _fetch(
 
 @contextmanager
 def _fatal_is_last_line() -> Iterator[None]:
-    """Whatever ends the process is told in its last line, which Kubernetes puts into the pod's status."""
+    """Whatever ends the process is told in its last line,
+    which Kubernetes puts into the pod's status."""
     try:
         yield
     except errors.Fatal as fatal:
@@ -292,7 +329,9 @@ def _fatal_is_last_line() -> Iterator[None]:
         raise typer.Exit(1) from fatal
     except Exception as error:
         log.exception("Giving up")
-        report = FatalReport(reason="InternalError", message=f"{type(error).__name__}: {error}; see the log above")
+        report = FatalReport(
+            reason="InternalError", message=f"{type(error).__name__}: {error}; see the log above"
+        )
         logs.report_fatal(report)
         raise typer.Exit(1) from error
 

@@ -49,12 +49,14 @@ EXPOSED = [
 """Headers that a browser lets its page read."""
 
 LINGER_SECONDS = 2.0
-"""After SIGTERM connections are taken for so long, in which the last clients hear that this replica is leaving."""
+"""After SIGTERM connections are taken for so long,
+in which the last clients hear that this replica is leaving."""
 POLL_SECONDS = 0.05
 CUT_SECONDS = 5
 """For cut streams to send their last event."""
 FAILED_LINGER_SECONDS = 0.5
-"""After the engine's death requests are still answered, with 503, for so long: a closed port would tell them less."""
+"""After the engine's death requests are still answered,
+with 503, for so long: a closed port would tell them less."""
 FAILED_CUT_SECONDS = 1
 """Then requests that wait for no engine, such as one whose body is slow, have so long."""
 
@@ -121,14 +123,16 @@ def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "HEAD", "POST"],
-        # Clients send headers of their own. A page of a named origin may write any: the key is one of them.
+        # Clients send headers of their own.
+        # A page of a named origin may write any: the key is one of them.
         allow_headers=["*"],
         expose_headers=EXPOSED,
     )
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn, but a signal drains first: it would close its port at once and end with the signal's status."""
+    """Uvicorn, but a signal drains first:
+    it would close its port at once and end with the signal's status."""
 
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         self._serving: Serving = app.state.server.serving
@@ -173,10 +177,13 @@ class HttpServer(uvicorn.Server):
         else:
             log.info("Shutting down: no longer ready, running requests go on")
             self._serving.begin_drain()
-            self._drain = asyncio.create_task(self._leave(self._serving.config.server.drain_seconds))
+            self._drain = asyncio.create_task(
+                self._leave(self._serving.config.server.drain_seconds)
+            )
 
     def on_failure(self) -> None:
-        """End soon: nothing here works any more, and only the end has the container started anew."""
+        """End soon: nothing here works any more,
+        and only the end has the container started anew."""
         if self._serving.loaded is None:
             self.should_exit = True
         elif self._failing is None:
@@ -189,7 +196,8 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
     async def _leave(self, drain_seconds: float) -> None:
-        """Linger, so that clients move on; then close the port and give running requests the rest of the time."""
+        """Linger, so that clients move on;
+        then close the port and give running requests the rest of the time."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         linger_seconds = min(LINGER_SECONDS, drain_seconds / 4)

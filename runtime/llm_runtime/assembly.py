@@ -1,4 +1,5 @@
-"""Puts a server together, as its settings say: what is kept where, which keys it takes, what guards the model."""
+"""Puts a server together, as its settings say:
+what is kept where, which keys it takes, what guards the model."""
 
 import os
 import socket
@@ -50,9 +51,13 @@ class ModelSource:
 
 
 def assemble(
-    settings: Settings, models: ModelSource, key_file: Path | None = None, adapter_file: Path | None = None
+    settings: Settings,
+    models: ModelSource,
+    key_file: Path | None = None,
+    adapter_file: Path | None = None,
 ) -> Server:
-    """A server, ready to be started. With a key file an operator manages it: only these keys are good.
+    """A server, ready to be started.
+    With a key file an operator manages it: only these keys are good.
 
     The list of adapters lies beside the key file, unless `adapter_file` says where it is.
 
@@ -62,8 +67,13 @@ def assemble(
     metrics = Metrics()
     storage = settings.storage
     database = None if storage.url == NO_DATABASE else Database(storage.url)
-    # Entered in this order and left in the reverse one: the database closes when nobody writes any more.
-    parts: list[Part] = [UpToDate(database), Retention(database, config.database.retention_days)] if database else []
+    # Entered in this order and left in the reverse one:
+    # the database closes when nobody writes any more.
+    parts: list[Part] = (
+        [UpToDate(database), Retention(database, config.database.retention_days)]
+        if database
+        else []
+    )
 
     usage: UsageLog = LoggedUsage()
     if database:
@@ -74,7 +84,12 @@ def assemble(
     )
     parts.append(limiter)
     keys, management = _access(settings, models, database, key_file, parts)
-    adapters = _adapters(config, models, adapter_file or (key_file.parent / ADAPTERS_FILE if key_file else None), parts)
+    adapters = _adapters(
+        config,
+        models,
+        adapter_file or (key_file.parent / ADAPTERS_FILE if key_file else None),
+        parts,
+    )
     return make_server(
         config,
         lambda: models.load(config),
@@ -99,9 +114,14 @@ def _pod() -> str:
 
 
 def _access(
-    settings: Settings, models: ModelSource, database: Database | None, key_file: Path | None, parts: list[Part]
+    settings: Settings,
+    models: ModelSource,
+    database: Database | None,
+    key_file: Path | None,
+    parts: list[Part],
 ) -> tuple[Keys | None, Management | None]:
-    """The keys that requests are checked by, None where everybody may; and management, where no operator does it."""
+    """The keys that requests are checked by, None where everybody may;
+    and management, where no operator does it."""
     if key_file:
         # Also where nobody needs a key: the file brings the tiers.
         return KeyRing(key_file), None
@@ -111,7 +131,8 @@ def _access(
     required = settings.config.authentication == "Required"
     if required and not environment and not issuer:
         message = (
-            f"authentication is Required: pass {KEYS_FLAG}, set API_KEY or DATABASE_URL, or AUTHENTICATION=Disabled"
+            f"authentication is Required: pass {KEYS_FLAG}, set API_KEY or DATABASE_URL, or"
+            " AUTHENTICATION=Disabled"
         )
         raise errors.ConfigInvalid(message)
     if issuer:
@@ -122,7 +143,9 @@ def _access(
     return (keys if required else None), management
 
 
-def _adapters(config: RuntimeConfig, models: ModelSource, file: Path | None, parts: list[Part]) -> Adapters | None:
+def _adapters(
+    config: RuntimeConfig, models: ModelSource, file: Path | None, parts: list[Part]
+) -> Adapters | None:
     if file is None or models.fetch_adapter is None:
         return None
     room = config.engine.max_adapters - len(config.adapters)
@@ -131,11 +154,14 @@ def _adapters(config: RuntimeConfig, models: ModelSource, file: Path | None, par
     return adapters
 
 
-def _cache(config: RuntimeConfig, database: Database | None, parts: list[Part]) -> CompletionCache | None:
+def _cache(
+    config: RuntimeConfig, database: Database | None, parts: list[Part]
+) -> CompletionCache | None:
     wanted = config.server.completion_cache
     if not wanted.enabled:
         return None
-    # What a `uri` stands for may be another version at the next start, whose answers are not those of this one.
+    # What a `uri` stands for may be another version at the next start,
+    # whose answers are not those of this one.
     if not wanted.database or database is None or config.model.uri:
         return CompletionCache(wanted)
     store = AnswerStore(database, wanted.ttl_seconds)
@@ -143,7 +169,9 @@ def _cache(config: RuntimeConfig, database: Database | None, parts: list[Part]) 
     return CompletionCache(wanted, store)
 
 
-def _sessions(config: RuntimeConfig, database: Database | None, parts: list[Part]) -> Sessions | None:
+def _sessions(
+    config: RuntimeConfig, database: Database | None, parts: list[Part]
+) -> Sessions | None:
     if not config.server.sessions.enabled:
         return None
     sessions = Sessions(config.server.sessions, database)

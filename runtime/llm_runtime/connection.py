@@ -1,10 +1,14 @@
-"""Bounds on client connections that uvicorn lacks, against clients that would exhaust memory or connections.
+"""Bounds on client connections that uvicorn lacks,
+against clients that would exhaust memory or connections.
 
-- A head (request line and headers) is bounded in size and time. A larger one gets status 431, a slower one is closed.
-- If a request is answered before its body has ended, the body gets a short grace period. If the connection were closed
+- A head (request line and headers) is bounded in size and time.
+  A larger one gets status 431, a slower one is closed.
+- If a request is answered before its body has ended, the body gets a short grace period.
+  If the connection were closed
   at once, the client would often see a reset instead of the answer.
 - A client that does not read its answer is disconnected.
-- The number of connections is bounded. Beyond it, the address with the most connections loses its oldest one that is
+- The number of connections is bounded.
+  Beyond it, the address with the most connections loses its oldest one that is
   waiting for the client to send a request, or the rest of one.
 
 HTTP/1.0 has no chunked encoding, so an answer without a length ends with its connection.
@@ -28,11 +32,12 @@ CONNECTIONS = 2048
 """Most connections of all clients together."""
 
 _numbers = count()
-"""Numbers connections in the order of acceptance. The loop's clock is too coarse: many have the same time."""
+"""Numbers connections in the order of acceptance.
+The loop's clock is too coarse: many have the same time."""
 
 TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n"
-    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 27\r\n\r\nThe headers are too large.\n"
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type:"
+    b" text/plain; charset=utf-8\r\ncontent-length: 27\r\n\r\nThe headers are too large.\n"
 )
 
 
@@ -126,10 +131,16 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         active = [
-            other for other in self.connections if isinstance(other, Connection) and not other.transport.is_closing()
+            other
+            for other in self.connections
+            if isinstance(other, Connection) and not other.transport.is_closing()
         ]
         [(largest, _)] = Counter(other.host for other in active).most_common(1)
-        waiting = [other for other in active if other.host == largest and other.awaits_client and other is not self]
+        waiting = [
+            other
+            for other in active
+            if other.host == largest and other.awaits_client and other is not self
+        ]
         if waiting:
             min(waiting, key=lambda other: other._number).transport.close()
         elif self.host == largest:
@@ -141,14 +152,17 @@ class Connection(HttpToolsProtocol):
 
 
 def _end_with_connection(cycle: RequestResponseCycle) -> None:
-    """Send an answer without a length unframed. uvicorn would use chunks, and would check the length of the body."""
+    """Send an answer without a length unframed.
+    uvicorn would use chunks, and would check the length of the body."""
     send = cycle.send
     unframed = False
 
     async def plainly(message: ASGISendEvent) -> None:
         nonlocal unframed
         if message["type"] == "http.response.start":
-            unframed = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            unframed = all(
+                name.lower() != b"content-length" for name, _ in message.get("headers", ())
+            )
             cycle.chunked_encoding = False if unframed else None
         elif message["type"] == "http.response.body" and unframed:
             cycle.expected_content_length = len(message.get("body", b""))

@@ -1,7 +1,8 @@
-"""What a deployer of the runtime must know: its configuration file, key file, paths, ports and metric names.
+"""What a deployer of the runtime must know:
+its configuration file, key file, paths, ports and metric names.
 
-The runtime owns this module because it reads what is written here; the operator imports it, and nothing else of the
-runtime, to write it. Standard library and Pydantic only.
+The runtime owns this module because it reads what is written here; the operator imports it, and
+nothing else of the runtime, to write it. Standard library and Pydantic only.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ REGISTRIES_FILE = "registries.json"
 SHADOW_FILE = "shadow.json"
 """Beside the key file while a candidate is shadowed, and followed as it is: a `ShadowFile`."""
 MODEL_FOLDER = "current"
-"""`fetch` leaves a symbolic link of this name in the models folder; `serve` loads what it points to."""
+"""`fetch` leaves a symbolic link of this name in the models folder;
+`serve` loads what it points to."""
 
 CONFIG_MOUNT = "/etc/llm-runtime/config"
 KEYS_MOUNT = "/etc/llm-runtime/keys"
@@ -44,7 +46,8 @@ ADAPTERS_FLAG = "--adapters"
 MODELS_FLAG = "--models"
 REGISTRIES_FLAG = "--registries"
 FETCHED_FLAG = "--fetched"
-"""Paths travel as arguments only, never inside the configuration, so that a mount may lie anywhere."""
+"""Paths travel as arguments only, never inside the configuration,
+so that a mount may lie anywhere."""
 
 SHADOW_HEADER = "x-llm-shadow"
 """Marks a copy of a request, with the token of the `ShadowFile`."""
@@ -52,7 +55,8 @@ LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
 LOAD_PROBE_PATH = "/load-probe"
-"""A short load on the server's own engine; answers `LoadFigures` to the operator's own key alone."""
+"""A short load on the server's own engine;
+answers `LoadFigures` to the operator's own key alone."""
 NO_CHAT_TEMPLATE = "no_chat_template"
 """Code of the error that a chat gets from a model that has none."""
 
@@ -63,7 +67,8 @@ ENV_MLFLOW_TOKEN = "MLFLOW_TRACKING_TOKEN"
 ENV_MLFLOW_WORKSPACE = "MLFLOW_WORKSPACE"
 ENV_MLFLOW_CA_FILE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
 ENV_ARTIFACT_HOSTS = "LLM_ARTIFACT_HOSTS"
-"""Hosts, with commas between, that serve artifacts beside the MLflow server: credentials go to no other."""
+"""Hosts, with commas between, that serve artifacts beside the MLflow server:
+credentials go to no other."""
 
 ENV_MODEL_PATH = "MODEL_PATH"
 """A local folder, in the place of whatever model the configuration names."""
@@ -80,22 +85,26 @@ METRIC_FIRST_TOKEN = "llm_time_to_first_token_seconds"
 METRIC_INTER_TOKEN = "llm_inter_token_seconds"
 METRIC_FIRST_TOKEN_FINE = "llm_time_to_first_token_fine"
 METRIC_INTER_TOKEN_FINE = "llm_inter_token_fine"
-"""Counters by upper bound `le`, one of FINE_BOUNDS_SECONDS: samples of that bucket alone, and only of buckets that were
-hit. An older runtime has the histograms alone."""
+"""Counters by upper bound `le`, one of FINE_BOUNDS_SECONDS: samples of that bucket alone, and only
+of buckets that were hit. An older runtime has the histograms alone."""
 FINE_BOUNDS_SECONDS = tuple(float(f"{0.001 * 1.05**step:.4g}") for step in range(227))
-"""1 ms to 61 s in steps of 5 %: finer than a version gets slower unnoticed. What is above has the bound +Inf."""
+"""1 ms to 61 s in steps of 5 %: finer than a version gets slower unnoticed.
+What is above has the bound +Inf."""
 METRIC_SHADOW_COPIES = "llm_shadow_copies"
 """A counter by candidate and result: how many copies of requests ended how."""
 METRIC_SHADOW_COMPARED = "llm_shadow_compared"
 METRIC_SHADOW_DIFFERENCE = "llm_shadow_difference"
-"""Counters by candidate and what (exact, similarity, finishReason or json): answers that were compared, and the sum of
-their differences, each from 0 (as stable's) to 1."""
+"""Counters by candidate and what (exact, similarity, finishReason or json): answers that were
+compared, and the sum of their differences, each from 0 (as stable's) to 1."""
 METRIC_SHADOW_FINE = "llm_shadow_fine"
-"""A counter by candidate, side (stable or candidate), what (seconds or tokens) and upper bound `le`, as the other fine
-ones: whole answers that were compared. Tokens are in thousands."""
+"""A counter by candidate, side (stable or candidate), what (seconds or tokens) and upper bound
+`le`, as the other fine ones: whole answers that were compared. Tokens are in thousands."""
 METRIC_ANSWER_TOKENS_FINE = "llm_answer_tokens_fine"
 """As the others, by one of FINE_BOUNDS_TOKENS."""
-FINE_BOUNDS_TOKENS = (*map(float, range(1, 21)), *(float(round(20 * 1.05**step)) for step in range(1, 200)))
+FINE_BOUNDS_TOKENS = (
+    *map(float, range(1, 21)),
+    *(float(round(20 * 1.05**step)) for step in range(1, 200)),
+)
 """1 to 20 one by one, then in steps of 5 % to some 330,000 tokens."""
 METRIC_GPU_MEMORY = "gpu_memory_usage_bytes"
 METRIC_MEMORY = "llm_resident_memory_bytes"
@@ -137,9 +146,11 @@ class MlflowVersion(_Section):
     version: str
     """Number of the version, such as `3`."""
     sub_path: str = ""
-    """Folder inside the version's artifacts, such as `model/final`, where they hold several models."""
+    """Folder inside the version's artifacts, such as `model/final`,
+    where they hold several models."""
     anew: str | None = None
-    """Mark of a version whose number was deleted and registered anew; a volume may still hold the earlier one."""
+    """Mark of a version whose number was deleted and registered anew;
+    a volume may still hold the earlier one."""
 
 
 class ModelConfig(_Section):
@@ -152,14 +163,16 @@ class ModelConfig(_Section):
     path: str | None = None
     """Local folder of the model, without MLflow (stand-alone use)."""
     uri: str | None = None
-    """Address of the model: `models:/name/3`, `models:/name@alias`, `models:/name/Stage` (also `Production|latest`: the
-    first that exists), `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`, `hf://org/name@revision`, `file:///folder`, or
-    `s3://`, `gs://`, `abfss://` where that client is installed. An address that may move is resolved once, when the
-    model is fetched (stand-alone use)."""
+    """Address of the model: `models:/name/3`, `models:/name@alias`, `models:/name/Stage` (also
+    `Production|latest`: the first that exists), `models:/m-…`, `runs:/…`, `mlflow-artifacts:/…`,
+    `hf://org/name@revision`, `file:///folder`, or `s3://`, `gs://`, `abfss://` where that client is
+    installed. An address that may move is resolved once, when the model is fetched (stand-alone
+    use)."""
     tracking_uri: str | None = None
     """Address of the MLflow server for `uri`. Absent: MLFLOW_TRACKING_URI."""
     sub_path: str | None = None
-    """Folder inside what `uri` or `path` names, such as `model/final`, where it holds several models."""
+    """Folder inside what `uri` or `path` names, such as `model/final`,
+    where it holds several models."""
     system_prompt: str = ""
     """System message put before every conversation that brings none of its own."""
     chat_template: str = ""
@@ -185,29 +198,31 @@ class EngineConfig(_Section):
     max_model_length: Annotated[int, Field(ge=16)] = 4096
     """Longest sequence in tokens, prompt and answer together."""
     max_batch_size: Annotated[int, Field(ge=1)] = 64
-    """Largest number of sequences that run together; fewer where memory does not hold their KV caches."""
+    """Largest number of sequences that run together;
+    fewer where memory does not hold their KV caches."""
     max_batch_tokens: Annotated[int, Field(ge=16)] = 2048
     """Largest number of tokens in one forward pass."""
     max_queue_length: Annotated[int, Field(ge=1)] = 1024
     """Largest number of requests that wait for a place in the batch; one more gets 429."""
     kv_cache_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Memory for the KV cache in bytes. Absent: four fifths of what is free after loading; on a CPU without a memory
-    limit, at most 4 GiB."""
+    """Memory for the KV cache in bytes. Absent: four fifths of what is free after loading; on a CPU
+    without a memory limit, at most 4 GiB."""
     prefix_caching: bool = True
-    """Whether to keep the keys and values of prompt prefixes, so that the next prompt that begins alike need not
-    compute them."""
+    """Whether to keep the keys and values of prompt prefixes, so that the next prompt that begins
+    alike need not compute them."""
     quantization: Literal["none", "int8"] = "none"
-    """Quantization of the linear weights. int8: 8-bit integers with a scale for each output, which saves memory at a
-    small loss of quality."""
+    """Quantization of the linear weights. int8: 8-bit integers with a scale for each output, which
+    saves memory at a small loss of quality."""
     inter_token_goal_seconds: Annotated[float, Field(gt=0)] = 0.1
-    """Longest time in seconds that running streams should wait for their next token; prompts are computed in chunks of
-    a size that rarely exceeds it."""
+    """Longest time in seconds that running streams should wait for their next token; prompts are
+    computed in chunks of a size that rarely exceeds it."""
     max_adapters: Annotated[int, Field(ge=1)] = 16
     """Largest number of LoRA adapters in memory; the least recently used makes room."""
     max_adapter_rank: Annotated[int, Field(ge=1)] = 64
     """Largest rank of a LoRA adapter; a higher one is refused."""
     step_trace: str = ""
-    """File that gets a line of JSON for each step: how long its parts took and what was in it. Empty: none."""
+    """File that gets a line of JSON for each step: how long its parts took and what was in it.
+    Empty: none."""
 
 
 class FilterPattern(_Section):
@@ -221,14 +236,15 @@ class FilterPattern(_Section):
 
 
 class FiltersConfig(_Section):
-    """Filters for personal data in prompts and answers: e-mail addresses, phone, card and account numbers and more."""
+    """Filters for personal data in prompts and answers:
+    e-mail addresses, phone, card and account numbers and more."""
 
     pii: Literal["Disabled", "Mask", "Reject"] = "Disabled"
-    """Personal data in prompts. Mask: the model sees a placeholder such as `[EMAIL]` instead. Reject: the request gets
-    400."""
+    """Personal data in prompts. Mask: the model sees a placeholder such as `[EMAIL]` instead.
+    Reject: the request gets 400."""
     output: Literal["Disabled", "Mask"] = "Disabled"
-    """Personal data and control characters in answers. Mask: data become placeholders such as `[EMAIL]`, characters
-    are removed."""
+    """Personal data and control characters in answers. Mask: data become placeholders such as
+    `[EMAIL]`, characters are removed."""
     patterns: Annotated[tuple[FilterPattern, ...], Field(max_length=32)] = ()
     """Further patterns that count as personal data, in prompts and answers."""
 
@@ -242,13 +258,14 @@ class CompletionCacheConfig(_Section):
     """Number of answers that each server keeps in memory; the least recently used makes room."""
     ttl_seconds: Annotated[int, Field(ge=1)] = 3600
     """Seconds for which an answer is kept."""
-    # Left out while it is off: operators write the file for older runtimes, too, which refuse what they do not know.
+    # Left out while it is off: operators write the file for older runtimes, too,
+    # which refuse what they do not know.
     sampled: Annotated[bool, Field(exclude_if=lambda sampled: not sampled)] = False
-    """Whether to cache sampled answers too, not only deterministic ones (greedy or with a seed): an equal prompt then
-    gets the answer of the first one, for `ttlSeconds`."""
+    """Whether to cache sampled answers too, not only deterministic ones (greedy or with a seed): an
+    equal prompt then gets the answer of the first one, for `ttlSeconds`."""
     database: bool = False
-    """Whether to keep answers in the database too, for other replicas and later starts. Their texts are stored
-    there."""
+    """Whether to keep answers in the database too, for other replicas and later starts. Their texts
+    are stored there."""
 
 
 class SessionsConfig(_Section):
@@ -274,15 +291,16 @@ class ServerConfig(_Section):
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Longest time in seconds that one request may take."""
     lazy_load: bool = False
-    """Whether to load the model with the first request instead of at the start; requests that come meanwhile wait for
-    it."""
+    """Whether to load the model with the first request instead of at the start; requests that come
+    meanwhile wait for it."""
     body_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
     """Longest time in seconds that a client may take to send its body; then it gets 408."""
     keep_alive_seconds: Annotated[int, Field(ge=1)] = 120
-    """Seconds for which an idle connection is kept. Must be longer than a load balancer in front keeps its own, which
-    otherwise answers 502."""
+    """Seconds for which an idle connection is kept. Must be longer than a load balancer in front
+    keeps its own, which otherwise answers 502."""
     slot_timeout_seconds: Annotated[float, Field(ge=0)] = 30.0
-    """Longest time in seconds that a request waits for one of its key's concurrent places; then it gets 429."""
+    """Longest time in seconds that a request waits for one of its key's concurrent places;
+    then it gets 429."""
     filters: FiltersConfig = FiltersConfig()
     """Filters for personal data in prompts and answers."""
     completion_cache: CompletionCacheConfig = CompletionCacheConfig()
@@ -290,14 +308,16 @@ class ServerConfig(_Section):
     sessions: SessionsConfig = SessionsConfig()
     """Conversations that `/v1/chat` continues by `session_id`."""
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
-    """Addresses or networks of proxies whose `X-Forwarded-For` is trusted, such as `10.0.0.0/8`; `*` is all."""
+    """Addresses or networks of proxies whose `X-Forwarded-For` is trusted, such as `10.0.0.0/8`;
+    `*` is all."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose browsers may call the endpoint, such as `https://chat.example.com`. None by default."""
+    """Origins whose browsers may call the endpoint, such as `https://chat.example.com`.
+    None by default."""
     trusted_hosts: tuple[str, ...] = ()
     """Host headers that are answered, such as `chat.example.com`. All by default."""
     log_format: Literal["json", "console"] = "json"
-    """Format of the log: a JSON object per line, or text for people. A terminal gets `console` unless a format is
-    set."""
+    """Format of the log: a JSON object per line, or text for people. A terminal gets `console`
+    unless a format is set."""
     log_file: str = ""
     """File to log to beside standard output. Empty: none."""
     log_file_bytes: Annotated[int, Field(ge=4096)] = 10 << 20
@@ -324,7 +344,8 @@ class Tier(_Section):
     max_concurrent: Annotated[int, Field(ge=1)] | None = 5
     """Requests that may run at the same time; more wait for their turn."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Priority among requests that wait for the model, from -100 to 100: the higher number goes first."""
+    """Priority among requests that wait for the model, from -100 to 100:
+    the higher number goes first."""
 
 
 STANDARD_TIER = Tier(name="standard")
@@ -332,18 +353,21 @@ STANDARD_TIER = Tier(name="standard")
 
 
 class DatabaseConfig(_Section):
-    """Where usage, budgets and conversations are stored. The address comes from DATABASE_URL or from here."""
+    """Where usage, budgets and conversations are stored.
+    The address comes from DATABASE_URL or from here."""
 
     url: str = ""
     """Address of the database, `postgresql://…` or `sqlite:///file`; `none` keeps nothing. Empty:
     `sqlite:///llm-runtime.db`."""
     flush_seconds: Annotated[float, Field(gt=0)] = 1.0
-    """Longest time in seconds that a usage row waits to be written, which is what a kill -9 can lose."""
+    """Longest time in seconds that a usage row waits to be written,
+    which is what a kill -9 can lose."""
     max_pending_rows: Annotated[int, Field(ge=1)] = 100_000
-    """Largest number of rows kept while the database is down; then the oldest are dropped, and counted."""
+    """Largest number of rows kept while the database is down;
+    then the oldest are dropped, and counted."""
     retention_days: Annotated[int, Field(ge=0)] = 90
-    """Days after which rows of single requests, and daily sums of callers without a key, are deleted; other sums stay.
-    0: never."""
+    """Days after which rows of single requests, and daily sums of callers without a key, are
+    deleted; other sums stay. 0: never."""
     store_prompts: bool = False
     """Whether to store prompts and answers beside the usage."""
 
@@ -356,37 +380,41 @@ class RuntimeConfig(_Section):
     adapters: tuple[AdapterConfig, ...] = ()
     """LoRA adapters to load beside the model."""
     default_adapter: str | None = None
-    """Adapter that answers for the bare name of the model; `<model>:base` then is the model itself. Absent: the bare
-    name is the model."""
+    """Adapter that answers for the bare name of the model; `<model>:base` then is the model itself.
+    Absent: the bare name is the model."""
     engine: EngineConfig = EngineConfig()
     """How the engine runs the model."""
     server: ServerConfig = ServerConfig()
     """How the server answers HTTP."""
     authentication: Literal["Required", "Disabled"] = "Required"
-    """Required: only callers with a valid key are served. Disabled: everybody who reaches the port is served."""
+    """Required: only callers with a valid key are served.
+    Disabled: everybody who reaches the port is served."""
     tiers: tuple[Tier, ...] = ()
     """Limits by tier, which keys choose by its name."""
     default_tier: str = STANDARD_TIER.name
-    """Tier of keys that name none, and of callers without a key, who are told apart by their address."""
+    """Tier of keys that name none, and of callers without a key,
+    who are told apart by their address."""
     database: DatabaseConfig = DatabaseConfig()
     """Where usage, budgets and conversations are stored."""
     model_cache_bytes: Annotated[int, Field(ge=1)] | None = None
-    """Size in bytes of all fetched versions together. A new version removes those least recently used, never one in
-    use. Absent: all versions are kept."""
+    """Size in bytes of all fetched versions together. A new version removes those least recently
+    used, never one in use. Absent: all versions are kept."""
 
     @model_validator(mode="after")
     def _default_tier_exists(self) -> "RuntimeConfig":
         names = [STANDARD_TIER.name, *(tier.name for tier in self.tiers)]
         if self.default_tier not in names:
-            raise ValueError(f"defaultTier is {self.default_tier!r}; the tiers are {', '.join(names)}")
+            raise ValueError(
+                f"defaultTier is {self.default_tier!r}; the tiers are {', '.join(names)}"
+            )
         return self
 
 
 class _Additive(_Section):
     """A part of the key file, in which unknown fields are skipped.
 
-    A newer operator writes for older pods too, as its own update restarts none of them. A pod that refused the whole
-    file would no longer hear of revoked keys.
+    A newer operator writes for older pods too, as its own update restarts none of them. A pod that
+    refused the whole file would no longer hear of revoked keys.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -404,10 +432,11 @@ class Limits(_Additive):
     tokens_per_month: Annotated[int, Field(ge=1)] | None = None
     """Tokens of prompts and answers allowed in a month of UTC. Absent: as the tier says."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Requests that may run at the same time; more wait for their turn. Absent: as the tier says."""
+    """Requests that may run at the same time;
+    more wait for their turn. Absent: as the tier says."""
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
-    """Priority among requests that wait for the model, from -100 to 100: the higher number goes first. Absent: as the
-    tier says."""
+    """Priority among requests that wait for the model, from -100 to 100: the higher number goes
+    first. Absent: as the tier says."""
 
 
 class KeyRecord(_Additive):
@@ -432,7 +461,8 @@ class KeyRecord(_Additive):
     adapters: tuple[str, ...] = ()
     """Names of the adapters that the key may use beside the model itself. Empty: all."""
     admin: bool = False
-    """Whether the key may manage models and keys. Ignored in a key file: the operator manages there."""
+    """Whether the key may manage models and keys.
+    Ignored in a key file: the operator manages there."""
     operator: bool = False
     """Whether it is the operator's own key, which alone may ask for load probes."""
 
@@ -446,7 +476,8 @@ class FileTier(Tier):
 class KeyFile(_Additive):
     """The mounted key file. `salt` makes the digests useless to any other deployment.
 
-    Tiers come with it so that changed limits reach running pods as keys do: the configuration of a pod never changes.
+    Tiers come with it so that changed limits reach running pods as keys do:
+    the configuration of a pod never changes.
     """
 
     salt: str
@@ -456,8 +487,8 @@ class KeyFile(_Additive):
     tiers: tuple[FileTier, ...] = ()
     """Limits by tier; with `defaultTier` they take the place of the configuration's."""
     default_tier: str = ""
-    """Tier of keys that name none, and of callers without a key, who are told apart by their address. Empty: the
-    configuration's tiers count."""
+    """Tier of keys that name none, and of callers without a key, who are told apart by their
+    address. Empty: the configuration's tiers count."""
 
 
 class RegistryAccess(_Additive):
@@ -476,11 +507,13 @@ class RegistryAccess(_Additive):
     ca: str = ""
     """Certificate authority of the server as PEM text. Empty: those that Python trusts."""
     artifact_hosts: tuple[str, ...] = ()
-    """Hosts, as `host` or `host:port`, that serve artifacts beside the server: credentials go to no other."""
+    """Hosts, as `host` or `host:port`, that serve artifacts beside the server:
+    credentials go to no other."""
 
 
 class PinnedAdapter(_Additive):
-    """A LoRA adapter as a version of a registered model. Aliases are resolved before they get here."""
+    """A LoRA adapter as a version of a registered model.
+    Aliases are resolved before they get here."""
 
     name: Annotated[str, Field(pattern=ADAPTER_NAME)]
     """Name of the adapter, which clients ask for as `<model>:<name>`."""
@@ -493,21 +526,26 @@ class PinnedAdapter(_Additive):
     sub_path: str = ""
     """Folder inside the version's artifacts, where they hold several adapters."""
     anew: str = ""
-    """Mark of a version whose number was deleted and registered anew. Empty: the first of its number."""
+    """Mark of a version whose number was deleted and registered anew.
+    Empty: the first of its number."""
 
 
 class AdapterFile(_Additive):
-    """The adapters that a server has loaded beside its model. Changed while it serves, nothing restarts.
+    """The adapters that a server has loaded beside its model.
+    Changed while it serves, nothing restarts.
 
     Where another container fetches them, the credentials are in its `RegistriesFile` and not here.
     """
 
     connections: dict[str, RegistryAccess] = {}
-    """MLflow servers that the adapters come from, by name. A loaded adapter stays when its server is removed here."""
+    """MLflow servers that the adapters come from, by name.
+    A loaded adapter stays when its server is removed here."""
     adapters: tuple[PinnedAdapter, ...] = ()
-    """Adapters in the order of the specification; beyond `engine.maxAdapters` only the first are loaded."""
+    """Adapters in the order of the specification;
+    beyond `engine.maxAdapters` only the first are loaded."""
     default_adapter: str = ""
-    """Adapter that answers for the bare name of the model, over the configuration's. Empty: the configuration's."""
+    """Adapter that answers for the bare name of the model, over the configuration's.
+    Empty: the configuration's."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":
@@ -525,9 +563,11 @@ class RegistriesFile(_Additive):
 
 
 class ShadowFile(_Additive):
-    """Which pods copy requests to which, while a candidate is shadowed. Changed while they serve, nothing restarts.
+    """Which pods copy requests to which, while a candidate is shadowed.
+    Changed while they serve, nothing restarts.
 
-    All pods of a deployment read it. A pod finds its part by its name, which begins with its revision's.
+    All pods of a deployment read it.
+    A pod finds its part by its name, which begins with its revision's.
     """
 
     stable: str
@@ -537,7 +577,8 @@ class ShadowFile(_Additive):
     url: str
     """Address that copies are sent to."""
     token: Annotated[str, Field(repr=False, min_length=32)]
-    """What a copy carries in the header SHADOW_HEADER. No client knows it, and each roll-out has another."""
+    """What a copy carries in the header SHADOW_HEADER.
+    No client knows it, and each roll-out has another."""
     percent: Annotated[float, Field(ge=0, le=100)] = 100
     """Share of the requests that is copied."""
     max_in_flight: Annotated[int, Field(ge=1)] = 4
@@ -548,7 +589,8 @@ _Seconds = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class LoadFigures(_Additive):
-    """What a load probe measured. Pairs are the median and the 95th percentile; None: too few samples for them."""
+    """What a load probe measured. Pairs are the median and the 95th percentile;
+    None: too few samples for them."""
 
     answers: Annotated[int, Field(ge=0, le=1_000_000_000)]
     """Number of requests that were answered."""
@@ -567,14 +609,15 @@ class LoadFigures(_Additive):
 
 
 class FatalReport(_Section):
-    """The last log line of a `fetch` or `serve` that gave up: the kubelet carries it into the pod's status.
+    """The last log line of a `fetch` or `serve` that gave up:
+    the kubelet carries it into the pod's status.
 
     Pods set `terminationMessagePolicy: FallbackToLogsOnError`, so no path has to be agreed on.
     """
 
     reason: str
-    """Cause in one CamelCase word, from `errors.Fatal` subclasses: ModelNotFound, ModelCorrupt, DiskFull,
-    RegistryDenied and others."""
+    """Cause in one CamelCase word, from `errors.Fatal` subclasses: ModelNotFound, ModelCorrupt,
+    DiskFull, RegistryDenied and others."""
     message: str
     """Explanation for people: what happened, to what, and what to do next."""
 
@@ -594,13 +637,15 @@ def key_id_of(key: str) -> str | None:
 def hash_key(key: str, salt: str) -> str:
     """Digest of a key for one deployment: HMAC-SHA256, hexadecimal.
 
-    A slow hash would add nothing: the secret part has 256 random bits (RFC 2104 for the construction).
+    A slow hash would add nothing: the secret part has 256 random bits (RFC 2104 for the
+    construction).
     """
     return hmac.new(salt.encode(), key.encode(), hashlib.sha256).hexdigest()
 
 
 def report_from_termination_message(text: str) -> FatalReport | None:
-    """Find the FatalReport in a container's termination message (the tail of its log), newest first.
+    """Find the FatalReport in a container's termination message (the tail of its log),
+    newest first.
 
     Log lines may give a reason, too. They name their logger, which a report does not.
     """

@@ -23,7 +23,8 @@ from llm_runtime.contract import FatalReport
 
 
 class Refusal(Exception):
-    """A request that gets an error answer. `param` names the field at fault, `code` is OpenAI's error code."""
+    """A request that gets an error answer.
+    `param` names the field at fault, `code` is OpenAI's error code."""
 
     status: ClassVar[int] = 500
     error: ClassVar[str] = "internal_server_error"
@@ -31,7 +32,8 @@ class Refusal(Exception):
     openai_type: ClassVar[str] = "server_error"
     retry_after_seconds: float | None = None
     should_retry: ClassVar[bool | None] = None
-    """What OpenAI's clients are told in `x-should-retry`; None leaves it to their rule (408, 409, 429 and 5xx)."""
+    """What OpenAI's clients are told in `x-should-retry`;
+    None leaves it to their rule (408, 409, 429 and 5xx)."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -122,13 +124,16 @@ class QueueFull(Refusal):
 
 
 class RateLimited(Refusal):
-    """A limit of this caller is used up for now. `code` says which one, `retry_after_seconds` when there is room."""
+    """A limit of this caller is used up for now.
+    `code` says which one, `retry_after_seconds` when there is room."""
 
     status = 429
     error = "rate_limit_exceeded"
     openai_type = "rate_limit_error"
 
-    def __init__(self, message: str, *, code: str, retry_after_seconds: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, code: str, retry_after_seconds: float | None = None
+    ) -> None:
         super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
 
@@ -140,7 +145,8 @@ class LimitTooSmall(RateLimited):
 
 
 class QuotaExceeded(Refusal):
-    """What a caller may use in this month is used up. `retry_after_seconds` leads to the month's end."""
+    """What a caller may use in this month is used up.
+    `retry_after_seconds` leads to the month's end."""
 
     status = 429
     error = "quota_exceeded"
@@ -162,7 +168,8 @@ class ServiceUnavailable(Refusal):
 
 
 class RequestTimeout(ServiceUnavailable):
-    """Not done within `server.requestTimeoutSeconds`. Sent again at once, the same request would take as long."""
+    """Not done within `server.requestTimeoutSeconds`.
+    Sent again at once, the same request would take as long."""
 
     should_retry = False
 
@@ -172,7 +179,8 @@ class GenerationFailed(Refusal):
 
 
 class Fatal(Exception):
-    """The process cannot do its work. Its class name is the `reason` that reaches the LLMDeployment's conditions."""
+    """The process cannot do its work.
+    Its class name is the `reason` that reaches the LLMDeployment's conditions."""
 
     @property
     def reason(self) -> str:
@@ -193,11 +201,13 @@ class ModelNotFound(Fatal):
 
 
 class ModelCorrupt(Fatal):
-    """Files are there but are not whole: short, wrong headers, missing shards, missing or unexpected weights."""
+    """Files are there but are not whole: short, wrong headers,
+    missing shards, missing or unexpected weights."""
 
 
 class ModelUnsupported(Fatal):
-    """Whole files that this runtime does not load: pickle weights, remote code, an unknown architecture."""
+    """Whole files that this runtime does not load:
+    pickle weights, remote code, an unknown architecture."""
 
 
 class DiskFull(Fatal):
@@ -230,7 +240,8 @@ class Reported(Fatal):
 
 
 class EngineFailed(Reported):
-    """The other process is the engine's. `adapters`: those that are left, where room was made for one in vain."""
+    """The other process is the engine's.
+    `adapters`: those that are left, where room was made for one in vain."""
 
     def __init__(self, report: FatalReport, adapters: tuple[str, ...] | None = None) -> None:
         super().__init__(report)

@@ -1,8 +1,10 @@
-"""Fetches adapters for the server beside it, and alone has the credentials: `python -m llm_runtime.fetcher`.
+"""Fetches adapters for the server beside it,
+and alone has the credentials: `python -m llm_runtime.fetcher`.
 
-It follows the list of adapters and the registries' credentials. What is to be fetched is a child's work: this process
-lives as long as the pod and stays small, and a download of what is not wanted any more ends with its process. It gives
-up on nothing by itself: a pod one of whose containers has ended gets no requests.
+It follows the list of adapters and the registries' credentials. What is to be fetched is a child's
+work: this process lives as long as the pod and stays small, and a download of what is not wanted
+any more ends with its process. It gives up on nothing by itself: a pod one of whose containers has
+ended gets no requests.
 """
 
 import argparse
@@ -136,7 +138,9 @@ class AdaptersFetcher:
     def _over(self, child: Child, wanted: Mapping[str, Job]) -> bool:
         code = child.poll()
         if code is None:
-            if all(wanted.get(job.adapter.name) == job for job in self._jobs if not self._brought(job)):
+            if all(
+                wanted.get(job.adapter.name) == job for job in self._jobs if not self._brought(job)
+            ):
                 return False
             child.kill()
         else:
@@ -154,10 +158,16 @@ class AdaptersFetcher:
             return
         if trouble:
             said = f"fetching {job.adapter.model} version {job.adapter.version} {trouble}"
-            _tell(self._told, name, Outcome(identity=job.identity, report=_report("InternalError", said)))
+            _tell(
+                self._told,
+                name,
+                Outcome(identity=job.identity, report=_report("InternalError", said)),
+            )
         before = self._retries.get(name)
         failures = before.failures + 1 if before and before.job == job else 1
-        self._retries[name] = _Retry(job, failures, self._clock() + pause_seconds(failures, self._chance()))
+        self._retries[name] = _Retry(
+            job, failures, self._clock() + pause_seconds(failures, self._chance())
+        )
 
     def _may(self, job: Job) -> bool:
         retry = self._retries.get(job.adapter.name)
@@ -199,15 +209,23 @@ def fetch_all(jobs: list[Job], models: Path, told: Path) -> None:
             outcome = Outcome(identity=job.identity, report=_report(fatal.reason, str(fatal)))
         except Exception as error:
             log.exception("Fetching the adapter %s failed", job.adapter.name)
-            said = f"{type(error).__name__}: {error}; see the log of the container that fetches adapters"
+            said = (
+                f"{type(error).__name__}: {error}; see the log of the container that fetches"
+                " adapters"
+            )
             outcome = Outcome(identity=job.identity, report=_report("InternalError", said))
         if outcome.report:
-            log.error("adapter not fetched: %s", outcome.report.message, extra={"adapter": job.adapter.name})
+            log.error(
+                "adapter not fetched: %s",
+                outcome.report.message,
+                extra={"adapter": job.adapter.name},
+            )
         _tell(told, job.adapter.name, outcome)
 
 
 def _tell(folder: Path, name: str, outcome: Outcome) -> None:
-    """An outcome that can't be written, as on a full disk, is a failed attempt, and holds up no other adapter."""
+    """An outcome that can't be written, as on a full disk, is a failed attempt,
+    and holds up no other adapter."""
     try:
         write(folder, name, outcome)
     except OSError as error:
@@ -226,7 +244,15 @@ def _run(adapters: Path, registries: Path, models: Path, told: Path) -> None:
         signal.signal(number, lambda *_: over.set())
 
     def start(jobs: list[Job]) -> Child:
-        command = [sys.executable, "-m", "llm_runtime.fetcher", MODELS_FLAG, str(models), FETCHED_FLAG, str(told)]
+        command = [
+            sys.executable,
+            "-m",
+            "llm_runtime.fetcher",
+            MODELS_FLAG,
+            str(models),
+            FETCHED_FLAG,
+            str(told),
+        ]
         child = subprocess.Popen(command, stdin=subprocess.PIPE)
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:  # Its exit code says so.
@@ -244,11 +270,19 @@ def _run(adapters: Path, registries: Path, models: Path, told: Path) -> None:
 
 def main() -> None:
     """Entry point. Without a list it is the child: what to bring comes by standard input."""
-    parser = argparse.ArgumentParser(prog="python -m llm_runtime.fetcher", description="Fetch adapters for a server.")
+    parser = argparse.ArgumentParser(
+        prog="python -m llm_runtime.fetcher", description="Fetch adapters for a server."
+    )
     parser.add_argument(ADAPTERS_FLAG, type=Path, help="the list to follow")
-    parser.add_argument(REGISTRIES_FLAG, type=Path, help="the registries and their credentials, followed, too")
-    parser.add_argument(MODELS_FLAG, type=Path, required=True, help="folder that holds fetched models")
-    parser.add_argument(FETCHED_FLAG, type=Path, required=True, help="folder in which the server is told")
+    parser.add_argument(
+        REGISTRIES_FLAG, type=Path, help="the registries and their credentials, followed, too"
+    )
+    parser.add_argument(
+        MODELS_FLAG, type=Path, required=True, help="folder that holds fetched models"
+    )
+    parser.add_argument(
+        FETCHED_FLAG, type=Path, required=True, help="folder in which the server is told"
+    )
     given = parser.parse_args()
     logs.configure("json", "INFO")
     if given.adapters:

@@ -30,11 +30,13 @@ class Admission(Protocol):
     """What the limits have reserved for one job."""
 
     async def reserve(self, tokens: int) -> None:
-        """Change the reservation to `tokens`, now that the number is known, or raise `errors.Refusal`."""
+        """Change the reservation to `tokens`, now that the number is known,
+        or raise `errors.Refusal`."""
         ...
 
     def settle(self, tokens: int) -> None:
-        """End the job: charge the `tokens` that it used, and release the rest and its concurrency slot."""
+        """End the job: charge the `tokens` that it used,
+        and release the rest and its concurrency slot."""
         ...
 
 
@@ -44,7 +46,8 @@ class Choice:
 
     text: str = ""
     events: list[TokenEvent] = field(default_factory=list)
-    """All events that carry a token. A cached answer has them only if log probabilities were requested."""
+    """All events that carry a token.
+    A cached answer has them only if log probabilities were requested."""
     finish_reason: FinishReason = FinishReason.STOP
     tokens: int = 0
     """How many tokens were generated for it."""
@@ -54,13 +57,15 @@ class Listener(Protocol):
     """Somebody beside the client who is told an answer."""
 
     def answered(self, job: Job, choices: Sequence[Choice], seconds: float) -> None:
-        """The whole answer, which was generated in `seconds`. Never called for one that is cut or was cached."""
+        """The whole answer, which was generated in `seconds`.
+        Never called for one that is cut or was cached."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """Where generations are accounted for: metrics and usage, with the configuration that their rows need."""
+    """Where generations are accounted for: metrics and usage,
+    with the configuration that their rows need."""
 
     config: RuntimeConfig
     version: str
@@ -71,7 +76,8 @@ class Books:
 
 
 class Generation:
-    """An admitted job. Use it as a context manager: its exit releases the engine and accounts for the job."""
+    """An admitted job. Use it as a context manager:
+    its exit releases the engine and accounts for the job."""
 
     cached = False
     """Whether it replays an earlier answer."""
@@ -89,7 +95,8 @@ class Generation:
         masks: Sequence[Mask] = (),
         listener: Listener | None = None,
     ) -> None:
-        """`turns` get the complete answer. `masks`, one for each choice, filter every text before it is delivered."""
+        """`turns` get the complete answer.
+        `masks`, one for each choice, filter every text before it is delivered."""
         self.job = job
         self.choices = choices
         self.prompt_tokens = prompt_tokens
@@ -112,7 +119,10 @@ class Generation:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             await close(self._streams)
@@ -120,7 +130,8 @@ class Generation:
             self._account(_outcome(fault))
 
     def __del__(self) -> None:
-        # A shutdown may cancel the caller before it enters. The slot must be released, and waiting requests must know.
+        # A shutdown may cancel the caller before it enters.
+        # The slot must be released, and waiting requests must know.
         if self._open:
             with suppress(RuntimeError):  # Without a running loop, the engine has ended, too.
                 asyncio.get_running_loop().create_task(close(self._streams))
@@ -134,8 +145,13 @@ class Generation:
         self._books.usage.write(self._row(outcome))
         if self._listener and outcome is Outcome.COMPLETED:
             self._listener.answered(self.job, self._said, self._books.clock() - self._started_at)
-        if self.completion_tokens and not self.cached and outcome in (Outcome.COMPLETED, Outcome.CANCELLED):
-            # An answer that its client broke off counts: whoever talks too long is broken off more often.
+        if (
+            self.completion_tokens
+            and not self.cached
+            and outcome in (Outcome.COMPLETED, Outcome.CANCELLED)
+        ):
+            # An answer that its client broke off counts:
+            # whoever talks too long is broken off more often.
             mean = self.completion_tokens / self.choices
             self._books.metrics.answer_tokens_fine.observe(mean, self.choices)
 
@@ -151,7 +167,9 @@ class Generation:
         tokens = self._books.metrics.tokens.labels(self._books.config.model.name)
         async with aclosing(merge(self._streams)) as merged:
             async for index, events in merged:
-                count = len(events) - (events[-1].token_id is None)  # Only the last event may have no token.
+                count = len(events) - (
+                    events[-1].token_id is None
+                )  # Only the last event may have no token.
                 if count:
                     self._count_tokens(index, count, events[0].cached_tokens)
                     tokens.inc(count)
@@ -174,8 +192,11 @@ class Generation:
         return choices
 
     async def whole(self, receive: Receive) -> list[Choice]:
-        """Wait for all choices. Raises `ClientGone` if the client disconnects, `errors.RequestTimeout` on timeout."""
-        return await while_connected(receive, self.collect(), self._books.config.server.request_timeout_seconds)
+        """Wait for all choices. Raises `ClientGone` if the client disconnects,
+        `errors.RequestTimeout` on timeout."""
+        return await while_connected(
+            receive, self.collect(), self._books.config.server.request_timeout_seconds
+        )
 
     def _end(self, event: TokenEvent) -> None:
         match event.finish_reason:
@@ -183,16 +204,22 @@ class Generation:
                 return
             case FinishReason.ERROR:
                 log.error("The engine gave up on a request: %s", event.error)
-                raise errors.GenerationFailed("The engine failed while it generated this answer; try again.")
+                raise errors.GenerationFailed(
+                    "The engine failed while it generated this answer; try again."
+                )
             case FinishReason.CANCELLED:
-                raise errors.ServiceUnavailable("The server shut down before this answer was whole; send it again.")
+                raise errors.ServiceUnavailable(
+                    "The server shut down before this answer was whole; send it again."
+                )
         self._finish_reasons.append(event.finish_reason)
 
     def _count_tokens(self, index: int, count: int, cached: int) -> None:
         metrics = self._books.metrics
         now = self._books.clock()
         before = self._token_at[index]
-        if before is None and index % self.job.n == 0:  # Count a prompt once, however many choices it has.
+        if (
+            before is None and index % self.job.n == 0
+        ):  # Count a prompt once, however many choices it has.
             self.cached_tokens += cached
         self._token_at[index] = now
         self.completion_tokens += count
@@ -210,7 +237,9 @@ class Generation:
 
     def _answer(self) -> Answer:
         logprobs = self.job.sampling.logprobs is not None
-        return Answer(self.prompt_tokens, tuple(_kept(choice, logprobs=logprobs) for choice in self._said))
+        return Answer(
+            self.prompt_tokens, tuple(_kept(choice, logprobs=logprobs) for choice in self._said)
+        )
 
     def _row(self, outcome: Outcome) -> UsageRow:
         job = self.job
@@ -242,12 +271,15 @@ class Generation:
 
 
 class Replay(Generation):
-    """Replays an earlier answer, complete or as a stream. It counts as a request of the limits, but costs no tokens."""
+    """Replays an earlier answer, complete or as a stream.
+    It counts as a request of the limits, but costs no tokens."""
 
     cached = True
 
     def __init__(self, books: Books, job: Job, admission: Admission, answer: Answer) -> None:
-        super().__init__(books, job, admission, choices=len(answer.choices), prompt_tokens=answer.prompt_tokens)
+        super().__init__(
+            books, job, admission, choices=len(answer.choices), prompt_tokens=answer.prompt_tokens
+        )
         self.completion_tokens = answer.completion_tokens
         self._kept = answer
 
@@ -301,7 +333,9 @@ def _kept(choice: Choice, *, logprobs: bool) -> AnswerChoice:
     events = choice.events if logprobs else []
     rest = choice.text.removeprefix(text_of(events))
     end = TokenEvent(None, rest, finish_reason=choice.finish_reason)
-    return AnswerChoice((*(replace(event, finish_reason=None) for event in events), end), choice.tokens)
+    return AnswerChoice(
+        (*(replace(event, finish_reason=None) for event in events), end), choice.tokens
+    )
 
 
 def _outcome(fault: BaseException | None) -> Outcome:

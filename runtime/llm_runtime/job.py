@@ -13,7 +13,8 @@ NOT_ASKED = 0
 """Value of `Sampling.max_tokens` in a job whose client gave no number."""
 
 MARKUP_CHARACTERS = 32
-"""Approximate characters that a chat template writes around a message: ChatML 28, Llama 3 52, Mistral 15."""
+"""Approximate characters that a chat template writes around a message:
+ChatML 28, Llama 3 52, Mistral 15."""
 
 Messages = tuple[Message, ...]
 Prompt = str | tuple[int, ...] | Messages
@@ -22,7 +23,8 @@ Prompt = str | tuple[int, ...] | Messages
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request in terms of the pipeline. It generates `prompts` times `n` choices, those of a prompt in a row.
+    """A request in terms of the pipeline.
+    It generates `prompts` times `n` choices, those of a prompt in a row.
 
     A new field becomes part of the cache key, unless `cache.key` excludes it.
     """
@@ -49,11 +51,13 @@ class Job:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
     shown_token_ids: tuple[int, ...] = ()
-    """Special tokens that stay in the answer's text, because the dialect parses them (tool calls, thoughts)."""
+    """Special tokens that stay in the answer's text,
+    because the dialect parses them (tool calls, thoughts)."""
     idempotency_key: str | None = None
     """The client's key for this request: repeated with the same key, it gets the same answer."""
     forgettable: int = 0
-    """How many of the oldest messages, after a leading system message, may be dropped if the prompt is too long."""
+    """How many of the oldest messages, after a leading system message,
+    may be dropped if the prompt is too long."""
 
     @property
     def deterministic(self) -> bool:
@@ -67,14 +71,20 @@ def is_conversation(prompt: Prompt) -> bool:
 
 
 def characters(prompt: Prompt) -> int:
-    """Characters of the prompt's texts, with about the markup that a chat template adds; 0 for token ids."""
+    """Characters of the prompt's texts, with about the markup that a chat template adds;
+    0 for token ids."""
     if isinstance(prompt, str):
         return len(prompt)
-    return sum(MARKUP_CHARACTERS + _characters(message) for message in prompt if isinstance(message, dict))
+    return sum(
+        MARKUP_CHARACTERS + _characters(message) for message in prompt if isinstance(message, dict)
+    )
 
 
 def _characters(message: Message) -> int:
-    texts = (message["content"], *(message.get(field) or "" for field in ("reasoning_content", "name", "tool_call_id")))
+    texts = (
+        message["content"],
+        *(message.get(field) or "" for field in ("reasoning_content", "name", "tool_call_id")),
+    )
     return sum(map(len, texts)) + written(message.get("tool_calls"))
 
 
@@ -84,7 +94,8 @@ def written(structure: object) -> int:
 
 
 def forget(job: Job, count: int) -> Job:
-    """Drop the `count` oldest messages that may go, rounded up to pairs: a question goes together with its answer."""
+    """Drop the `count` oldest messages that may go, rounded up to pairs:
+    a question goes together with its answer."""
     count = min(count + count % 2, job.forgettable)
     [prompt] = job.prompts
     messages = [message for message in prompt if isinstance(message, dict)]

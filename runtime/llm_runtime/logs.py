@@ -21,7 +21,12 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 QUIET = ("httpx", "httpcore", "urllib3", "filelock", "asyncio", "aiosqlite", "alembic")
 """Libraries whose INFO is noise here."""
 
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"color_message", "taskName", "asctime", "message"}
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {
+    "color_message",
+    "taskName",
+    "asctime",
+    "message",
+}
 """Attributes that every record has. The others are extras, which are logged."""
 
 
@@ -29,7 +34,8 @@ _hidden: dict[str, str] = {}
 
 
 def hide(private: Mapping[str, str]) -> None:
-    """Redact secrets in every line and report: write `$NAME` for each value. `private`: variables' names by value."""
+    """Redact secrets in every line and report: write `$NAME` for each value.
+    `private`: variables' names by value."""
     _hidden.clear()
     _hidden.update(private)
 
@@ -43,13 +49,17 @@ def shown(text: str) -> str:
 
 
 def format_of(server: ServerConfig) -> Literal["json", "console"]:
-    """The format for standard output: as configured; else `console` on a terminal and JSON elsewhere."""
+    """The format for standard output: as configured;
+    else `console` on a terminal and JSON elsewhere."""
     configured = "log_format" in server.model_fields_set
     return "console" if not configured and sys.stdout.isatty() else server.log_format
 
 
-def configure(format_: Literal["json", "console"], level: str, stream: TextIO | None = None) -> None:
-    """Send all loggers, including uvicorn's, to one handler. It has one stream, as two would not keep the order."""
+def configure(
+    format_: Literal["json", "console"], level: str, stream: TextIO | None = None
+) -> None:
+    """Send all loggers, including uvicorn's, to one handler.
+    It has one stream, as two would not keep the order."""
     # No format shows the place in the code, and finding it costs as much as writing the line.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -62,15 +72,19 @@ def configure(format_: Literal["json", "console"], level: str, stream: TextIO | 
 
 
 def add_file(server: ServerConfig) -> None:
-    """Also log to `server.log_file`. Call it after `configure`. Raises OSError if the file can't be written."""
+    """Also log to `server.log_file`. Call it after `configure`.
+    Raises OSError if the file can't be written."""
     if server.log_file:
-        handler = _Rotating(server.log_file, "a", server.log_file_bytes, server.log_file_backups, encoding="utf-8")
+        handler = _Rotating(
+            server.log_file, "a", server.log_file_bytes, server.log_file_backups, encoding="utf-8"
+        )
         handler.setFormatter(_formatter(server.log_format))
         logging.getLogger().addHandler(handler)
 
 
 def report_fatal(report: FatalReport, stream: TextIO | None = None) -> None:
-    """Print the fatal error as the process's last line: JSON, which the operator reads, or plain on a terminal."""
+    """Print the fatal error as the process's last line:
+    JSON, which the operator reads, or plain on a terminal."""
     out = stream or sys.stdout
     message = shown(report.message)
     now = datetime.now(UTC).isoformat()
@@ -101,8 +115,14 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         try:
-            return shown(orjson.dumps(line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode())
-        except TypeError:  # orjson refuses half of a surrogate pair, and numbers of more than 64 bits.
+            return shown(
+                orjson.dumps(
+                    line, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+                ).decode()
+            )
+        except (
+            TypeError
+        ):  # orjson refuses half of a surrogate pair, and numbers of more than 64 bits.
             return shown(json.dumps(line, default=str))
 
 

@@ -1,4 +1,5 @@
-"""Prometheus metrics, in their own registry. Label values come from small fixed sets: routes, not paths; no keys."""
+"""Prometheus metrics, in their own registry.
+Label values come from small fixed sets: routes, not paths; no keys."""
 
 import time
 from bisect import bisect_left
@@ -10,7 +11,12 @@ from math import inf
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -91,7 +97,8 @@ class Rate:
 
 
 class Tally(Collector):
-    """A histogram in seconds for events of every token. It is used by one thread, and so has no lock."""
+    """A histogram in seconds for events of every token.
+    It is used by one thread, and so has no lock."""
 
     def __init__(self, name: str, documentation: str, buckets: tuple[float, ...]) -> None:
         self._name = name
@@ -108,13 +115,18 @@ class Tally(Collector):
     def collect(self) -> Iterable[Metric]:
         bounds = [*map(floatToGoString, self._buckets), "+Inf"]
         sums = list(zip(bounds, accumulate(self._counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._documentation, buckets=sums, sum_value=self._sum)
+        yield HistogramMetricFamily(
+            self._name, self._documentation, buckets=sums, sum_value=self._sum
+        )
 
 
 class FineTally(Collector):
-    """Samples in buckets of 5 %, by which two versions are compared. Only buckets that were hit make a series."""
+    """Samples in buckets of 5 %, by which two versions are compared.
+    Only buckets that were hit make a series."""
 
-    def __init__(self, name: str, documentation: str, bounds: tuple[float, ...] = FINE_BOUNDS_SECONDS) -> None:
+    def __init__(
+        self, name: str, documentation: str, bounds: tuple[float, ...] = FINE_BOUNDS_SECONDS
+    ) -> None:
         self._name = name
         self._bounds = bounds
         self._documentation = documentation
@@ -155,62 +167,92 @@ class Metrics:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         registry = self.registry = CollectorRegistry()
         self.api_requests = Counter(
-            METRIC_API_REQUESTS, "Requests to generation endpoints.", ["endpoint", "status"], registry=registry
+            METRIC_API_REQUESTS,
+            "Requests to generation endpoints.",
+            ["endpoint", "status"],
+            registry=registry,
         )
         self.api_duration = Histogram(
             "api_request_duration_seconds", "Time to the end of a generation request's answer.", ["endpoint"],
             buckets=REQUEST_BUCKETS, registry=registry,
         )  # fmt: skip
         self.http_requests = Counter(
-            "http_requests_total", "HTTP requests.", ["method", "endpoint", "status"], registry=registry
+            "http_requests_total",
+            "HTTP requests.",
+            ["method", "endpoint", "status"],
+            registry=registry,
         )
         self.http_duration = Histogram(
             "http_request_duration_seconds", "Time to the end of an HTTP answer.", ["method", "endpoint"],
             buckets=REQUEST_BUCKETS, registry=registry,
         )  # fmt: skip
         self.errors = Counter("api_errors_total", "Error answers.", ["type"], registry=registry)
-        self.tokens = Counter("tokens_generated_total", "Tokens generated.", ["model"], registry=registry)
-        self.prompt_tokens = Counter("prompt_tokens_total", "Prompt tokens admitted.", ["model"], registry=registry)
+        self.tokens = Counter(
+            "tokens_generated_total", "Tokens generated.", ["model"], registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "prompt_tokens_total", "Prompt tokens admitted.", ["model"], registry=registry
+        )
         self.cache_lookups = Counter(
             "llm_completion_cache_lookups_total", "Deterministic requests, by what the completion cache had for them.",
             ["result"], registry=registry,
         )  # fmt: skip
-        self.cache_entries = Gauge("llm_completion_cache_entries", "Answers in memory.", registry=registry)
+        self.cache_entries = Gauge(
+            "llm_completion_cache_entries", "Answers in memory.", registry=registry
+        )
         self.first_token = Histogram(
             METRIC_FIRST_TOKEN, "From admission to the first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=registry,
         )  # fmt: skip
-        self.inter_token = Tally(METRIC_INTER_TOKEN, "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS)
+        self.inter_token = Tally(
+            METRIC_INTER_TOKEN, "Between two tokens of one sequence.", INTER_TOKEN_BUCKETS
+        )
         self.first_token_fine = FineTally(
-            METRIC_FIRST_TOKEN_FINE, "Samples of the time to the first token, by bucket of 5 %, not cumulative."
+            METRIC_FIRST_TOKEN_FINE,
+            "Samples of the time to the first token, by bucket of 5 %, not cumulative.",
         )
         self.inter_token_fine = FineTally(
-            METRIC_INTER_TOKEN_FINE, "Samples of the time between two tokens, by bucket of 5 %, not cumulative."
+            METRIC_INTER_TOKEN_FINE,
+            "Samples of the time between two tokens, by bucket of 5 %, not cumulative.",
         )
         self.answer_tokens_fine = FineTally(
             METRIC_ANSWER_TOKENS_FINE,
             "Answers by their number of tokens, by bucket of 5 %, not cumulative. Those from a cache do not count.",
             FINE_BOUNDS_TOKENS,
         )
-        for each in (self.inter_token, self.first_token_fine, self.inter_token_fine, self.answer_tokens_fine):
+        for each in (
+            self.inter_token,
+            self.first_token_fine,
+            self.inter_token_fine,
+            self.answer_tokens_fine,
+        ):
             registry.register(each)
-        self.usage_written = Counter("llm_usage_rows_written_total", "Usage rows stored.", registry=registry)
-        self.usage_dropped = Counter("llm_usage_rows_dropped_total", "Usage rows lost.", registry=registry)
-        self.usage_pending = Gauge("llm_usage_rows_pending", "Usage rows not stored yet.", registry=registry)
+        self.usage_written = Counter(
+            "llm_usage_rows_written_total", "Usage rows stored.", registry=registry
+        )
+        self.usage_dropped = Counter(
+            "llm_usage_rows_dropped_total", "Usage rows lost.", registry=registry
+        )
+        self.usage_pending = Gauge(
+            "llm_usage_rows_pending", "Usage rows not stored yet.", registry=registry
+        )
         self.usage_flush = Histogram(
             "llm_usage_flush_seconds", "Attempts to store a batch of usage rows.",
             buckets=REQUEST_BUCKETS, registry=registry,
         )  # fmt: skip
         self.rate = Rate(clock)
         self._requests: dict[tuple[str, str, int, bool], tuple[list[Counter], list[Histogram]]] = {}
-        """Metrics of a request by its labels, cached because looking up labels costs more than counting."""
+        """Metrics of a request by its labels,
+        cached because looking up labels costs more than counting."""
 
     def watch(self, sources: Sources) -> None:
         """Ask `sources` at each scrape from now on. Call it once."""
         self.cache_entries.set_function(sources.cache_entries)
         self.registry.register(_Live(self.rate, sources))
 
-    def count_request(self, method: str, endpoint: str, status: int, seconds: float, *, api: bool) -> None:
+    def count_request(
+        self, method: str, endpoint: str, status: int, seconds: float, *, api: bool
+    ) -> None:
         method = method if method in METHODS else "other"
         key = method, endpoint, status, api
         if key not in self._requests:
@@ -243,13 +285,19 @@ class _Live(Collector):
         loaded = float(figures is not None)
         yield GaugeMetricFamily("model_loaded", "1 once the model answers requests.", value=loaded)
         yield GaugeMetricFamily(
-            METRIC_TOKENS_PER_SECOND, "Tokens generated per second, over ten seconds.", value=self._rate.value()
+            METRIC_TOKENS_PER_SECOND,
+            "Tokens generated per second, over ten seconds.",
+            value=self._rate.value(),
         )
         memory = float(sources.memory_bytes())
-        yield GaugeMetricFamily(METRIC_MEMORY, "Memory of the server's processes, without the GPU's.", value=memory)
+        yield GaugeMetricFamily(
+            METRIC_MEMORY, "Memory of the server's processes, without the GPU's.", value=memory
+        )
         if sources.database_away:
             text = "1 unless the database did not answer when it was asked last."
-            yield GaugeMetricFamily("llm_database_up", text, value=float(not sources.database_away()))
+            yield GaugeMetricFamily(
+                "llm_database_up", text, value=float(not sources.database_away())
+            )
         if sources.adapters:
             text = "1 for a LoRA adapter's version that answers, 0 for one that is wanted and does not yet."
             family = GaugeMetricFamily(METRIC_ADAPTER_LOADED, text, labels=["adapter", "version"])
@@ -258,7 +306,9 @@ class _Live(Collector):
             yield family
         if sources.failed_adapters:
             text = "1 for a version of a LoRA adapter that is wanted and could not be loaded."
-            family = GaugeMetricFamily(METRIC_ADAPTER_FAILED, text, labels=["adapter", "version", "reason"])
+            family = GaugeMetricFamily(
+                METRIC_ADAPTER_FAILED, text, labels=["adapter", "version", "reason"]
+            )
             for labels in sources.failed_adapters():
                 family.add_metric(labels, 1.0)
             yield family
@@ -271,9 +321,17 @@ def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
     for name, text, value in (
         (METRIC_REQUESTS_RUNNING, "Sequences in the batch.", figures.running),
         (METRIC_REQUESTS_WAITING, "Sequences that wait for a place in the batch.", figures.waiting),
-        ("llm_kv_cache_usage_ratio", "Part of the key-value cache in use, 0 to 1.", figures.kv_cache_usage_ratio),
+        (
+            "llm_kv_cache_usage_ratio",
+            "Part of the key-value cache in use, 0 to 1.",
+            figures.kv_cache_usage_ratio,
+        ),
         ("llm_batch_size", "Sequences in the last step; 0 while nothing runs.", figures.batch_size),
-        ("llm_model_load_seconds", "From the first file to the end of the first generation.", figures.load_seconds),
+        (
+            "llm_model_load_seconds",
+            "From the first file to the end of the first generation.",
+            figures.load_seconds,
+        ),
         (
             "llm_model_load_peak_bytes",
             "Memory that loading took at once, without mapped files.",
@@ -290,6 +348,10 @@ def _engine_counters(figures: EngineFigures) -> Iterable[CounterMetricFamily]:
     for name, text, value in (
         ("llm_engine_steps", "Steps of the engine.", figures.steps),
         ("llm_prompt_tokens", "Prompt tokens that the engine was given.", figures.prompt_tokens),
-        ("llm_prefix_cache_tokens", "Prompt tokens found in the prefix cache.", figures.cached_prompt_tokens),
+        (
+            "llm_prefix_cache_tokens",
+            "Prompt tokens found in the prefix cache.",
+            figures.cached_prompt_tokens,
+        ),
     ):
         yield CounterMetricFamily(name, text, value=float(value))

@@ -1,7 +1,9 @@
-"""The request pipeline, in order: validate → admit → filter → cache → encode → limits → engine → stream → usage.
+"""The request pipeline, in order: validate → admit → filter → cache → encode → limits → engine →
+stream → usage.
 
-Authentication and the count of the request come before it. A dialect passes a `Job` and gets a `Generation` back. Work
-that grows with the prompt's length is done only after admission, and for long prompts in a thread.
+Authentication and the count of the request come before it. A dialect passes a `Job` and gets a
+`Generation` back. Work that grows with the prompt's length is done only after admission, and for
+long prompts in a thread.
 """
 
 import asyncio
@@ -20,8 +22,28 @@ from llm_runtime.cache.key import job_digest, model_digest
 from llm_runtime.common.aside import aside
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.filters import Filters
-from llm_runtime.generation import Admission, Books, Choice, Generation, Listener, Replay, close, model_version, text_of
-from llm_runtime.job import MAX_CHOICES, NOT_ASKED, Job, Messages, Prompt, characters, forget, is_conversation, written
+from llm_runtime.generation import (
+    Admission,
+    Books,
+    Choice,
+    Generation,
+    Listener,
+    Replay,
+    close,
+    model_version,
+    text_of,
+)
+from llm_runtime.job import (
+    MAX_CHOICES,
+    NOT_ASKED,
+    Job,
+    Messages,
+    Prompt,
+    characters,
+    forget,
+    is_conversation,
+    written,
+)
 from llm_runtime.metrics import Metrics
 from llm_runtime.request import Caller, Engine, GenerationRequest, TextCodec, TokenStream
 from llm_runtime.usage import UsageLog, UsageRow
@@ -47,13 +69,16 @@ T = TypeVar("T")
 LONG_CHARACTERS = 4000
 """Length from which prompts are prepared in a thread. Encoding this many takes about 3 ms."""
 SLOW_SECONDS = 0.1
-"""Preparation time of a short prompt after which the next ones run in a thread: its chat template is slow."""
+"""Preparation time of a short prompt after which the next ones run in a thread:
+its chat template is slow."""
 
 
 class Limiter(Protocol):
     """Enforces a caller's limits."""
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> Admission:
+    async def admit(
+        self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0
+    ) -> Admission:
         """Wait for a concurrency slot and reserve requests and tokens, or raise `errors.Refusal`.
 
         `counted` of the requests have already been counted.
@@ -68,7 +93,9 @@ class Limiter(Protocol):
 class NoLimits:
     """A limiter that admits everything."""
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> Admission:
+    async def admit(
+        self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0
+    ) -> Admission:
         return self
 
     def most_tokens(self, caller: Caller) -> int | None:
@@ -108,9 +135,9 @@ class Pipeline:
     ) -> None:
         """`cache` and `idempotency` outlive a swap of the model.
 
-        `identity` returns the version of an adapter, which becomes part of their keys. `version` is the version that
-        the model's `uri` resolved to; "" means the configuration's. Raises `errors.ConfigInvalid` for an invalid
-        pattern of a filter.
+        `identity` returns the version of an adapter, which becomes part of their keys. `version` is
+        the version that the model's `uri` resolved to; "" means the configuration's. Raises
+        `errors.ConfigInvalid` for an invalid pattern of a filter.
         """
         self.config = config
         self.engine = engine
@@ -131,15 +158,23 @@ class Pipeline:
         """Set once a short prompt took long. From then on all prompts are prepared in a thread."""
 
     async def start(
-        self, job: Job, *, large: bool = False, listener: Listener | None = None, unbilled: bool = False
+        self,
+        job: Job,
+        *,
+        large: bool = False,
+        listener: Listener | None = None,
+        unbilled: bool = False,
     ) -> Generation:
-        """Admit a job and start it. Every refusal is raised here, before the first byte of an answer.
+        """Admit a job and start it.
+        Every refusal is raised here, before the first byte of an answer.
 
-        `large` means that even counting its characters takes time, so that is done in a thread, too. `unbilled`: it
-        is under no limits, and leaves no trace in usage, metrics and caches.
+        `large` means that even counting its characters takes time, so that is done in a thread,
+        too. `unbilled`: it is under no limits, and leaves no trace in usage, metrics and caches.
         """
         job, length = await aside(self._validate, job) if large else self._validate(job)
-        async with AsyncExitStack() as held:  # Releases everything after a refusal or a cancellation, wherever it is.
+        async with (
+            AsyncExitStack() as held
+        ):  # Releases everything after a refusal or a cancellation, wherever it is.
             admission = NoLimits() if unbilled else await self._admit(job, length)
             held.callback(admission.settle, 0)
             job = await self._prepared(length, self._filters.prompts, job)
@@ -172,7 +207,8 @@ class Pipeline:
         )
 
     async def _prepared(self, length: int, work: Callable[[Job], T], job: Job) -> T:
-        """Do `work` here, or in a thread if it takes long: because of the length, or of a slow chat template."""
+        """Do `work` here, or in a thread if it takes long:
+        because of the length, or of a slow chat template."""
         if self._slow or length > LONG_CHARACTERS:
             return await aside(work, job)
         began = time.perf_counter()
@@ -182,33 +218,50 @@ class Pipeline:
             self._slow = time.perf_counter() - began > SLOW_SECONDS
 
     def _validate(self, job: Job) -> tuple[Job, int]:
-        """The job, without the oldest messages if it is too long and they may go, and its length in characters.
+        """The job, without the oldest messages if it is too long and they may go,
+        and its length in characters.
 
         Prompts of token ids count their tokens.
         """
         if len(job.prompts) * job.n > MAX_CHOICES:
-            message = f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)} x {job.n}."
+            message = (
+                f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)}"
+                f" x {job.n}."
+            )
             raise errors.InvalidRequest(message, param="n")
         limit = self.config.server.max_prompt_characters
-        beside = written(job.tools) + written(job.template_options) if job.tools or job.template_options else 0
+        beside = (
+            written(job.tools) + written(job.template_options)
+            if job.tools or job.template_options
+            else 0
+        )
         length = sum(map(characters, job.prompts)) + beside
         while length > limit:
             if not job.forgettable:
-                # These are OpenAI's words, here and below: clients recognise them, and send a shorter prompt.
+                # These are OpenAI's words, here and below:
+                # clients recognise them, and send a shorter prompt.
                 message = (
-                    f"The prompt is a string too long. Expected a string with maximum length {limit}, but got a string "
-                    f"with length {length} instead: shorten the conversation."
+                    "The prompt is a string too long. Expected a string with maximum length"
+                    f" {limit}, but got a string with length {length} instead: shorten the"
+                    " conversation."
                 )
-                raise errors.InvalidRequest(message, param=job.prompt_field, code="string_above_max_length")
+                raise errors.InvalidRequest(
+                    message, param=job.prompt_field, code="string_above_max_length"
+                )
             job = forget(job, 2)
             length = sum(map(characters, job.prompts)) + beside
-        tokens = [len(prompt) for prompt in job.prompts if not isinstance(prompt, str) and not is_conversation(prompt)]
+        tokens = [
+            len(prompt)
+            for prompt in job.prompts
+            if not isinstance(prompt, str) and not is_conversation(prompt)
+        ]
         if tokens and max(tokens) >= self.engine.max_model_length:
             raise self._too_long(job, max(tokens))
         return job, length + sum(tokens)
 
     async def _admit(self, job: Job, length: int) -> Admission:
-        """Reserve a slot, the requests beyond the counted one, and the least number of tokens of a long prompt.
+        """Reserve a slot, the requests beyond the counted one,
+        and the least number of tokens of a long prompt.
 
         A caller without that many tokens left is refused before its prompt is encoded.
         """
@@ -221,15 +274,20 @@ class Pipeline:
         """Identifies the weights that answer: the model's version and the adapter's."""
         return self._model + self._identity(job.adapter)
 
-    async def _recall(self, job: Job, weights: str, held: AsyncExitStack) -> tuple[Answer | None, list[Turn]]:
-        """An earlier answer, or the turns in which this job makes one for those who wait for it or ask again."""
+    async def _recall(
+        self, job: Job, weights: str, held: AsyncExitStack
+    ) -> tuple[Answer | None, list[Turn]]:
+        """An earlier answer, or the turns in which this job makes one for those who wait for it or
+        ask again."""
         turns: list[Turn] = []
         sampled = self.config.server.completion_cache.sampled
         cache = self.cache if job.deterministic or sampled else None
         if job.idempotency_key is None and cache is None:
             return None, turns
         if job.idempotency_key is not None:
-            claimed = self.idempotency.claim(job.caller.id, job.idempotency_key, job_digest(self._model, job))
+            claimed = self.idempotency.claim(
+                job.caller.id, job.idempotency_key, job_digest(self._model, job)
+            )
             if isinstance(claimed, Answer):
                 return claimed, turns
             turns.append(claimed)
@@ -238,8 +296,12 @@ class Pipeline:
             timeout = self.config.server.request_timeout_seconds
             model = self.config.model.name
             key = job_digest(weights, job)
-            cached = await cache.find(key, tenant=job.caller.id, model=model, timeout_seconds=timeout)
-            self._metrics.cache_lookups.labels("hit" if isinstance(cached, Answer) else "miss").inc()
+            cached = await cache.find(
+                key, tenant=job.caller.id, model=model, timeout_seconds=timeout
+            )
+            self._metrics.cache_lookups.labels(
+                "hit" if isinstance(cached, Answer) else "miss"
+            ).inc()
             if isinstance(cached, Answer):
                 return cached, turns
             turns.append(cached)
@@ -250,14 +312,18 @@ class Pipeline:
         if job.sampling.constraint is None:
             return
         try:
-            # In a thread: a large schema takes 0.1 s to compile, and other streams must not wait for it.
+            # In a thread: a large schema takes 0.1 s to compile,
+            # and other streams must not wait for it.
             await asyncio.to_thread(self.codec.check_constraint, job.sampling.constraint)
         except errors.InvalidRequest as refusal:
             field = job.constraint_field
-            raise errors.InvalidRequest(f"{field}: {refusal.message}", param=field, code=refusal.code) from refusal
+            raise errors.InvalidRequest(
+                f"{field}: {refusal.message}", param=field, code=refusal.code
+            ) from refusal
 
     def _encode(self, job: Job) -> tuple[Job, list[list[int]]]:
-        """The prompts' tokens. A conversation that is too long loses its oldest messages, if they may go."""
+        """The prompts' tokens.
+        A conversation that is too long loses its oldest messages, if they may go."""
         prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         most = self.engine.max_model_length
         wanted = job.sampling.max_tokens or min(job.default_max_tokens or most, most // 4)
@@ -283,28 +349,43 @@ class Pipeline:
     def _requests(self, job: Job, prompts: Sequence[list[int]]) -> list[GenerationRequest]:
         affordable = self._affordable(job, prompts)
         return [
-            request for number, ids in enumerate(prompts) for request in self._choices(job, number, ids, affordable)
+            request
+            for number, ids in enumerate(prompts)
+            for request in self._choices(job, number, ids, affordable)
         ]
 
     def _affordable(self, job: Job, prompts: Sequence[list[int]]) -> int | None:
-        """Tokens that the caller's limits leave for each choice; None without a limit or if the client set a number."""
+        """Tokens that the caller's limits leave for each choice;
+        None without a limit or if the client set a number."""
         most = None if job.sampling.max_tokens else self.limiter.most_tokens(job.caller)
-        return None if most is None else max(1, (most - sum(map(len, prompts))) // (len(prompts) * job.n))
+        return (
+            None
+            if most is None
+            else max(1, (most - sum(map(len, prompts))) // (len(prompts) * job.n))
+        )
 
-    def _choices(self, job: Job, number: int, ids: list[int], affordable: int | None) -> list[GenerationRequest]:
+    def _choices(
+        self, job: Job, number: int, ids: list[int], affordable: int | None
+    ) -> list[GenerationRequest]:
         room = self.engine.max_model_length - len(ids)
         if not ids:
-            raise errors.InvalidRequest("The prompt has no tokens; send some text.", param=job.prompt_field)
+            raise errors.InvalidRequest(
+                "The prompt has no tokens; send some text.", param=job.prompt_field
+            )
         if room < 1:
             raise self._too_long(job, len(ids))
         default = min(job.default_max_tokens or room, room)
-        max_tokens = job.sampling.max_tokens or (default if affordable is None else min(default, affordable))
+        max_tokens = job.sampling.max_tokens or (
+            default if affordable is None else min(default, affordable)
+        )
         first = number * job.n
         return [
             GenerationRequest(
                 id=f"{job.id}-{first + choice}",
                 prompt_token_ids=tuple(ids),
-                sampling=replace(job.sampling, max_tokens=max_tokens, seed=_seed(job.sampling.seed, choice)),
+                sampling=replace(
+                    job.sampling, max_tokens=max_tokens, seed=_seed(job.sampling.seed, choice)
+                ),
                 adapter=job.adapter,
                 priority=job.caller.tier.priority,
                 tenant=job.caller.id,
@@ -317,10 +398,13 @@ class Pipeline:
     def _too_long(self, job: Job, tokens: int) -> errors.Refusal:
         limit = self.engine.max_model_length
         message = (
-            f"This model's maximum context length is {limit} tokens. However, your prompt has {tokens} tokens, "
-            "which leaves none for an answer. Please reduce the length of the prompt."
+            f"This model's maximum context length is {limit} tokens. However, your prompt has"
+            f" {tokens} tokens, which leaves none for an answer. Please reduce the length of the"
+            " prompt."
         )
-        return errors.InvalidRequest(message, param=job.prompt_field, code="context_length_exceeded")
+        return errors.InvalidRequest(
+            message, param=job.prompt_field, code="context_length_exceeded"
+        )
 
     async def _run(self, requests: Sequence[GenerationRequest]) -> list[TokenStream]:
         """Start all requests or none."""
@@ -339,7 +423,9 @@ def _most_tokens(prompts: Sequence[list[int]], requests: Sequence[GenerationRequ
     return sum(map(len, prompts)) + sum(request.sampling.max_tokens for request in requests)
 
 
-def _replay(books: Books, job: Job, admission: Admission, answer: Answer, turns: Sequence[Turn]) -> Generation:
+def _replay(
+    books: Books, job: Job, admission: Admission, answer: Answer, turns: Sequence[Turn]
+) -> Generation:
     for turn in turns:
         turn.keep(answer)
     return Replay(books, job, admission, answer)
@@ -357,5 +443,6 @@ def _without_cache(job: Job, turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _seed(seed: int | None, choice: int) -> int | None:
-    """The seed of one choice: choices of a prompt differ from each other, but are the same in each request."""
+    """The seed of one choice: choices of a prompt differ from each other,
+    but are the same in each request."""
     return None if seed is None else (seed + choice) % (1 << 63)

@@ -1,7 +1,7 @@
 """The types between API and engine: requests, events, and the protocols that both sides implement.
 
-Every dialect of the API translates into a `GenerationRequest`, and the engine answers with `TokenEvent`s. The two sides
-share nothing else.
+Every dialect of the API translates into a `GenerationRequest`, and the engine answers with
+`TokenEvent`s. The two sides share nothing else.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 from llm_runtime.contract import STANDARD_TIER, Tier
 
 Message = dict[str, Any]
-"""A message for chat templates: `role`, `content` (always a string), and optionally `tool_calls` and more."""
+"""A message for chat templates: `role`, `content` (always a string),
+and optionally `tool_calls` and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,24 @@ class FinishReason(StrEnum):
 
 
 STRICT_AS = "x-strict-as"
-"""Key in a grammar's strict schemas. Its value is the client's name of the schema, for error messages."""
+"""Key in a grammar's strict schemas.
+Its value is the client's name of the schema, for error messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What the complete answer must match. `text` is a JSON schema or a regular expression; "" for any JSON object.
+    """What the complete answer must match.
+    `text` is a JSON schema or a regular expression; "" for any JSON object.
 
-    The text of a grammar is JSON: `rules` in llguidance's Lark, and `schemas` that they reference as `schema_0`, …
+    The text of a grammar is JSON: `rules` in llguidance's Lark,
+    and `schemas` that they reference as `schema_0`, …
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     text: str = ""
     strict: bool = False
-    """Whether the JSON schema is enforced completely or refused. Otherwise it is enforced as far as possible.
+    """Whether the JSON schema is enforced completely or refused.
+    Otherwise it is enforced as far as possible.
 
     Schemas in a grammar are strict if they contain `STRICT_AS`.
     """
@@ -64,11 +69,13 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to choose tokens. `temperature` 0 is greedy. By default, all filters and penalties are off.
+    """How to choose tokens. `temperature` 0 is greedy.
+    By default, all filters and penalties are off.
 
-    `repetition_penalty` scales down the logit of every token in prompt or answer (Keskar et al. 2019, as in
-    Transformers). For tokens of the answer, `presence_penalty` is subtracted once and `frequency_penalty` once for each
-    occurrence (as in OpenAI's API). `logit_bias` has (token id, bias) pairs, which are added to the logits.
+    `repetition_penalty` scales down the logit of every token in prompt or answer (Keskar et al.
+    2019, as in Transformers). For tokens of the answer, `presence_penalty` is subtracted once and
+    `frequency_penalty` once for each occurrence (as in OpenAI's API). `logit_bias` has (token id,
+    bias) pairs, which are added to the logits.
     """
 
     max_tokens: int
@@ -110,7 +117,8 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
-    """One candidate token: its text and its natural-log probability under the unmodified distribution."""
+    """One candidate token: its text and its natural-log probability under the unmodified
+    distribution."""
 
     token_id: int
     text: str
@@ -121,9 +129,9 @@ class TopLogprob:
 class TokenEvent:
     """One generated token. Only the last event of a request has a `finish_reason`.
 
-    `text` may be empty while a character is incomplete, or while text is held back that may become a stop string. The
-    final event has the rest. Text from a stop string on is never delivered. If a request is cancelled or fails, its
-    last event has `token_id` None.
+    `text` may be empty while a character is incomplete, or while text is held back that may become
+    a stop string. The final event has the rest. Text from a stop string on is never delivered. If a
+    request is cancelled or fails, its last event has `token_id` None.
     """
 
     token_id: int | None
@@ -157,7 +165,8 @@ class EngineStats:
     kind: Literal["batched", "sequential"] = "batched"
     """The runner. A sequential one computes the sequences of a step one after another."""
     quiet_seconds: float = 0.0
-    """Time since any open request made progress (a token, or a chunk of a prompt); 0 without open requests."""
+    """Time since any open request made progress (a token, or a chunk of a prompt);
+    0 without open requests."""
     load_seconds: float = 0.0
     """Time from opening the first file to the end of the first generation."""
     load_peak_bytes: int = 0
@@ -165,7 +174,8 @@ class EngineStats:
 
 
 class TokenStream(Protocol):
-    """The events of one request up to the final one: one by one by iteration, or all available ones by `take`."""
+    """The events of one request up to the final one:
+    one by one by iteration, or all available ones by `take`."""
 
     def __aiter__(self) -> "TokenStream": ...
 
@@ -188,7 +198,8 @@ class Engine(Protocol):
 
     @property
     def max_model_length(self) -> int:
-        """Most tokens of prompt and answer together: the configured length, or the model's if that is less."""
+        """Most tokens of prompt and answer together:
+        the configured length, or the model's if that is less."""
         ...
 
     @property
@@ -197,17 +208,19 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerationRequest) -> TokenStream:
-        """Admit the request at once, and return its events. Raises `errors.QueueFull`, `InvalidRequest` or `NotFound`.
+        """Admit the request at once, and return its events.
+        Raises `errors.QueueFull`, `InvalidRequest` or `NotFound`.
 
-        Closing the stream early (`aclose`, also before its first event) cancels the request: its slot in the batch is
-        free in the next step.
+        Closing the stream early (`aclose`, also before its first event) cancels the request: its
+        slot in the batch is free in the next step.
         """
         ...
 
     def stats(self) -> EngineStats: ...
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Refuse new requests, let running ones finish, and cancel those that are left after the timeout."""
+        """Refuse new requests, let running ones finish,
+        and cancel those that are left after the timeout."""
         ...
 
     def close(self) -> None: ...
@@ -220,7 +233,8 @@ class Engine(Protocol):
         ...
 
     async def drop_adapter(self, name: str) -> None:
-        """Refuse new requests for the adapter, and return when its last request has ended and its memory is free."""
+        """Refuse new requests for the adapter,
+        and return when its last request has ended and its memory is free."""
         ...
 
 
@@ -248,17 +262,20 @@ class TextCodec(Protocol):
     chat_template: str
     """Text of the chat template; "" if the model has none."""
     control_ids: Mapping[str, int]
-    """Ids of control tokens (special ones and other markup) by their text. A grammar can't spell them in letters."""
+    """Ids of control tokens (special ones and other markup) by their text.
+    A grammar can't spell them in letters."""
     tool_template: str
     """Text of the template for conversations with tools; usually the same."""
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]:
-        """Fields of `Sampling` that the model's authors recommend, for requests that leave them out."""
+        """Fields of `Sampling` that the model's authors recommend,
+        for requests that leave them out."""
         ...
 
     def prepare(self) -> None:
-        """Build what the first requests would otherwise wait for. Takes tenths of a second; safe in a thread."""
+        """Build what the first requests would otherwise wait for.
+        Takes tenths of a second; safe in a thread."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -269,19 +286,22 @@ class TextCodec(Protocol):
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Apply the chat template with a generation prompt. `tools` have the form of functions in OpenAI's API.
+        """Apply the chat template with a generation prompt.
+        `tools` have the form of functions in OpenAI's API.
 
-        `options` are further variables of the template, such as `enable_thinking`. Raises `errors.InvalidRequest` if
-        there is no template or it refuses.
+        `options` are further variables of the template, such as `enable_thinking`. Raises
+        `errors.InvalidRequest` if there is no template or it refuses.
         """
         ...
 
     def check_constraint(self, constraint: Constraint) -> None:
-        """Raise `errors.InvalidRequest` for a constraint that can't be enforced. May take 0.1 s; safe in a thread."""
+        """Raise `errors.InvalidRequest` for a constraint that can't be enforced.
+        May take 0.1 s; safe in a thread."""
         ...
 
     def decode(self, token_ids: list[int]) -> str: ...
 
     def detokenizer(self, prompt: Sequence[int] = (), shown: Sequence[int] = ()) -> "Detokenizer":
-        """A detokenizer for a new text, or one that continues `prompt`. Special tokens not in `shown` are hidden."""
+        """A detokenizer for a new text, or one that continues `prompt`.
+        Special tokens not in `shown` are hidden."""
         ...

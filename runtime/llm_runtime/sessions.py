@@ -1,8 +1,8 @@
 """Conversations of `/v1/chat`, by `session_id`, kept for some time after their last message.
 
-The database stores them for all replicas and restarts. Updates use optimistic locking: each checks the version that was
-read, so concurrent turns don't overwrite each other. While the database is down, memory holds new messages and writes
-them afterwards.
+The database stores them for all replicas and restarts. Updates use optimistic locking: each checks
+the version that was read, so concurrent turns don't overwrite each other. While the database is
+down, memory holds new messages and writes them afterwards.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ MAX_TRIES = 20
 SESSION_BYTES = 1 << 20
 """Largest size of a conversation. Above it, the oldest messages are dropped."""
 ALL_BYTES = 256 << 20
-"""Largest size of all conversations in memory. Above it, the tenant with the largest share loses its oldest."""
+"""Largest size of all conversations in memory.
+Above it, the tenant with the largest share loses its oldest."""
 MESSAGE_BYTES = 200
 """Memory of a message, without its text."""
 
@@ -53,10 +54,14 @@ def _now() -> datetime:
 
 
 class Sessions:
-    """All conversations. Its exit writes what is pending. `db.retention` deletes expired ones from the database."""
+    """All conversations. Its exit writes what is pending.
+    `db.retention` deletes expired ones from the database."""
 
     def __init__(
-        self, config: SessionsConfig, database: Database | None = None, now: Callable[[], datetime] = _now
+        self,
+        config: SessionsConfig,
+        database: Database | None = None,
+        now: Callable[[], datetime] = _now,
     ) -> None:
         self._ttl = timedelta(seconds=config.ttl_seconds)
         self._max_messages = config.max_messages
@@ -75,7 +80,8 @@ class Sessions:
                 await self._bring(id_, session)
 
     async def history(self, tenant: str, session_id: str) -> list[Message]:
-        """The messages so far, oldest first; empty for a new or expired conversation, or one of another tenant."""
+        """The messages so far, oldest first;
+        empty for a new or expired conversation, or one of another tenant."""
         id_ = _id(tenant, session_id)
         session = self._known.get(id_) or _Session(tenant)
         async with session.lock:
@@ -115,21 +121,30 @@ class Sessions:
         except DatabaseAway:
             return
         log.warning(
-            "Session update failed %d times because of concurrent updates; it waits for the next turn", MAX_TRIES
+            "Session update failed %d times because of concurrent updates; it waits for the next"
+            " turn",
+            MAX_TRIES,
         )
 
     async def _write(
         self, database: Database, id_: str, tenant: str, adding: Sequence[Message]
     ) -> list[Message] | None:
-        """Try once to write. Returns the session's messages, or None if another replica wrote in between."""
+        """Try once to write. Returns the session's messages,
+        or None if another replica wrote in between."""
         # Two transactions, because SQLite refuses to write in one whose read snapshot is outdated.
         async with database.read() as connection:
             version, before, expired = await _row(connection, id_, self._now())
         messages = trimmed([*([] if expired else before), *adding], self._max_messages)
-        fresh = {"version": version + 1, "messages": messages, "expires_at": self._now() + self._ttl}
+        fresh = {
+            "version": version + 1,
+            "messages": messages,
+            "expires_at": self._now() + self._ttl,
+        }
         statement: Any
         if version:
-            statement = update(table).where(table.c.id == id_, table.c.version == version).values(**fresh)
+            statement = (
+                update(table).where(table.c.id == id_, table.c.version == version).values(**fresh)
+            )
         else:
             insert: Any = (postgresql if database.postgres else sqlite).insert(table)
             statement = insert.values(id=id_, tenant=tenant[:64], **fresh).on_conflict_do_nothing()
@@ -147,7 +162,8 @@ class Sessions:
 
 
 def trimmed(messages: Sequence[Message], most: int) -> list[Message]:
-    """The newest messages, at most `most` and `SESSION_BYTES`, from a user's on. A leading system message stays."""
+    """The newest messages, at most `most` and `SESSION_BYTES`, from a user's on.
+    A leading system message stays."""
     most = _that_fit(messages, most)
     if len(messages) <= most:
         return list(messages)
@@ -174,7 +190,9 @@ def _that_fit(messages: Sequence[Message], most: int) -> int:
     return count
 
 
-async def _row(connection: AsyncConnection, id_: str, now: datetime) -> tuple[int, list[Message], bool]:
+async def _row(
+    connection: AsyncConnection, id_: str, now: datetime
+) -> tuple[int, list[Message], bool]:
     """(version, messages, whether it has expired); version 0 if there is no such session."""
     wanted = select(table.c.version, table.c.messages, table.c.expires_at).where(table.c.id == id_)
     row = (await connection.execute(wanted)).one_or_none()

@@ -1,4 +1,5 @@
-"""Streaming to clients: merges several generations, sends server-sent events, and notices disconnected clients."""
+"""Streaming to clients: merges several generations, sends server-sent events,
+and notices disconnected clients."""
 
 import asyncio
 import json
@@ -51,7 +52,9 @@ async def merge(sources: Sequence[Source[T]]) -> AsyncGenerator[tuple[int, list[
             yield 0, events
         return
     queue: asyncio.Queue[tuple[int, list[T]] | BaseException | None] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(index, source, queue)) for index, source in enumerate(sources)]
+    pumps = [
+        asyncio.create_task(_pump(index, source, queue)) for index, source in enumerate(sources)
+    ]
     try:
         running = len(pumps)
         while running:
@@ -81,8 +84,11 @@ async def _stop(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T:
-    """Await `work`. Raises `ClientGone` if the client disconnects first, `errors.RequestTimeout` after the timeout."""
+async def while_connected(
+    receive: Receive, work: Coroutine[Any, Any, T], timeout_seconds: float
+) -> T:
+    """Await `work`. Raises `ClientGone` if the client disconnects first,
+    `errors.RequestTimeout` after the timeout."""
     watch = None
     try:
         async with asyncio.timeout(timeout_seconds) as deadline, _Watch(receive, deadline) as watch:
@@ -92,7 +98,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T], timeou
             raise ClientGone from None
         if not deadline.expired():
             raise
-        message = f"The answer was not complete after {timeout_seconds:g} s; ask for fewer tokens or stream."
+        message = (
+            f"The answer was not complete after {timeout_seconds:g} s; ask for fewer tokens or"
+            " stream."
+        )
         raise errors.RequestTimeout(message, code="request_timeout") from None
 
 
@@ -131,9 +140,9 @@ class _Watch:
 class EventStream(Response):
     """A response that sends server-sent events as they are generated.
 
-    `owner` is entered around the whole stream. Its exit sees `ClientGone`, `errors.RequestTimeout` or another error,
-    and releases what the stream held. After the first byte, an error can't change the status any more, so it is sent as
-    an event.
+    `owner` is entered around the whole stream. Its exit sees `ClientGone`, `errors.RequestTimeout`
+    or another error, and releases what the stream held. After the first byte, an error can't change
+    the status any more, so it is sent as an event.
     """
 
     media_type = "text/event-stream"
@@ -166,7 +175,9 @@ class EventStream(Response):
         """Send everything but the last bytes. Returns those: the end marker, or an error."""
         try:
             async with self._owner:
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
                 await while_connected(receive, self._send_all(send), self._timeout_seconds)
         except errors.Refusal as refusal:
             return self._fault(refusal)

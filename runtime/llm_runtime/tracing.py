@@ -1,7 +1,9 @@
-"""OpenTelemetry spans of generation requests. Off, and without any cost, unless an exporter endpoint is set.
+"""OpenTelemetry spans of generation requests.
+Off, and without any cost, unless an exporter endpoint is set.
 
-Attributes follow the semantic conventions for generative AI, but only numbers and names: no prompt, no answer, no key.
-A caller's `traceparent` becomes the parent. Only this module needs the extra `tracing`.
+Attributes follow the semantic conventions for generative AI, but only numbers and names: no prompt,
+no answer, no key. A caller's `traceparent` becomes the parent. Only this module needs the extra
+`tracing`.
 """
 
 import os
@@ -35,7 +37,8 @@ REQUESTED = {
 
 
 def from_environment() -> "Tracing | None":
-    """Tracing by OpenTelemetry's own variables; None without an endpoint. Raises `errors.ConfigInvalid`."""
+    """Tracing by OpenTelemetry's own variables;
+    None without an endpoint. Raises `errors.ConfigInvalid`."""
     address = next((name for name in ADDRESSES if os.environ.get(name)), None)
     if address is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
@@ -43,7 +46,10 @@ def from_environment() -> "Tracing | None":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        message = f"{address} is set, but OpenTelemetry is not installed: install llm-operator[runtime,tracing]"
+        message = (
+            f"{address} is set, but OpenTelemetry is not installed: install"
+            " llm-operator[runtime,tracing]"
+        )
         raise errors.ConfigInvalid(message) from error
     return Tracing(BatchSpanProcessor(OTLPSpanExporter()))
 
@@ -56,7 +62,9 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "llm-runtime")})
+        resource = Resource.create(
+            {"service.name": os.environ.get("OTEL_SERVICE_NAME", "llm-runtime")}
+        )
         # Not set as the global provider: libraries would then create spans of their own.
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(processor)
@@ -68,7 +76,9 @@ class Tracing:
         """Open the span of one request during the block. Code inside may add attributes."""
         from opentelemetry.trace import SpanKind
 
-        parent = self._propagator.extract({name: value for name, value in headers.items() if name.startswith("trace")})
+        parent = self._propagator.extract(
+            {name: value for name, value in headers.items() if name.startswith("trace")}
+        )
         operation = OPERATIONS.get(route, "text_completion")
         attributes = {
             "gen_ai.operation.name": operation,
@@ -76,7 +86,9 @@ class Tracing:
             "http.route": route,
             "llm_runtime.request_id": request_id,
         }
-        with self._tracer.start_as_current_span(operation, parent, SpanKind.SERVER, attributes, record_exception=False):
+        with self._tracer.start_as_current_span(
+            operation, parent, SpanKind.SERVER, attributes, record_exception=False
+        ):
             yield
 
     def requested(self, body: object) -> None:

@@ -1,7 +1,8 @@
 """The engine's process: `python -m llm_runtime.worker LOG_FORMAT LOG_LEVEL STEP_TRACE SOCKET`.
 
-`engine.process` starts it. It lives as long as the other end of its socket. Signals are the other process's business:
-SIGTERM to the whole group must not end the engine while the HTTP process still drains.
+`engine.process` starts it. It lives as long as the other end of its socket. Signals are the other
+process's business: SIGTERM to the whole group must not end the engine while the HTTP process still
+drains.
 """
 
 import logging
@@ -40,7 +41,11 @@ def run(build: Build) -> None:
     logs.configure("console" if log_format == "console" else "json", log_level)
     connection = socket.socket(fileno=int(descriptor))
     send = _sender(connection)
-    loop = TracedLoop(build, send, StepTrace(Path(step_trace))) if step_trace else StepLoop(build, send)
+    loop = (
+        TracedLoop(build, send, StepTrace(Path(step_trace)))
+        if step_trace
+        else StepLoop(build, send)
+    )
     threading.Thread(target=_read, args=(connection, loop), name="commands", daemon=True).start()
     status = 1
     try:

@@ -1,4 +1,5 @@
-"""The control plane of tests/control_plane, for a session of its own: here the operator is killed."""
+"""The control plane of tests/control_plane,
+for a session of its own: here the operator is killed."""
 
 from typing import Any
 

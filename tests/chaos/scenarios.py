@@ -18,9 +18,12 @@ STRATEGIES: dict[str, Json] = {
     "BlueGreen": {"blueGreen": {"holdSeconds": 1}},
     "Recreate": {},
     "Rolling": {},
-    "Canary": {"canary": {"steps": [{"weight": 34, "holdSeconds": 1}, {"weight": 50, "holdSeconds": 1}]}},
+    "Canary": {
+        "canary": {"steps": [{"weight": 34, "holdSeconds": 1}, {"weight": 50, "holdSeconds": 1}]}
+    },
 }
-"""What spec.rollout says beside the strategy's name. Beside two stable pods one candidate is a third, two are half."""
+"""What spec.rollout says beside the strategy's name.
+Beside two stable pods one candidate is a third, two are half."""
 REPLICAS = 2
 GOOD = 2
 CORRUPT = 3
@@ -30,7 +33,10 @@ FAULTY = 5
 WRONG = 6
 VERSIONS = 6
 SMOKE = "smoke"
-GATES: list[Json] = [{"smokePrompts": {"configMap": SMOKE}}, {"maxErrorRate": 0.05, "minRequests": 20}]
+GATES: list[Json] = [
+    {"smokePrompts": {"configMap": SMOKE}},
+    {"maxErrorRate": 0.05, "minRequests": 20},
+]
 
 
 @contextmanager
@@ -46,10 +52,15 @@ def pods() -> Iterator[dict[int, ServingPod]]:
 
 
 def prepare(place: Place, served: dict[int, ServingPod]) -> None:
-    """One model, in which each roll-out has an alias of its own; and what becomes of which version's pods."""
+    """One model, in which each roll-out has an alias of its own;
+    and what becomes of which version's pods."""
     place.model(VERSIONS, alias=None)
     expected = {"prompt": "Say it.", "expect": {"exact": served[GOOD].said}}
-    smoke = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": SMOKE, "namespace": place.name}}
+    smoke = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": SMOKE, "namespace": place.name},
+    }
     place.api.apply({**smoke, "data": {"one": json.dumps(expected)}})
     for version, pod in served.items():
         place.kubelet.fate[place.name, str(version)] = pod.ready
@@ -73,12 +84,19 @@ class Rollout:
 
     def change(self, **spec: Any) -> None:
         self.spec |= spec
-        rollout = {"strategy": self.strategy, "drainSeconds": 1, "gates": GATES, **STRATEGIES[self.strategy]}
+        rollout = {
+            "strategy": self.strategy,
+            "drainSeconds": 1,
+            "gates": GATES,
+            **STRATEGIES[self.strategy],
+        }
         self.place.deploy(self.name, mlflow=self._followed(), rollout=rollout, **self.spec)
 
     def annotate(self, **notes: str) -> None:
         named = {f"llm-operator.dev/{name}": value for name, value in notes.items()}
-        self.place.api.patch("LLMDeployment", self.place.name, self.name, {"metadata": {"annotations": named}})
+        self.place.api.patch(
+            "LLMDeployment", self.place.name, self.name, {"metadata": {"annotations": named}}
+        )
 
     def promote(self, version: int) -> None:
         self.place.models.promote(self._followed()["name"], version, self.name)
@@ -107,11 +125,14 @@ class Rollout:
     @property
     def shares(self) -> bool:
         """Whether the Service may select two revisions for a while."""
-        return self.strategy in ("Rolling", "Canary") and not (self.scenario.failed and not self.scenario.by_traffic)
+        return self.strategy in ("Rolling", "Canary") and not (
+            self.scenario.failed and not self.scenario.by_traffic
+        )
 
     @property
     def turns(self) -> set[int]:
-        """How often the Service may turn from one revision alone to another alone: once, to what has proved itself.
+        """How often the Service may turn from one revision alone to another alone:
+        once, to what has proved itself.
 
         Recreate turns as soon as the old pods are gone, and back.
         """
@@ -156,9 +177,15 @@ def _aborted(rollout: Rollout) -> None:
 SCENARIOS = {
     "a promotion": Scenario(lambda rollout: rollout.promote(GOOD), "2"),
     "a corrupt version": Scenario(lambda rollout: rollout.promote(CORRUPT), "1", failed=True),
-    "a version that answers wrong": Scenario(lambda rollout: rollout.promote(WRONG), "1", failed=True),
-    "a version with errors": Scenario(lambda rollout: rollout.promote(FAULTY), "1", failed=True, by_traffic=True),
-    "a changed specification": Scenario(lambda rollout: rollout.change(engine={"maxModelLength": 1024}), "1"),
+    "a version that answers wrong": Scenario(
+        lambda rollout: rollout.promote(WRONG), "1", failed=True
+    ),
+    "a version with errors": Scenario(
+        lambda rollout: rollout.promote(FAULTY), "1", failed=True, by_traffic=True
+    ),
+    "a changed specification": Scenario(
+        lambda rollout: rollout.change(engine={"maxModelLength": 1024}), "1"
+    ),
     "a promotion after one that hangs": Scenario(_replaced, "2", detour=True),
     "a promotion and more pods": Scenario(_grown, "2"),
     "a promotion that is aborted": Scenario(_aborted, "1", failed=True),

@@ -1,4 +1,5 @@
-"""The operator is killed at random points of many roll-outs: each ends where it should, and leaves nothing behind.
+"""The operator is killed at random points of many roll-outs:
+each ends where it should, and leaves nothing behind.
 
 CHAOS_ROLLOUTS=200 runs so many (hack/bench chaos does), CHAOS_SEED repeats a run's choices.
 """
@@ -32,7 +33,15 @@ KILLS_EACH = (0.17, 0.25)
 """For each roll-out of a round, at least and at most; each hits all that are under way."""
 CONVERGE_SECONDS = 240.0
 """On a machine that has nothing else to do it takes a tenth of that."""
-CHILDREN = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "Secret", "PodDisruptionBudget", "Pod")
+CHILDREN = (
+    "Deployment",
+    "ConfigMap",
+    "Service",
+    "ServiceAccount",
+    "Secret",
+    "PodDisruptionBudget",
+    "Pod",
+)
 
 
 def test_every_rollout_ends_as_it_should_whoever_dies_on_the_way(
@@ -49,26 +58,42 @@ def test_every_rollout_ends_as_it_should_whoever_dies_on_the_way(
     at_once = AT_ONCE if wanted <= 100 else MANY_AT_ONCE
     with pods() as served:
         for first in range(0, wanted, at_once):
-            chosen = [kinds[number % len(kinds)] for number in range(first, min(first + at_once, wanted))]
+            chosen = [
+                kinds[number % len(kinds)] for number in range(first, min(first + at_once, wanted))
+            ]
             place = Place(api, f"chaos{time.time_ns() % 10**10}", kubelet, models)
             api.call("POST", "/api/v1/namespaces", {"metadata": {"name": place.name}})
             prepare(place, served)
-            rollouts = [Rollout(place, f"r{n}", strategy, SCENARIOS[name]) for n, (strategy, name) in enumerate(chosen)]
+            rollouts = [
+                Rollout(place, f"r{n}", strategy, SCENARIOS[name])
+                for n, (strategy, name) in enumerate(chosen)
+            ]
             took, died = _play(rollouts, operator, chance, wrong)
             seconds = seconds + took
             kills = kills + died
-            print(f"{first + len(rollouts)} roll-outs, {kills} kills, this round at most {max(took):.1f} s", flush=True)
+            print(
+                f"{first + len(rollouts)} roll-outs, {kills} kills, this round at most"
+                f" {max(took):.1f} s",
+                flush=True,
+            )
     assert not wrong
     seconds.sort()
-    print(f"converged: median {seconds[len(seconds) // 2]:.1f} s, all of {len(seconds)} within {seconds[-1]:.1f} s")
+    print(
+        f"converged: median {seconds[len(seconds) // 2]:.1f} s, all of {len(seconds)} within"
+        f" {seconds[-1]:.1f} s"
+    )
 
 
 def _play(
     rollouts: list[Rollout], operator: Operator, chance: random.Random, wrong: list[str]
 ) -> tuple[list[float], int]:
-    """One round; returns how long each took to converge, and how often the operator was killed. Adds to `wrong`."""
+    """One round; returns how long each took to converge, and how often the operator was killed.
+    Adds to `wrong`."""
     place = rollouts[0].place
-    with recorded(place.api, "Service", place.name) as services, recorded(place.api, "Pod", place.name) as pods:
+    with (
+        recorded(place.api, "Service", place.name) as services,
+        recorded(place.api, "Pod", place.name) as pods,
+    ):
         for rollout in rollouts:
             rollout.begin()
         for rollout in rollouts:
@@ -78,7 +103,8 @@ def _play(
         began = time.monotonic()
         with ThreadPoolExecutor(AT_ONCE) as people:
             done = [
-                people.submit(rollout.scenario.happens, rollout) for rollout in chance.sample(rollouts, len(rollouts))
+                people.submit(rollout.scenario.happens, rollout)
+                for rollout in chance.sample(rollouts, len(rollouts))
             ]
             for point in points:
                 time.sleep(point)
@@ -120,44 +146,61 @@ def _converge(rollouts: list[Rollout], began: float) -> list[float]:
         eventually(over, CONVERGE_SECONDS)
     except AssertionError as error:
         status = rollouts[0].place.status(open_[0].name)
-        raise AssertionError(f"{[_named(each) for each in open_]} did not end as they should: {status}") from error
+        raise AssertionError(
+            f"{[_named(each) for each in open_]} did not end as they should: {status}"
+        ) from error
     return took
 
 
 def _whole(rollout: Rollout, life: list[Moment]) -> None:
-    """No child without an owner or of a forgotten revision, and all the time the right pods behind the Service."""
+    """No child without an owner or of a forgotten revision,
+    and all the time the right pods behind the Service."""
     place = rollout.place
     resource = rollout.over()
     assert resource is not None
     status = resource["status"]
     known = {
-        each["revision"] for each in (status["stable"], status.get("candidate"), *status.get("history", [])) if each
+        each["revision"]
+        for each in (status["stable"], status.get("candidate"), *status.get("history", []))
+        if each
     }
     labels = f"llm-operator.dev/deployment={rollout.name}"
     for kind in CHILDREN:
         for child in place.api.list(kind, place.name, labels):
             meta = child["metadata"]
-            assert meta.get("ownerReferences"), f"{_named(rollout)}: {kind} {meta['name']} has no owner"
-            assert meta["labels"].get(REVISION, status["stable"]["revision"]) in known, f"{kind} {meta['name']}"
-    running = Counter(pod["metadata"]["labels"][REVISION] for pod in place.api.list("Pod", place.name, labels))
+            assert meta.get("ownerReferences"), (
+                f"{_named(rollout)}: {kind} {meta['name']} has no owner"
+            )
+            assert meta["labels"].get(REVISION, status["stable"]["revision"]) in known, (
+                f"{kind} {meta['name']}"
+            )
+    running = Counter(
+        pod["metadata"]["labels"][REVISION] for pod in place.api.list("Pod", place.name, labels)
+    )
     assert running == {status["stable"]["revision"]: rollout.spec["replicas"]}, _named(rollout)
     _served(rollout, life)
     assert life[-1] == Moment(status["stable"]["revision"], running), _named(rollout)
 
 
 def _served(rollout: Rollout, life: list[Moment]) -> None:
-    """No turn of the Service too many, never a third revision behind it, never less ready pods than before."""
+    """No turn of the Service too many, never a third revision behind it,
+    never less ready pods than before."""
     who = _named(rollout)
-    turns = [revision for revision, _ in itertools.groupby(each.alone for each in life if each.alone)]
+    turns = [
+        revision for revision, _ in itertools.groupby(each.alone for each in life if each.alone)
+    ]
     assert len(turns) - 1 in rollout.turns, f"{who}: the Service turned {' → '.join(turns)}"
     shared = [each.ready for each in life if each.alone is None]
     assert not shared or rollout.shares, f"{who}: shared the Service"
     assert all(len(ready) <= 2 for ready in shared), f"{who}: {shared}"
     if rollout.strategy == "Canary":
-        assert all(2 * (ready.total() - ready[turns[0]]) <= ready.total() for ready in shared), f"{who}: {shared}"
+        assert all(2 * (ready.total() - ready[turns[0]]) <= ready.total() for ready in shared), (
+            f"{who}: {shared}"
+        )
     if rollout.strategy != "Recreate":
         serving = itertools.dropwhile(lambda each: each.ready.total() < REPLICAS, life)
-        # A Rolling that clients' answers condemn leaves at once, and the old pods that made room for it come back.
+        # A Rolling that clients' answers condemn leaves at once,
+        # and the old pods that made room for it come back.
         least = 1 if rollout.strategy == "Rolling" and rollout.scenario.by_traffic else REPLICAS
         assert all(each.ready.total() >= least for each in serving), f"{who}: {life}"
 

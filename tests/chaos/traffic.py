@@ -1,4 +1,5 @@
-"""Whom the clients reached: the Service and the pods behind it, in the order in which the API server told of them."""
+"""Whom the clients reached: the Service and the pods behind it,
+in the order in which the API server told of them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Moment:
 
 
 def moments(name: str, services: list[Json], pods: list[Json]) -> list[Moment]:
-    """The life of an LLMDeployment's Service, change by change. Versions of resources grow in the order of writes."""
+    """The life of an LLMDeployment's Service, change by change.
+    Versions of resources grow in the order of writes."""
     own = [service for service in services if service["metadata"]["name"] == name]
     own += [pod for pod in pods if pod["metadata"]["labels"].get(DEPLOYMENT) == name]
     found = list[Moment]()
@@ -39,5 +41,7 @@ def moments(name: str, services: list[Json], pods: list[Json]) -> list[Moment]:
             ready.pop(meta["uid"], None)
         if selector:
             alone = selector.get(REVISION)
-            found.append(Moment(alone, Counter(each for each in ready.values() if alone in (None, each))))
+            found.append(
+                Moment(alone, Counter(each for each in ready.values() if alone in (None, each)))
+            )
     return found

@@ -1,4 +1,5 @@
-"""The compose stack on a real engine: `hack/e2e-compose` has prepared images and settings, and removes all of it."""
+"""The compose stack on a real engine: `hack/e2e-compose` has prepared images and settings,
+and removes all of it."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -32,7 +32,10 @@ def test_a_model_that_does_not_fit_is_refused_with_the_limit_that_would_do(site:
 def test_a_wrong_password_of_the_database_is_told_and_requests_go_on(site: Site) -> None:
     site.stack("up", "--detach", "--wait", "--no-deps", "runtime", POSTGRES_PASSWORD="wrong")
     assert site.ask().status_code == 200
-    said = "The database postgresql://postgres:5432/llm does not answer: password authentication failed for user"
+    said = (
+        "The database postgresql://postgres:5432/llm does not answer: password authentication"
+        " failed for user"
+    )
     eventually(lambda: said in log(site))
     assert log(site).count(said) == 1
     assert "llm_database_up 0.0" in site.runtime.get("/metrics").text

@@ -57,8 +57,8 @@ def test_data_outlive_down_and_up(site: Site) -> None:
 
 def test_a_killed_engine_comes_back_by_itself(site: Site) -> None:
     kill = (
-        "import glob, os; [os.kill(int(p.split('/')[2]), 9) for p in glob.glob('/proc/[0-9]*/cmdline')"
-        " if b'-m\\0llm_runtime.worker' in open(p, 'rb').read()]"
+        "import glob, os; [os.kill(int(p.split('/')[2]), 9) for p in"
+        " glob.glob('/proc/[0-9]*/cmdline') if b'-m\\0llm_runtime.worker' in open(p, 'rb').read()]"
     )
     container = site.stack.container("runtime")
 

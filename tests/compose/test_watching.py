@@ -1,4 +1,5 @@
-"""Prometheus and what it is asked: targets, every alert's expression, alerts that fire and clear, every panel."""
+"""Prometheus and what it is asked: targets,
+every alert's expression, alerts that fire and clear, every panel."""
 
 import json
 import re
@@ -30,11 +31,20 @@ services:
 
 @pytest.fixture(scope="module")
 def quick(site: Site) -> Iterator[Site]:
-    """The shipped rules with seconds in the place of minutes; promtool's stories hold the minutes."""
+    """The shipped rules with seconds in the place of minutes;
+    promtool's stories hold the minutes."""
     folder = FOLDER / "prometheus"
     shutil.copytree(SHIPPED / "prometheus", folder, dirs_exist_ok=True)
     shorten(folder / "prometheus.yml", r"(scrape_interval|evaluation_interval): \d+s", r"\1: 1s")
-    shorten(folder / "alerts.yml", r"for: \d+m", "for: 3s", r"\[\d+m\]", "[15s]", r"offset \d+m", "offset 15s")
+    shorten(
+        folder / "alerts.yml",
+        r"for: \d+m",
+        "for: 3s",
+        r"\[\d+m\]",
+        "[15s]",
+        r"offset \d+m",
+        "offset 15s",
+    )
     override = FOLDER / "quick.yaml"
     override.write_text(QUICK.format(folder=folder))
     shipped = site.stack
@@ -67,7 +77,11 @@ def test_every_alerts_expression_evaluates(site: Site) -> None:
 
     def rules() -> dict[str, str]:
         groups = site.prometheus.get("/api/v1/rules").json()["data"]["groups"]
-        return {rule["name"]: rule["health"] + rule.get("lastError", "") for group in groups for rule in group["rules"]}
+        return {
+            rule["name"]: rule["health"] + rule.get("lastError", "")
+            for group in groups
+            for rule in group["rules"]
+        }
 
     eventually(lambda: rules() == dict.fromkeys(shipped, "ok"))
 
@@ -78,10 +92,16 @@ def firing(site: Site) -> set[str]:
 
 
 def test_every_panel_shows_something_under_load(quick: Site) -> None:
-    silent = [title for title, expression in PANELS if title in ABSENT and quick.query(shown(expression))]
+    silent = [
+        title for title, expression in PANELS if title in ABSENT and quick.query(shown(expression))
+    ]
     assert not silent, "no longer absent here"
     load = RequestLoop(
-        quick.stack.url("RUNTIME_PORT"), quick.stack.settings["API_KEY"], MODEL, "Say something.", pause_seconds=0.2
+        quick.stack.url("RUNTIME_PORT"),
+        quick.stack.settings["API_KEY"],
+        MODEL,
+        "Say something.",
+        pause_seconds=0.2,
     ).start()
     limited = quick.key("limited", "--limit", "requests-per-minute=1")
     empty = list[str]()
@@ -90,14 +110,20 @@ def test_every_panel_shows_something_under_load(quick: Site) -> None:
         while True:
             quick.ask(temperature=0)  # the completion cache's panel
             quick.ask(headers=limited)  # that of refusals, and of errors
-            empty = [title for title, expression in PANELS if title not in ABSENT and not values(quick, expression)]
+            empty = [
+                title
+                for title, expression in PANELS
+                if title not in ABSENT and not values(quick, expression)
+            ]
             if not empty or time.monotonic() > deadline:
                 break
             time.sleep(1)
     finally:
         tally = load.stop()
     assert not empty
-    instances = quick.prometheus.get("/api/v1/label/instance/values", params={"match[]": "model_loaded"})
+    instances = quick.prometheus.get(
+        "/api/v1/label/instance/values", params={"match[]": "model_loaded"}
+    )
     assert instances.json()["data"] == ["runtime:8000"], "the dashboard's choice of instances"
     assert tally.requests
     assert not tally.failures
@@ -126,7 +152,9 @@ def stop_database(site: Site) -> Callable[[], object]:
 
 def unload_model(site: Site) -> Callable[[], object]:
     admin = site.key("ops", "--admin")
-    eventually(lambda: site.runtime.post("/unload_model", json={}, headers=admin).raise_for_status())
+    eventually(
+        lambda: site.runtime.post("/unload_model", json={}, headers=admin).raise_for_status()
+    )
     load = {"model_name": MODEL}
     return lambda: site.runtime.post("/load_model", json=load, headers=admin).raise_for_status()
 

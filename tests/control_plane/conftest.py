@@ -37,11 +37,22 @@ class ProcessNode:
 
 
 @pytest.fixture(scope="module")
-def process_node(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessNode]:
-    """Runs the pods of a module, and leaves with it: elsewhere the tests play kubelet themselves."""
+def process_node(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ProcessNode]:
+    """Runs the pods of a module, and leaves with it:
+    elsewhere the tests play kubelet themselves."""
     folder = tmp_path_factory.mktemp("node")
     log = folder / "node.log"
-    command = [sys.executable, "-m", "node", "--kubeconfig", str(cluster.kubeconfig), "--folder", str(folder / "state")]
+    command = [
+        sys.executable,
+        "-m",
+        "node",
+        "--kubeconfig",
+        str(cluster.kubeconfig),
+        "--folder",
+        str(folder / "state"),
+    ]
     command += ["--path", str(Path(sys.executable).parent), "--env", "API_HOST=$(POD_IP)"]
     environment = {**cluster.environment(), "PYTHONPATH": str(HACK)}
     with log.open("wb") as output:

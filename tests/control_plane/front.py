@@ -13,7 +13,8 @@ HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "server
 
 
 class Front(ThreadingHTTPServer):
-    """Forwards every GET and POST. `authorization`: what each must bring; `cuts`: how many bodies end early."""
+    """Forwards every GET and POST. `authorization`: what each must bring;
+    `cuts`: how many bodies end early."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -48,8 +49,12 @@ class Forward(BaseHTTPRequestHandler):
         if front.authorization and self.headers["Authorization"] != front.authorization:
             self.send_error(401)
             return
-        backend = http.client.HTTPConnection(str(front.behind.hostname), front.behind.port, timeout=60)
-        backend.request(self.command, self.path, body, {**self.headers, "Host": front.behind.netloc})
+        backend = http.client.HTTPConnection(
+            str(front.behind.hostname), front.behind.port, timeout=60
+        )
+        backend.request(
+            self.command, self.path, body, {**self.headers, "Host": front.behind.netloc}
+        )
         answer = backend.getresponse()
         self.send_response(answer.status)
         for name, value in answer.getheaders():

@@ -21,7 +21,8 @@ PIECE_BYTES = 16 << 10
 
 @contextmanager
 def hub(folder: Path, bytes_per_second: float) -> Iterator[str]:
-    """The address of a hub that has the files of `folder`, and gives each no faster than `bytes_per_second`."""
+    """The address of a hub that has the files of `folder`,
+    and gives each no faster than `bytes_per_second`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -30,10 +31,16 @@ def hub(folder: Path, bytes_per_second: float) -> Iterator[str]:
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 self.answer(401, b"")
             elif path == info:
-                siblings = [{"rfilename": file.name, "size": file.stat().st_size} for file in folder.iterdir()]
+                siblings = [
+                    {"rfilename": file.name, "size": file.stat().st_size}
+                    for file in folder.iterdir()
+                ]
                 self.answer(200, json.dumps({"sha": COMMIT, "siblings": siblings}).encode())
             else:
-                self.answer(200, (folder / path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")).read_bytes())
+                self.answer(
+                    200,
+                    (folder / path.removeprefix(f"/{REPOSITORY}/resolve/{COMMIT}/")).read_bytes(),
+                )
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

@@ -1,4 +1,5 @@
-"""A running operator under the chart's own permissions, a registry to promote in, and a kubelet played by hand."""
+"""A running operator under the chart's own permissions, a registry to promote in,
+and a kubelet played by hand."""
 
 from __future__ import annotations
 
@@ -35,17 +36,25 @@ NODE = "played"
 EVALUATION_POD = {
     "spec": {
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 1, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [
             {
                 "name": "evaluation",
                 "image": "example.com/llm-operator:1",
-                "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
             }
         ],
     }
 }
-"""No node here runs it: a test ends it by hand. The operator's namespace takes restricted pods only."""
+"""No node here runs it: a test ends it by hand.
+The operator's namespace takes restricted pods only."""
 IMAGE = "example.com/llm-runtime:1"
 Json = dict[str, Any]
 
@@ -67,8 +76,17 @@ class Api:
             trust_env=False,
         )
 
-    def call(self, method: str, path: str, body: Any = None, content: str = "application/json", **query: str) -> Json:
-        answer = self.client.request(method, path, json=body, params=query, headers={"Content-Type": content})
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        content: str = "application/json",
+        **query: str,
+    ) -> Json:
+        answer = self.client.request(
+            method, path, json=body, params=query, headers={"Content-Type": content}
+        )
         if answer.is_error:
             raise Refusal(answer.status_code, answer.json().get("message", answer.text))
         return dict(answer.json())
@@ -91,7 +109,9 @@ class Api:
         kind = "application/apply-patch+yaml"
         return self.call("PATCH", path, manifest, kind, fieldManager=manager, force="true", **query)
 
-    def patch(self, kind: str, namespace: str, name: str, change: Json, subresource: str = "") -> Json:
+    def patch(
+        self, kind: str, namespace: str, name: str, change: Json, subresource: str = ""
+    ) -> Json:
         path = path_of(kind, namespace, name) + subresource
         return self.call("PATCH", path, change, "application/merge-patch+json")
 
@@ -109,7 +129,8 @@ class Refusal(Exception):
 
 
 class Models:
-    """The registry, as a person who promotes uses it. Versions have no artifacts: nobody fetches here."""
+    """The registry, as a person who promotes uses it.
+    Versions have no artifacts: nobody fetches here."""
 
     def __init__(self, server: MlflowServer) -> None:
         self.server = server
@@ -121,7 +142,9 @@ class Models:
         (self.credentials / "password").write_text(secrets_told.invented("mlflow-password"))
 
     def call(self, path: str, method: str = "POST", **body: Any) -> Json:
-        answer = httpx.request(method, f"{self.uri}/api/2.0/mlflow/{path}", json=body, timeout=20, trust_env=False)
+        answer = httpx.request(
+            method, f"{self.uri}/api/2.0/mlflow/{path}", json=body, timeout=20, trust_env=False
+        )
         answer.raise_for_status()
         return dict(answer.json())
 
@@ -139,18 +162,25 @@ class Models:
         self.call("registered-models/alias", "DELETE", name=name, alias=alias)
 
     def stage(self, name: str, version: int, stage: str) -> None:
-        body: Json = {"name": name, "version": str(version), "stage": stage, "archive_existing_versions": False}
+        body: Json = {
+            "name": name,
+            "version": str(version),
+            "stage": stage,
+            "archive_existing_versions": False,
+        }
         self.call("model-versions/transition-stage", **body)
 
 
 class PlayedKubelet:
-    """One node whose pods get ready at once, unless a test says what becomes of them. Pods at their end stay so."""
+    """One node whose pods get ready at once, unless a test says what becomes of them.
+    Pods at their end stay so."""
 
     def __init__(self, api: Api, name: str = NODE) -> None:
         self.api = api
         self.name = name
         self.fate: dict[tuple[str, str], Json] = {}
-        """Container status by (namespace, model version) instead of getting ready; {} means: stay pending."""
+        """Container status by (namespace, model version) instead of getting ready;
+        {} means: stay pending."""
         self._size: dict[str, str | None] = {"cpu": "1000", "memory": "1000Gi", "pods": "10000"}
         self._versions: dict[tuple[str, str], str] = {}
         self._stop = threading.Event()
@@ -161,10 +191,19 @@ class PlayedKubelet:
         node = {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": self.name, "labels": {"played": "yes", "kubernetes.io/hostname": self.name}},
+            "metadata": {
+                "name": self.name,
+                "labels": {"played": "yes", "kubernetes.io/hostname": self.name},
+            },
             "spec": {"taints": [{"key": "played", "value": "yes", "effect": "NoSchedule"}]},
         }
-        self.api.call("PATCH", f"/api/v1/nodes/{self.name}", node, "application/apply-patch+yaml", fieldManager="test")
+        self.api.call(
+            "PATCH",
+            f"/api/v1/nodes/{self.name}",
+            node,
+            "application/apply-patch+yaml",
+            fieldManager="test",
+        )
         self._thread.start()
 
     def resize(self, resource: str, amount: str | None) -> None:
@@ -185,7 +224,8 @@ class PlayedKubelet:
             except (Refusal, httpx.HTTPError):
                 continue
             for pod in pods:
-                # One pod whose ConfigMap is gone, as in a namespace that is deleted, holds up no other.
+                # One pod whose ConfigMap is gone,
+                # as in a namespace that is deleted, holds up no other.
                 with suppress(Refusal, httpx.HTTPError):
                     self._play(pod)
 
@@ -195,13 +235,21 @@ class PlayedKubelet:
         self._heartbeat = time.monotonic()
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         ready = {"type": "Ready", "status": "True", "reason": "Played", "lastHeartbeatTime": now}
-        status = {"status": {"conditions": [ready], "capacity": self._size, "allocatable": self._size}}
-        self.api.call("PATCH", f"/api/v1/nodes/{self.name}/status", status, "application/merge-patch+json")
+        status = {
+            "status": {"conditions": [ready], "capacity": self._size, "allocatable": self._size}
+        }
+        self.api.call(
+            "PATCH", f"/api/v1/nodes/{self.name}/status", status, "application/merge-patch+json"
+        )
         self.api.call("PATCH", f"/api/v1/nodes/{self.name}", {"spec": {"taints": [
             {"key": "played", "value": "yes", "effect": "NoSchedule"}]}}, "application/merge-patch+json")  # fmt: skip
 
     def _pods(self) -> list[Json]:
-        return list(self.api.call("GET", "/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")["items"])
+        return list(
+            self.api.call("GET", "/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")[
+                "items"
+            ]
+        )
 
     def _play(self, pod: Json) -> None:
         meta = pod["metadata"]
@@ -219,7 +267,9 @@ class PlayedKubelet:
         namespace = pod["metadata"]["namespace"]
         fate = self.fate.get((namespace, pod["spec"]["containers"][0]["image"]))
         fate = self.fate.get((namespace, self._version(pod)), fate)
-        conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]
+        conditions = [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        ]
         if fate is None:
             moment = {"lastTransitionTime": "2026-01-01T00:00:00Z", "status": "True"}
             conditions += [{"type": kind, **moment} for kind in ("Ready", "ContainersReady")]
@@ -230,19 +280,29 @@ class PlayedKubelet:
         volume = next(v for v in pod["spec"]["volumes"] if v["name"] == "config")
         key = pod["metadata"]["namespace"], volume["configMap"]["name"]
         if key not in self._versions:  # It is immutable.
-            config = json.loads(self.api.call("GET", path_of("ConfigMap", *key))["data"]["config.json"])
+            config = json.loads(
+                self.api.call("GET", path_of("ConfigMap", *key))["data"]["config.json"]
+            )
             self._versions[key] = str(config["model"]["mlflow"]["version"])
         return self._versions[key]
 
 
 class Operator:
-    """`python -m llm_operator` as a child process, with the chart's ServiceAccount and nothing more.
+    """`python -m llm_operator` as a child process,
+    with the chart's ServiceAccount and nothing more.
 
-    With `restarts` one that ends by itself is started again, as a kubelet would: a busy machine may cost it its Lease.
+    With `restarts` one that ends by itself is started again,
+    as a kubelet would: a busy machine may cost it its Lease.
     """
 
     def __init__(
-        self, folder: Path, kubeconfig: Path, settings: Json, name: str = "operator", *, restarts: bool = False
+        self,
+        folder: Path,
+        kubeconfig: Path,
+        settings: Json,
+        name: str = "operator",
+        *,
+        restarts: bool = False,
     ) -> None:
         self.folder = folder
         self.kubeconfig = kubeconfig
@@ -266,7 +326,9 @@ class Operator:
         if self.restarts:
             threading.Thread(target=self._follow, args=(process,), daemon=True).start()
         eventually(lambda: self.answers("/livez"), 90)
-        secrets_told.page(f"http://127.0.0.1:{self.settings['port']}/metrics", f"operator of {self.log}")
+        secrets_told.page(
+            f"http://127.0.0.1:{self.settings['port']}/metrics", f"operator of {self.log}"
+        )
 
     def _begin(self) -> subprocess.Popen[bytes]:
         environment = {
@@ -289,7 +351,9 @@ class Operator:
 
     def answers(self, path: str) -> str | None:
         try:
-            return httpx.get(f"http://127.0.0.1:{self.settings['port']}{path}", timeout=2, trust_env=False).text
+            return httpx.get(
+                f"http://127.0.0.1:{self.settings['port']}{path}", timeout=2, trust_env=False
+            ).text
         except httpx.HTTPError:
             assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
             return None
@@ -317,7 +381,10 @@ class Place:
         return name
 
     def deploy(self, name: str = "bot", model: str | None = None, **spec: Any) -> Json:
-        mlflow = spec.pop("mlflow", None) or {"name": model or f"{self.name}-model", "alias": "champion"}
+        mlflow = spec.pop("mlflow", None) or {
+            "name": model or f"{self.name}-model",
+            "alias": "champion",
+        }
         pod = {
             "nodeSelector": {"played": "yes"},
             "tolerations": [{"key": "played", "operator": "Exists"}],
@@ -334,7 +401,9 @@ class Place:
 
     def key(self, name: str = "team", **spec: Any) -> Json:
         meta = {"name": name, "namespace": self.name}
-        return self.api.apply({"apiVersion": crds.API_VERSION, "kind": "ApiKey", "metadata": meta, "spec": spec})
+        return self.api.apply(
+            {"apiVersion": crds.API_VERSION, "kind": "ApiKey", "metadata": meta, "spec": spec}
+        )
 
     def get(self, kind: str, name: str) -> Json | None:
         return self.api.get(kind, self.name, name)
@@ -343,16 +412,24 @@ class Place:
         return dict((self.get(kind, name) or {}).get("status") or {})
 
     def condition(self, kind: str, name: str = "bot", of: str = "LLMDeployment") -> Json:
-        return next((c for c in self.status(name, of).get("conditions", []) if c["type"] == kind), {})
+        return next(
+            (c for c in self.status(name, of).get("conditions", []) if c["type"] == kind), {}
+        )
 
-    def ready(self, name: str = "bot", version: str | None = None, seconds: float = PATIENCE_SECONDS) -> Json:
-        """Wait for Ready=True of the present generation, serving `version` if given; returns the status."""
+    def ready(
+        self, name: str = "bot", version: str | None = None, seconds: float = PATIENCE_SECONDS
+    ) -> Json:
+        """Wait for Ready=True of the present generation, serving `version` if given;
+        returns the status."""
 
         def holds() -> Json | None:
             resource = self.get("LLMDeployment", name) or {}
             status = resource.get("status", {})
             ready = next(c for c in status["conditions"] if c["type"] == "Ready")
-            current = ready["status"] == "True" and ready["observedGeneration"] == resource["metadata"]["generation"]
+            current = (
+                ready["status"] == "True"
+                and ready["observedGeneration"] == resource["metadata"]["generation"]
+            )
             assert current, ready
             return status if version is None or status["stable"]["version"] == version else None
 
@@ -372,7 +449,9 @@ def api(cluster: Cluster) -> Api:
     client = Api(cluster.kubeconfig)
     for crd in crds.definitions().values():
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
-        client.call("PATCH", path, crd, "application/apply-patch+yaml", fieldManager="test", force="true")
+        client.call(
+            "PATCH", path, crd, "application/apply-patch+yaml", fieldManager="test", force="true"
+        )
         eventually(partial(established, client, path))
     return client
 
@@ -381,13 +460,23 @@ def established(client: Api, path: str) -> bool:
     """Whether a CRD is served and its schema is whole."""
     crd = client.call("GET", path)
     conditions = {c["type"]: c["status"] for c in crd.get("status", {}).get("conditions", [])}
-    return conditions.get("Established") == "True" and conditions.get("NonStructuralSchema") != "True"
+    return (
+        conditions.get("Established") == "True" and conditions.get("NonStructuralSchema") != "True"
+    )
 
 
 @pytest.fixture(scope="session")
 def account(api: Api) -> Iterator[Path]:
-    """A kubeconfig with the permissions that the chart gives the operator: not the administrator's."""
-    wanted = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+    """A kubeconfig with the permissions that the chart gives the operator:
+    not the administrator's."""
+    wanted = (
+        "Namespace",
+        "ServiceAccount",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "Role",
+        "RoleBinding",
+    )
     rbac = "/apis/rbac.authorization.k8s.io/v1"
     for manifest in yaml.safe_load_all((ROOT / "manifests" / "install.yaml").read_text()):
         if not manifest or manifest["kind"] not in wanted:
@@ -397,7 +486,14 @@ def account(api: Api) -> Iterator[Path]:
         root = rbac if "Role" in manifest["kind"] else "/api/v1"
         place = f"/namespaces/{meta['namespace']}" if "namespace" in meta else ""
         path = f"{root}{place}/{plural}/{meta['name']}"
-        api.call("PATCH", path, manifest, "application/apply-patch+yaml", fieldManager="test", force="true")
+        api.call(
+            "PATCH",
+            path,
+            manifest,
+            "application/apply-patch+yaml",
+            fieldManager="test",
+            force="true",
+        )
     with tempfile.TemporaryDirectory() as folder:
         yield account_config(api, Path(folder), "llm-operator-system", "llm-operator")
 
@@ -418,7 +514,9 @@ def _kubeconfig(api: Api, token: str) -> Json:
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": api.server, "certificate-authority-data": ca}}],
+        "clusters": [
+            {"name": "test", "cluster": {"server": api.server, "certificate-authority-data": ca}}
+        ],
         "users": [{"name": "test", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
     }
@@ -449,12 +547,13 @@ def kubelet(api: Api) -> Iterator[PlayedKubelet]:
 
 
 SHORT_LEASE = {"durationSeconds": 3, "renewDeadlineSeconds": 2}
-"""For tests that kill the leader and wait for the next one. A busy machine loses such a Lease once in a while."""
+"""For tests that kill the leader and wait for the next one.
+A busy machine loses such a Lease once in a while."""
 
 
 def settings(models: Models, lease: Json | None = None, **more: Any) -> Json:
-    """The operator's configuration with a pace for tests. An operator that is told to end gives its Lease back, so the
-    usual duration holds up nobody. `lease`: what differs from it."""
+    """The operator's configuration with a pace for tests. An operator that is told to end gives its
+    Lease back, so the usual duration holds up nobody. `lease`: what differs from it."""
     return {
         "runtimeImage": IMAGE,
         "workers": 4,
@@ -463,7 +562,9 @@ def settings(models: Models, lease: Json | None = None, **more: Any) -> Json:
         "settleSeconds": 0.5,
         "logFormat": "console",
         "lease": {"namespace": "llm-operator-system", "retrySeconds": 0.3, **(lease or {})},
-        "connections": {"default": {"trackingUri": models.uri, "credentialsFolder": str(models.credentials)}},
+        "connections": {
+            "default": {"trackingUri": models.uri, "credentialsFolder": str(models.credentials)}
+        },
         "evaluation": {"podTemplate": EVALUATION_POD},
         **more,
     }
@@ -480,12 +581,16 @@ def operator(
     api: Api, account: Path, models: Models, lease: Json, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Operator]:
     """The one operator of the session."""
-    running = Operator(tmp_path_factory.mktemp("operator"), account, settings(models, lease), restarts=True)
+    running = Operator(
+        tmp_path_factory.mktemp("operator"), account, settings(models, lease), restarts=True
+    )
     running.start()
     yield running
     running.stop()
     log = running.log.read_text()
-    unexplained = [end for end in running.ends if "ending, so that only one operator works" not in end]
+    unexplained = [
+        end for end in running.ends if "ending, so that only one operator works" not in end
+    ]
     assert not unexplained, unexplained[0]
     assert "unexpected" not in log, log[-4000:]
     denied = [line for line in log.splitlines() if "is forbidden: User" in line]
@@ -494,7 +599,8 @@ def operator(
 
 @pytest.fixture(scope="module")
 def quiet(operator: Operator) -> Iterator[None]:
-    """The session's operator stops for a while: here the tests start and end operators themselves."""
+    """The session's operator stops for a while:
+    here the tests start and end operators themselves."""
     operator.stop()
     yield
     operator.start()

@@ -1,4 +1,5 @@
-"""A played pod that has an address and tells the operator its figures there, as the runtime does."""
+"""A played pod that has an address and tells the operator its figures there,
+as the runtime does."""
 
 from __future__ import annotations
 
@@ -39,29 +40,45 @@ class PodMetrics:
 
     def fetching(self, state: dict[str, Any]) -> dict[str, Any]:
         """The status of a pod whose fetching container is in `state`."""
-        container = {"name": "fetch", "image": "i", "imageID": "i", "ready": False, "restartCount": 0, "state": state}
+        container = {
+            "name": "fetch",
+            "image": "i",
+            "imageID": "i",
+            "ready": False,
+            "restartCount": 0,
+            "state": state,
+        }
         return {**self.placed, "initContainerStatuses": [container]}
 
     def loaded(self, **versions: str) -> None:
         """From now on these versions of adapters answer."""
-        lines = [f'{contract.METRIC_ADAPTER_LOADED}{{adapter="{n}",version="{v}"}} 1' for n, v in versions.items()]
+        lines = [
+            f'{contract.METRIC_ADAPTER_LOADED}{{adapter="{n}",version="{v}"}} 1'
+            for n, v in versions.items()
+        ]
         self.text = "\n".join([f"# TYPE {contract.METRIC_ADAPTER_LOADED} gauge", *lines, ""])
 
     def copied(self, candidate: str, compared: int, differing: int) -> None:
-        """So many copies were compared for the candidate, and so many of their answers had another text."""
+        """So many copies were compared for the candidate,
+        and so many of their answers had another text."""
         counted = {
             contract.METRIC_SHADOW_COPIES: ("result", "compared", compared),
             contract.METRIC_SHADOW_COMPARED: ("what", "exact", compared),
             contract.METRIC_SHADOW_DIFFERENCE: ("what", "exact", differing),
         }
         self.text = "".join(
-            f'# TYPE {name}_total counter\n{name}_total{{candidate="{candidate}",{label}="{value}"}} {count}\n'
+            f"# TYPE {name}_total"
+            f' counter\n{name}_total{{candidate="{candidate}",{label}="{value}"}} {count}\n'
             for name, (label, value, count) in counted.items()
         )
 
     def downloaded(self, done: float, total: float, rate: float) -> None:
         """So far the download is now; in bytes, and bytes per second."""
-        names = (contract.METRIC_DOWNLOADED_BYTES, contract.METRIC_DOWNLOAD_SIZE_BYTES, contract.METRIC_DOWNLOAD_RATE)
+        names = (
+            contract.METRIC_DOWNLOADED_BYTES,
+            contract.METRIC_DOWNLOAD_SIZE_BYTES,
+            contract.METRIC_DOWNLOAD_RATE,
+        )
         figures = zip(names, (done, total, rate), strict=True)
         self.text = "".join(f"# TYPE {name} gauge\n{name} {value}\n" for name, value in figures)
 
@@ -94,7 +111,9 @@ class ServingPod(PodMetrics):
 
     def answered(self) -> bytes:
         """What it says to a prompt."""
-        return json.dumps({"choices": [{"index": 0, "text": self.said, "finish_reason": "stop"}]}).encode()
+        return json.dumps(
+            {"choices": [{"index": 0, "text": self.said, "finish_reason": "stop"}]}
+        ).encode()
 
 
 def loopback() -> str:
@@ -104,7 +123,8 @@ def loopback() -> str:
 
 @contextmanager
 def pod_metrics(pod: PodMetrics | None = None) -> Iterator[PodMetrics]:
-    """A played pod's metrics, while the context lasts, at a loopback address of its own: the port is the runtime's."""
+    """A played pod's metrics, while the context lasts, at a loopback address of its own:
+    the port is the runtime's."""
     pod = pod or PodMetrics(loopback())
 
     class Handler(BaseHTTPRequestHandler):

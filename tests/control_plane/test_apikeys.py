@@ -1,4 +1,5 @@
-"""ApiKeys on a real API server: issued once, known to their deployments, gone when they are deleted."""
+"""ApiKeys on a real API server: issued once,
+known to their deployments, gone when they are deleted."""
 
 from __future__ import annotations
 
@@ -67,7 +68,11 @@ def test_a_suspended_and_a_deleted_key_leave_at_once(place: Place) -> None:
 def test_a_key_for_a_deployment_that_is_not_there_names_it_and_heals(place: Place) -> None:
     place.model()
     place.key(deployments=["bot"])
-    ready = eventually(lambda: c if (c := place.condition("Ready", "team", "ApiKey"))["status"] == "False" else None)
+    ready = eventually(
+        lambda: (
+            c if (c := place.condition("Ready", "team", "ApiKey"))["status"] == "False" else None
+        )
+    )
     assert ready["reason"] == "DeploymentNotFound"
     assert "bot" in ready["message"]
     place.deploy()
@@ -98,9 +103,15 @@ def test_a_deleted_secret_means_a_new_key_and_the_old_one_is_void(place: Place) 
 
 def test_somebody_elses_secret_is_never_overwritten(place: Place) -> None:
     meta = {"name": "taken", "namespace": place.name}
-    place.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"password": "x"}})
+    place.api.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"password": "x"}}
+    )
     place.key(secretName="taken", deployments=["bot"])
-    stalled = eventually(lambda: c if (c := place.condition("Stalled", "team", "ApiKey"))["status"] == "True" else None)
+    stalled = eventually(
+        lambda: (
+            c if (c := place.condition("Stalled", "team", "ApiKey"))["status"] == "True" else None
+        )
+    )
     assert stalled["reason"] == "SecretNameTaken"
     assert list((place.get("Secret", "taken") or {})["data"]) == ["password"]
 

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.operator_fixtures import Api, Json, Models, Operator, Place, PlayedKubelet, settings
+from control_plane.operator_fixtures import (
+    Api,
+    Json,
+    Models,
+    Operator,
+    Place,
+    PlayedKubelet,
+    settings,
+)
 from control_plane.test_apikeys import known
 from llm_operator.crds import API_VERSION
 from secrets_told import invented
@@ -25,7 +33,8 @@ COUNT = int(os.environ.get("BROKEN_OBJECTS", "50"))
 DEAR = 3
 """Of the smoke prompts: each takes a child process for two seconds."""
 REVOKED_SECONDS = 10.0
-"""Within so long a key is revoked, however much another tenant has broken. Alone it takes a fraction of a second."""
+"""Within so long a key is revoked, however much another tenant has broken.
+Alone it takes a fraction of a second."""
 LINES_AN_OBJECT = 6
 STEADY_SECONDS = 20.0
 STEADY_LINES_A_SECOND = 5.0
@@ -35,19 +44,24 @@ PATIENCE_SECONDS = 240 + COUNT * 0.5
 
 @pytest.fixture
 def own(quiet: None, account: Path, models: Models, tmp_path: Path) -> Iterator[Operator]:
-    """An operator with the pace that it has by default, as looks that come back by themselves count here."""
+    """An operator with the pace that it has by default,
+    as looks that come back by themselves count here."""
     chosen = settings(models)
     pace = {"workers": 8, "pollSeconds": 30, "verifySeconds": 60, "settleSeconds": 1}
     # A Lease of three seconds is lost where the machine is busy, and with it all that is measured.
     lease = {**chosen["lease"], "durationSeconds": 30, "renewDeadlineSeconds": 20}
-    running = Operator(tmp_path, account, {**chosen, **pace, "lease": lease}, "broken", restarts=True)
+    running = Operator(
+        tmp_path, account, {**chosen, **pace, "lease": lease}, "broken", restarts=True
+    )
     running.start()
     yield running
     running.stop()
 
 
 @pytest.fixture
-def places(api: Api, own: Operator, kubelet: PlayedKubelet, models: Models) -> Iterator[tuple[Place, Place]]:
+def places(
+    api: Api, own: Operator, kubelet: PlayedKubelet, models: Models
+) -> Iterator[tuple[Place, Place]]:
     """The neighbour's namespace and that of the broken objects."""
     stamp = time.time_ns() % 10**10
     made = [Place(api, f"{name}{stamp}", kubelet, models) for name in ("good", "broken")]
@@ -59,34 +73,52 @@ def places(api: Api, own: Operator, kubelet: PlayedKubelet, models: Models) -> I
 
 
 def broken(number: int) -> Json:
-    """One of ten kinds of objects with which something is wrong; only the API server may take it for right."""
+    """One of ten kinds of objects with which something is wrong;
+    only the API server may take it for right."""
     model: Json = {"mlflow": {"name": f"nobody-{number}", "alias": "champion"}}
     there: Json = {"mlflow": {"name": "there", "alias": "champion"}}
     kinds: tuple[tuple[str, Json], ...] = (
         ("LLMDeployment", {"model": model}),
         ("LLMDeployment", {"model": {"mlflow": {"name": "there", "alias": f"absent-{number}"}}}),
         ("LLMDeployment", {"model": {"mlflow": {"name": "there", "version": "99"}}}),
-        ("LLMDeployment", {"model": {"mlflow": {"name": "there", "alias": "champion", "connection": "nowhere"}}}),
+        (
+            "LLMDeployment",
+            {"model": {"mlflow": {"name": "there", "alias": "champion", "connection": "nowhere"}}},
+        ),
         ("LLMDeployment", {"model": there, "pod": {"priorityClassName": "system-node-critical"}}),
-        ("LLMDeployment", {"model": model, "database": {"secretRef": {"name": "absent", "key": "url"}}}),
-        ("LLMDeployment", {"model": {"uri": f"hf://a/b@{0:040d}", "credentialsSecretRef": {"name": "absent"}}}),
+        (
+            "LLMDeployment",
+            {"model": model, "database": {"secretRef": {"name": "absent", "key": "url"}}},
+        ),
+        (
+            "LLMDeployment",
+            {"model": {"uri": f"hf://a/b@{0:040d}", "credentialsSecretRef": {"name": "absent"}}},
+        ),
         ("ApiKey", {"owner": "o", "deployments": [f"absent-{number}"]}),
         ("ApiKey", {"owner": "o", "selector": {"matchLabels": {"team": "nobody"}}}),
         ("ApiKey", {"owner": "o", "deployments": ["bot"], "secretName": "taken"}),
     )
     kind, spec = kinds[number % len(kinds)]
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": f"broken-{number}"}, "spec": spec}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"name": f"broken-{number}"},
+        "spec": spec,
+    }
 
 
 def dear(place: Place, number: int) -> None:
     """A deployment whose smoke prompts are as dear to read as a ConfigMap can make them."""
     data = {
-        f"p{each}": "prompt: a\nexpect: {jsonSchema: " + "{not: " * 25 + "{}" + "}" * 25 + "}" for each in range(50)
+        f"p{each}": "prompt: a\nexpect: {jsonSchema: " + "{not: " * 25 + "{}" + "}" * 25 + "}"
+        for each in range(50)
     }
     place.api.apply({"apiVersion": "v1", "kind": "ConfigMap", "data": data,
                      "metadata": {"name": f"dear-{number}", "namespace": place.name}})  # fmt: skip
     place.deploy(
-        f"dear-{number}", model="there", rollout={"gates": [{"smokePrompts": {"configMap": f"dear-{number}"}}]}
+        f"dear-{number}",
+        model="there",
+        rollout={"gates": [{"smokePrompts": {"configMap": f"dear-{number}"}}]},
     )
 
 
@@ -99,13 +131,22 @@ def test_a_tenants_broken_objects_hold_up_nobody_else(
     good.deploy(rollout={"drainSeconds": 1})
     good.key(deployments=["bot"])
     good.ready(seconds=PATIENCE_SECONDS)
-    eventually(lambda: good.condition("Ready", "team", "ApiKey")["status"] == "True", PATIENCE_SECONDS)
+    eventually(
+        lambda: good.condition("Ready", "team", "ApiKey")["status"] == "True", PATIENCE_SECONDS
+    )
     versions = iter(range(2, 21))
     alone = [_changed(good, next(versions)) for _ in range(3)]
     idle = _steady(own, good.api)
 
     meta = {"name": "taken", "namespace": bad.name}
-    bad.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"a": invented("taken")}})
+    bad.api.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": meta,
+            "stringData": {"a": invented("taken")},
+        }
+    )
     quota = {"metadata": {"name": "few"}, "spec": {"hard": {"count/secrets": str(COUNT // 10)}}}
     bad.api.call("POST", f"/api/v1/namespaces/{bad.name}/resourcequotas", quota)
     lines = _lines(own)
@@ -124,12 +165,18 @@ def test_a_tenants_broken_objects_hold_up_nobody_else(
     afterwards = [_changed(good, next(versions)) for _ in range(3)]
     steady = _steady(own, good.api)
 
-    print(f"\n{COUNT} broken objects, made within {made:.0f} s, all told after {told:.0f} s, {said} lines of the log")
+    print(
+        f"\n{COUNT} broken objects, made within {made:.0f} s, all told after {told:.0f} s, {said} lines of the log"
+    )
     for name, found in (("alone", alone), ("while they come", beside), ("afterwards", afterwards)):
         moved, revoked = (sorted(each)[1] for each in zip(*found, strict=True))
-        print(f"{name}: alias moved → serves {moved:.1f} s, key suspended → in the key file {revoked:.2f} s (medians)")
+        print(
+            f"{name}: alias moved → serves {moved:.1f} s, key suspended → in the key file {revoked:.2f} s (medians)"
+        )
     for name, (log, requests, memory) in (("alone", idle), ("afterwards", steady)):
-        print(f"{name}: {log:.1f} lines/s, {requests:.0f} requests/s of all clients, {memory:.0f} MiB")
+        print(
+            f"{name}: {log:.1f} lines/s, {requests:.0f} requests/s of all clients, {memory:.0f} MiB"
+        )
     assert max(revoked for _, revoked in (*beside, *afterwards)) < REVOKED_SECONDS
     assert said <= LINES_AN_OBJECT * (COUNT + DEAR) + STEADY_LINES_A_SECOND * told
     assert steady[0] <= STEADY_LINES_A_SECOND
@@ -147,7 +194,9 @@ def _changed(place: Place, version: int) -> tuple[float, float]:
     began = time.monotonic()
     place.models.promote(f"{place.name}-model", version)
     # By the poll it would take 30 s: what is measured is the work.
-    place.api.patch("LLMDeployment", place.name, "bot", {"metadata": {"annotations": {"look": str(version)}}})
+    place.api.patch(
+        "LLMDeployment", place.name, "bot", {"metadata": {"annotations": {"look": str(version)}}}
+    )
     place.ready(version=str(version), seconds=PATIENCE_SECONDS)
     moved = time.monotonic() - began
     began = time.monotonic()
@@ -165,7 +214,9 @@ def _suspended(place: Place) -> bool:
 def _untold(place: Place) -> list[str]:
     """Objects whose status does not say what is wrong with them."""
     time.sleep(1)  # The machine is for those under test.
-    found = [each for kind in ("LLMDeployment", "ApiKey") for each in place.api.list(kind, place.name)]
+    found = [
+        each for kind in ("LLMDeployment", "ApiKey") for each in place.api.list(kind, place.name)
+    ]
     assert len(found) == COUNT + DEAR
     return [each["metadata"]["name"] for each in found if not _says(each)]
 
@@ -182,7 +233,8 @@ def _lines(operator: Operator) -> int:
 
 
 def _steady(operator: Operator, api: Api) -> tuple[float, float, float]:
-    """Of a while in which nobody changes anything: lines of the log and requests a second, and MiB of memory."""
+    """Of a while in which nobody changes anything:
+    lines of the log and requests a second, and MiB of memory."""
     before: tuple[int, float] = _lines(operator), _requests(api)
     time.sleep(STEADY_SECONDS)
     lines = _lines(operator) - before[0]

@@ -29,21 +29,33 @@ def documents() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """install.yaml applied as a person would, to a cluster of its own: elsewhere an operator runs under these rules."""
+    """install.yaml applied as a person would, to a cluster of its own:
+    elsewhere an operator runs under these rules."""
     cluster = Cluster.start(tmp_path_factory.mktemp("chart") / "state", provider="local")
     try:
         cluster.kubectl("apply", "--server-side", "-f", str(INSTALL))
         for crd in ("llmdeployments", "apikeys"):
-            cluster.kubectl("wait", f"crd/{crd}.llm-operator.dev", "--for=condition=Established", "--timeout=30s")
+            cluster.kubectl(
+                "wait",
+                f"crd/{crd}.llm-operator.dev",
+                "--for=condition=Established",
+                "--timeout=30s",
+            )
         yield cluster
     finally:
         cluster.stop()
 
 
 def may(
-    cluster: Cluster, verb: str, resource: str, namespace: str = "default", user: str = ACCOUNT, of: str = ""
+    cluster: Cluster,
+    verb: str,
+    resource: str,
+    namespace: str = "default",
+    user: str = ACCOUNT,
+    of: str = "",
 ) -> bool:
-    """Whether `user` may; `resource` may have a subresource, which kubectl would take for a name."""
+    """Whether `user` may;
+    `resource` may have a subresource, which kubectl would take for a name."""
     name, _, sub = resource.partition("/")
     arguments = [
         "auth",
@@ -64,11 +76,16 @@ def may(
 
 def test_helm_finds_no_fault_in_the_chart(cluster: Cluster) -> None:
     assert cluster.programs is not None
-    subprocess.run([cluster.programs / "helm", "lint", "--strict", "--quiet", CHART], check=True, capture_output=True)
+    subprocess.run(
+        [cluster.programs / "helm", "lint", "--strict", "--quiet", CHART],
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_helm_installs_what_the_manifest_installs(installed: Cluster) -> None:
-    """Every kind of object the chart can make, accepted by the server; ServiceMonitor's CRD is not ours to bring."""
+    """Every kind of object the chart can make, accepted by the server;
+    ServiceMonitor's CRD is not ours to bring."""
     namespaces = ("team-a", "team-b")
     for name in namespaces:
         installed.kubectl("create", "namespace", name)
@@ -81,20 +98,36 @@ def test_helm_installs_what_the_manifest_installs(installed: Cluster) -> None:
         [installed.programs / "helm", "template", "other", CHART, "-n", NAMESPACE, "--skip-tests", "--values", "-"],
         input=json.dumps(values), capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    installed.kubectl("apply", "--dry-run=server", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered)
+    installed.kubectl(
+        "apply", "--dry-run=server", "--server-side", "--force-conflicts", "-f", "-", stdin=rendered
+    )
     for name in namespaces:
         installed.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def test_a_second_apply_changes_nothing(installed: Cluster) -> None:
-    before = installed.kubectl("get", "-f", str(INSTALL), "-o", "jsonpath={.items[*].metadata.generation}")
+    before = installed.kubectl(
+        "get", "-f", str(INSTALL), "-o", "jsonpath={.items[*].metadata.generation}"
+    )
     installed.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(INSTALL))
-    assert installed.kubectl("get", "-f", str(INSTALL), "-o", "jsonpath={.items[*].metadata.generation}") == before
+    assert (
+        installed.kubectl(
+            "get", "-f", str(INSTALL), "-o", "jsonpath={.items[*].metadata.generation}"
+        )
+        == before
+    )
 
 
 def test_a_plain_kubectl_apply_works_too(installed: Cluster) -> None:
     """It keeps the whole object in an annotation, which has a limit of 256 KiB."""
-    installed.kubectl("create", "--dry-run=server", "--save-config", "-f", "-", stdin=yaml.safe_dump_all(renamed()))
+    installed.kubectl(
+        "create",
+        "--dry-run=server",
+        "--save-config",
+        "-f",
+        "-",
+        stdin=yaml.safe_dump_all(renamed()),
+    )
 
 
 def renamed() -> list[dict[str, Any]]:
@@ -121,7 +154,11 @@ def test_sample_is_accepted_without_a_warning(installed: Cluster, sample: Path) 
         "default",
     ]
     done = subprocess.run(
-        [*command, "-f", str(sample)], env=installed.environment(), capture_output=True, text=True, check=False
+        [*command, "-f", str(sample)],
+        env=installed.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
@@ -192,13 +229,23 @@ def test_operator_keeps_its_own_lease_and_no_other(installed: Cluster) -> None:
     assert not may(installed, "get", leases, "kube-system", of="llm-operator")
 
 
-def test_people_with_the_role_edit_may_write_deployments_and_viewers_may_read_them(installed: Cluster) -> None:
+def test_people_with_the_role_edit_may_write_deployments_and_viewers_may_read_them(
+    installed: Cluster,
+) -> None:
     """The aggregated roles reach Kubernetes' own edit and view within a moment."""
     for role, verb in (("edit", "create"), ("view", "list")):
         installed.kubectl(
-            "create", "rolebinding", f"trial-{role}", f"--clusterrole={role}", f"--user={role}er", "-n", "default"
+            "create",
+            "rolebinding",
+            f"trial-{role}",
+            f"--clusterrole={role}",
+            f"--user={role}er",
+            "-n",
+            "default",
         )
         try:
-            eventually(partial(may, installed, verb, "llmdeployments.llm-operator.dev", user=f"{role}er"))
+            eventually(
+                partial(may, installed, verb, "llmdeployments.llm-operator.dev", user=f"{role}er")
+            )
         finally:
             installed.kubectl("delete", "rolebinding", f"trial-{role}", "-n", "default")

@@ -24,11 +24,21 @@ pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(600)]
 BOT = Reference("bot", alias="champion")
 
 
-def register(uri: str, source: str, auth: tuple[str, str] | None = None, workspace: str = "") -> None:
+def register(
+    uri: str, source: str, auth: tuple[str, str] | None = None, workspace: str = ""
+) -> None:
     """Model `bot` with one version, the champion."""
     ask(uri, "2.0/mlflow/registered-models/create", auth, workspace, name="bot")
     ask(uri, "2.0/mlflow/model-versions/create", auth, workspace, name="bot", source=source)
-    ask(uri, "2.0/mlflow/registered-models/alias", auth, workspace, name="bot", alias="champion", version="1")
+    ask(
+        uri,
+        "2.0/mlflow/registered-models/alias",
+        auth,
+        workspace,
+        name="bot",
+        alias="champion",
+        version="1",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,9 @@ def as_user(uri: str, user: tuple[str, str]) -> Connection:
     return Connection("default", uri, username=user[0], password=user[1])
 
 
-async def test_a_name_and_a_password_open_a_guarded_server(guarded: str, registry: MlflowRegistry) -> None:
+async def test_a_name_and_a_password_open_a_guarded_server(
+    guarded: str, registry: MlflowRegistry
+) -> None:
     connection = as_user(guarded, ADMIN)
     assert (await registry.resolve(connection, BOT)).version == "1"
     assert (await registry.summary(connection))["bot"].aliases == {"champion": "1"}
@@ -68,12 +80,16 @@ async def test_a_name_and_a_password_open_a_guarded_server(guarded: str, registr
 
 
 @pytest.mark.parametrize("user", [("admin", "guessed"), ("nobody", "x"), ("", "")])
-async def test_a_wrong_password_is_denied(guarded: str, registry: MlflowRegistry, user: tuple[str, str]) -> None:
+async def test_a_wrong_password_is_denied(
+    guarded: str, registry: MlflowRegistry, user: tuple[str, str]
+) -> None:
     with pytest.raises(RegistryDenied, match="password"):
         await registry.resolve(as_user(guarded, user), BOT)
 
 
-async def test_who_may_only_read_resolves_and_writes_no_tags(guarded: str, registry: MlflowRegistry) -> None:
+async def test_who_may_only_read_resolves_and_writes_no_tags(
+    guarded: str, registry: MlflowRegistry
+) -> None:
     connection = as_user(guarded, READER)
     assert (await registry.resolve(connection, BOT)).version == "1"
     with pytest.raises(RegistryDenied):
@@ -95,9 +111,17 @@ async def test_tags_are_written_by_who_may_edit(guarded: str, registry: MlflowRe
 @pytest.mark.parametrize(
     ("user", "reference", "said"),
     [
-        (ADMIN, Reference("bto", alias="champion"), "push FOLDER --name bto), or correct spec.model.mlflow.name"),
+        (
+            ADMIN,
+            Reference("bto", alias="champion"),
+            "push FOLDER --name bto), or correct spec.model.mlflow.name",
+        ),
         (ADMIN, Reference("bto", alias="champion"), "there is: bot"),
-        (READER, Reference("bto", alias="champion"), "there is: bot"),  # MLflow denies what does not exist.
+        (
+            READER,
+            Reference("bto", alias="champion"),
+            "there is: bot",
+        ),  # MLflow denies what does not exist.
         (READER, Reference("bot", alias="champoin"), "there is: champion (version 1)"),
         (READER, Reference("bot", version="9"), "there is: 1"),
     ],
@@ -110,7 +134,9 @@ async def test_what_there_is_is_listed_for_what_there_is_not(
     assert said in str(raised.value)
 
 
-async def test_a_workspace_goes_along_with_every_question(shared: str, registry: MlflowRegistry) -> None:
+async def test_a_workspace_goes_along_with_every_question(
+    shared: str, registry: MlflowRegistry
+) -> None:
     mine = Connection("default", shared, workspace="team-a")
     other = Connection("default", shared)
     assert (await registry.resolve(mine, BOT)).version == "1"

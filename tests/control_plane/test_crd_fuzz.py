@@ -1,4 +1,5 @@
-"""What the API server accepts, the operator carries: wild specifications of the unit tests' fuzz, asked for real."""
+"""What the API server accepts, the operator carries:
+wild specifications of the unit tests' fuzz, asked for real."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ SEEDS = range(120)
 
 
 @pytest.mark.parametrize("block", range(4))
-@pytest.mark.parametrize(("manifest", "model"), [(GOOD, LLMDeploymentSpec), (KEY, ApiKeySpec)], ids=["llmd", "key"])
+@pytest.mark.parametrize(
+    ("manifest", "model"), [(GOOD, LLMDeploymentSpec), (KEY, ApiKeySpec)], ids=["llmd", "key"]
+)
 def test_the_api_server_and_the_models_take_the_same(
     api: Api, manifest: dict[str, object], model: type[LLMDeploymentSpec | ApiKeySpec], block: int
 ) -> None:
@@ -26,5 +29,7 @@ def test_the_api_server_and_the_models_take_the_same(
         try:
             model.model_validate(create(api, {**manifest, "spec": spec})["spec"])
         except (Refusal, ValueError) as error:
-            if "is not a regular expression" not in str(error) and "matches the empty text" not in str(error):
+            if "is not a regular expression" not in str(
+                error
+            ) and "matches the empty text" not in str(error):
                 raise AssertionError(f"seed {seed}: {json.dumps(spec)[:3000]}") from error

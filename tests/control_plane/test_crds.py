@@ -1,4 +1,5 @@
-"""The API server accepts the CRDs, accepts every golden object, and answers a wrong YAML with what to write instead."""
+"""The API server accepts the CRDs, accepts every golden object,
+and answers a wrong YAML with what to write instead."""
 
 from __future__ import annotations
 
@@ -197,7 +198,9 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("metadata.name", "a.b", "no dots"),
     ],
 )  # fmt: skip
-def test_a_wrong_llmdeployment_is_told_what_to_write(api: Api, path: str, value: Any, told: str) -> None:
+def test_a_wrong_llmdeployment_is_told_what_to_write(
+    api: Api, path: str, value: Any, told: str
+) -> None:
     with pytest.raises(Refusal) as refused:
         create(api, edited(GOOD, path, value))
     assert told in refused.value.message
@@ -234,9 +237,18 @@ def test_a_wrong_apikey_is_told_what_to_write(api: Api, path: str, value: Any, t
 
 def test_tiers_are_accepted_and_get_scalar_defaults_only(api: Api) -> None:
     tiers = [{"name": "free", "requestsPerMinute": 10}, {"name": "gold", "tokensPerMonth": 10**12}]
-    access = create(api, edited(GOOD, "spec.access", {"defaultTier": "gold", "tiers": tiers}))["spec"]["access"]
-    assert access["tiers"][0] == {"name": "free", "requestsPerMinute": 10, "maxConcurrent": 5, "priority": 0}
-    assert create(api, edited(GOOD, "spec.access", {"authentication": "Required"}))["spec"]["access"] == {
+    access = create(api, edited(GOOD, "spec.access", {"defaultTier": "gold", "tiers": tiers}))[
+        "spec"
+    ]["access"]
+    assert access["tiers"][0] == {
+        "name": "free",
+        "requestsPerMinute": 10,
+        "maxConcurrent": 5,
+        "priority": 0,
+    }
+    assert create(api, edited(GOOD, "spec.access", {"authentication": "Required"}))["spec"][
+        "access"
+    ] == {
         "authentication": "Required",
         "defaultTier": "standard",
     }
@@ -245,7 +257,9 @@ def test_tiers_are_accepted_and_get_scalar_defaults_only(api: Api) -> None:
 
 
 def test_a_default_adapter_is_one_of_the_adapters(api: Api) -> None:
-    adapters = [{"name": name, "mlflow": {"name": name, "alias": "c"}} for name in ("legal", "french")]
+    adapters = [
+        {"name": name, "mlflow": {"name": name, "alias": "c"}} for name in ("legal", "french")
+    ]
     both = edited(edited(GOOD, "spec.adapters", adapters), "spec.defaultAdapter", "french")
     assert create(api, both)["spec"]["defaultAdapter"] == "french"
     with pytest.raises(Refusal, match="must be the name of one of adapters"):
@@ -285,11 +299,17 @@ def test_an_image_is_written_as_in_a_pod(api: Api, image: str) -> None:
 @pytest.mark.parametrize(
     "resources",
     [
-        {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"cpu": "0.5", "memory": "2048Mi"}},
+        {
+            "requests": {"cpu": "500m", "memory": "2Gi"},
+            "limits": {"cpu": "0.5", "memory": "2048Mi"},
+        },
         {"requests": {"cpu": 4}, "limits": {"memory": "24Gi", "nvidia.com/gpu": 1}},
         {"requests": {"nvidia.com/gpu": "1"}, "limits": {"nvidia.com/gpu": 1}},
         {"requests": {"hugepages-2Mi": "64Mi", "cpu": 1}, "limits": {"hugepages-2Mi": "64Mi"}},
-        {"requests": {"memory": "1e9"}, "limits": {"nvidia.com/mig-1g.5gb": "1", "ephemeral-storage": "1.5Gi"}},
+        {
+            "requests": {"memory": "1e9"},
+            "limits": {"nvidia.com/mig-1g.5gb": "1", "ephemeral-storage": "1.5Gi"},
+        },
         {"limits": {f"example.com/device-{n}": n for n in range(16)}},
     ],
 )
@@ -299,10 +319,17 @@ def test_resources_that_a_pod_may_have_are_accepted(api: Api, resources: dict[st
 
 def test_a_version_may_be_written_with_and_without_quotes(api: Api) -> None:
     for version in (3, "3"):
-        create(api, edited(edited(GOOD, "spec.model.mlflow.alias", None), "spec.model.mlflow.version", version))
+        create(
+            api,
+            edited(
+                edited(GOOD, "spec.model.mlflow.alias", None), "spec.model.mlflow.version", version
+            ),
+        )
 
 
-@pytest.mark.parametrize("case", sorted(folder.name for folder in GOLDEN.iterdir()) if GOLDEN.exists() else [])
+@pytest.mark.parametrize(
+    "case", sorted(folder.name for folder in GOLDEN.iterdir()) if GOLDEN.exists() else []
+)
 def test_golden_objects_are_what_kubernetes_accepts(api: Api, case: str) -> None:
     for manifest in yaml.safe_load((GOLDEN / case / "out.yaml").read_text())["objects"]:
         if manifest["kind"] not in ("ServiceMonitor", "HTTPRoute"):

@@ -1,4 +1,5 @@
-"""What the status says while pods fetch: a running operator asks pods over HTTP, at the addresses in their status."""
+"""What the status says while pods fetch: a running operator asks pods over HTTP,
+at the addresses in their status."""
 
 from __future__ import annotations
 

@@ -84,7 +84,10 @@ def dataset(mlflow_server: str) -> Iterator[str]:
     made = create_dataset(name=f"golden-{uuid.uuid4().hex[:8]}", experiment_id="0")
     made.merge_records(
         [
-            {"inputs": {"question": str(number)}, "expectations": {"expected_response": str(number**2)}}
+            {
+                "inputs": {"question": str(number)},
+                "expectations": {"expected_response": str(number**2)},
+            }
             for number in range(RECORDS)
         ]
     )
@@ -99,10 +102,16 @@ class Evaluation:
         self.folder = folder
         self.config = folder / "config.yaml"
         connections = {"default": {"trackingUri": uri}}
-        self.config.write_text(yaml.safe_dump({"runtimeImage": "runtime:1", "connections": connections}))
+        self.config.write_text(
+            yaml.safe_dump({"runtimeImage": "runtime:1", "connections": connections})
+        )
 
-    def run(self, stable: str | None = STABLE, judge: task.Judge | None = None, **spec: Any) -> EvaluationOutcome:
-        self.gate = GateSpec.model_validate({"evaluation": {"scorers": [{"type": "Exact"}], **spec}})
+    def run(
+        self, stable: str | None = STABLE, judge: task.Judge | None = None, **spec: Any
+    ) -> EvaluationOutcome:
+        self.gate = GateSpec.model_validate(
+            {"evaluation": {"scorers": [{"type": "Exact"}], **spec}}
+        )
         assert self.gate.evaluation is not None
         given = task.Task(
             spec=self.gate.evaluation,
@@ -110,7 +119,9 @@ class Evaluation:
             name="bot",
             connection="default",
             candidate=task.Side("cand", "2", (CANDIDATE,)),
-            stable=None if stable is None else task.Side("stab", "1", tuple(filter(None, [stable]))),
+            stable=None
+            if stable is None
+            else task.Side("stab", "1", tuple(filter(None, [stable]))),
             model="bot",
             key="the-key",
             judges=(judge,) if judge else (),
@@ -154,7 +165,11 @@ def test_a_version_that_is_wrong_on_a_tenth_fails_and_the_run_keeps_what_was_jud
     assert run.data.metrics["drop"] == pytest.approx(0.1)
     assert run.data.tags["llm-operator.version"] == "2"
     [lines] = [
-        Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=path, dst_path=str(tmp_path)))
+        Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run.info.run_id, artifact_path=path, dst_path=str(tmp_path)
+            )
+        )
         for path in ("evaluation/records.jsonl",)
     ]
     judged = [json.loads(line) for line in lines.read_text().splitlines()]
@@ -171,7 +186,9 @@ def test_a_version_that_is_as_good_passes(evaluation: Evaluation, dataset: str) 
 
 def test_a_first_version_is_judged_by_its_score_alone(evaluation: Evaluation, dataset: str) -> None:
     with answering(CANDIDATE, wrong_on_a_tenth):
-        found = evaluation.run(stable=None, dataset=dataset, maxDropVsStable=0.02, minScore=0.97, sample=RECORDS)
+        found = evaluation.run(
+            stable=None, dataset=dataset, maxDropVsStable=0.02, minScore=0.97, sample=RECORDS
+        )
     assert found.drop is None
     assert "no stable version to compare with" in found.message
     assert evaluation.state == "Failed"
@@ -184,14 +201,23 @@ def test_a_stable_that_is_broken_is_no_measure(evaluation: Evaluation, dataset: 
     assert evaluation.state == "Inconclusive"
 
 
-def test_a_stable_without_pods_is_no_measure_and_the_score_alone_decides(evaluation: Evaluation, dataset: str) -> None:
+def test_a_stable_without_pods_is_no_measure_and_the_score_alone_decides(
+    evaluation: Evaluation, dataset: str
+) -> None:
     with answering(CANDIDATE, right):
-        found = evaluation.run(stable="", dataset=dataset, maxDropVsStable=0.02, minScore=0.9, sample=80)
-    assert "not compared with stable, which is broken itself: revision stab has no ready pod" in found.message
+        found = evaluation.run(
+            stable="", dataset=dataset, maxDropVsStable=0.02, minScore=0.9, sample=80
+        )
+    assert (
+        "not compared with stable, which is broken itself: revision stab has no ready pod"
+        in found.message
+    )
     assert evaluation.state == "Passed"
 
 
-def test_records_that_were_answered_before_the_deadline_are_judged(evaluation: Evaluation, dataset: str) -> None:
+def test_records_that_were_answered_before_the_deadline_are_judged(
+    evaluation: Evaluation, dataset: str
+) -> None:
     def slow(question: str) -> tuple[int, str]:
         time.sleep(0.5)
         return right(question)
@@ -218,7 +244,9 @@ def test_what_keeps_an_evaluation_from_being_made_is_told_before_anybody_is_aske
     assert evaluation.state == "Waiting"
 
 
-def test_an_empty_dataset_and_two_of_one_name_are_told(evaluation: Evaluation, mlflow_server: str) -> None:
+def test_an_empty_dataset_and_two_of_one_name_are_told(
+    evaluation: Evaluation, mlflow_server: str
+) -> None:
     mlflow.set_tracking_uri(mlflow_server)
     name = f"empty-{uuid.uuid4().hex[:8]}"
     create_dataset(name=name, experiment_id="0")
@@ -236,7 +264,9 @@ def test_a_judge_gives_marks_and_one_that_gives_none_is_told(
     scorers = [{"type": "Judge", "judge": {"url": judge.url, "model": "judge"}}]
     said = json.dumps({"reason": "so", "mark": mark})
     with answering(CANDIDATE, right), answering(NOBODY, lambda _: (200, said)):
-        evaluation.run(stable=None, judge=judge, dataset=dataset, scorers=scorers, minScore=0.9, sample=60)
+        evaluation.run(
+            stable=None, judge=judge, dataset=dataset, scorers=scorers, minScore=0.9, sample=60
+        )
     assert evaluation.state == state
 
 
@@ -252,14 +282,27 @@ def test_recorded_requests_become_a_dataset_that_can_be_evaluated(
 
     async def fill() -> None:
         database = await empty(url)
-        async with DatabaseUsage(database, DatabaseConfig(flush_seconds=0.02, store_prompts=True), Metrics()) as usage:
+        async with DatabaseUsage(
+            database, DatabaseConfig(flush_seconds=0.02, store_prompts=True), Metrics()
+        ) as usage:
             for number in range(60):
-                usage.write(row(request_id=f"r{number}", prompt=str(number), completion=str(number**2)))
+                usage.write(
+                    row(request_id=f"r{number}", prompt=str(number), completion=str(number**2))
+                )
         await database.close()
 
     asyncio.run(fill())
     name = f"recorded-{uuid.uuid4().hex[:8]}"
-    words = ["dataset", name, "--model", "bot", "--database-url", url, "--tracking-uri", mlflow_server]
+    words = [
+        "dataset",
+        name,
+        "--model",
+        "bot",
+        "--database-url",
+        url,
+        "--tracking-uri",
+        mlflow_server,
+    ]
     assert "60 records are new" in CliRunner().invoke(cli, words).output
     assert "0 records are new, 60 were there" in CliRunner().invoke(cli, words).output
     with answering(CANDIDATE, wrong_on_a_tenth), answering(STABLE, right):

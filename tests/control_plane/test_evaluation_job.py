@@ -1,4 +1,5 @@
-"""The Job of an evaluation on a real API server, under the chart's roles: made, read, and deleted with its roll-out."""
+"""The Job of an evaluation on a real API server, under the chart's roles:
+made, read, and deleted with its roll-out."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from waiting import eventually
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
 OWN = "llm-operator-system"
-WORSE = EvaluationOutcome(score=Estimate(0.9, 0.84, 0.94), drop=Estimate(0.1, 0.05, 0.17), samples=200)
+WORSE = EvaluationOutcome(
+    score=Estimate(0.9, 0.84, 0.94), drop=Estimate(0.1, 0.05, 0.17), samples=200
+)
 
 
 def job_of(place: Place) -> Json:
@@ -29,8 +32,15 @@ def job_of(place: Place) -> Json:
 
 
 def has_address(place: Place, version: str, address: str) -> None:
-    conditions = [{"type": kind, "status": "True"} for kind in ("PodScheduled", "Ready", "ContainersReady")]
-    status = {"phase": "Running", "conditions": conditions, "podIP": address, "podIPs": [{"ip": address}]}
+    conditions = [
+        {"type": kind, "status": "True"} for kind in ("PodScheduled", "Ready", "ContainersReady")
+    ]
+    status = {
+        "phase": "Running",
+        "conditions": conditions,
+        "podIP": address,
+        "podIPs": [{"ip": address}],
+    }
     place.kubelet.fate[place.name, version] = status
 
 
@@ -38,8 +48,19 @@ def report(place: Place, job: Json, message: str) -> None:
     """The Job's pod, which no node runs here, ends with this message."""
     label = f"batch.kubernetes.io/job-name={job['metadata']['name']}"
     [pod] = eventually(lambda: place.api.list("Pod", OWN, label))
-    ended = {"exitCode": 0, "message": message, "startedAt": None, "finishedAt": "2026-01-01T00:00:00Z"}
-    container = {"name": "evaluation", "image": "x", "imageID": "x", "ready": False, "restartCount": 0}
+    ended = {
+        "exitCode": 0,
+        "message": message,
+        "startedAt": None,
+        "finishedAt": "2026-01-01T00:00:00Z",
+    }
+    container = {
+        "name": "evaluation",
+        "image": "x",
+        "imageID": "x",
+        "ready": False,
+        "restartCount": 0,
+    }
     status: dict[str, Any] = {
         "phase": "Succeeded", "containerStatuses": [{**container, "state": {"terminated": ended}}],
     }  # fmt: skip
@@ -62,7 +83,9 @@ def test_a_worse_version_is_refused_before_any_traffic_and_leaves_no_job(place: 
     assert given.stable is not None
     assert given.stable.addresses == ("127.77.9.1",)
     report(place, job, task.report(WORSE))
-    failed = eventually(lambda: (place.status()["candidate"].get("outcome") and place.status()["candidate"]) or None)
+    failed = eventually(
+        lambda: (place.status()["candidate"].get("outcome") and place.status()["candidate"]) or None
+    )
     assert failed["reason"] == "GateFailed"
     assert "evaluation golden is 0.1 (between 0.05 and 0.17), allowed is 0.02" in failed["message"]
     assert "trafficSince" not in failed

@@ -1,4 +1,5 @@
-"""What may go wrong around the operator: the last good version keeps serving, and the status says what to do."""
+"""What may go wrong around the operator:
+the last good version keeps serving, and the status says what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ pytest_plugins = ["control_plane.operator_fixtures"]
 
 def says(place: Place, kind: str, reason: str, name: str = "bot") -> dict[str, Any]:
     """Wait until a condition carries the reason."""
-    return dict(eventually(lambda: c if (c := place.condition(kind, name))["reason"] == reason else None))
+    return dict(
+        eventually(lambda: c if (c := place.condition(kind, name))["reason"] == reason else None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,9 @@ def test_a_reference_that_stands_for_nothing_is_named(
     assert place.events(reason)
 
 
-def test_a_removed_alias_stalls_while_the_last_version_serves_and_heals_when_it_is_back(place: Place) -> None:
+def test_a_removed_alias_stalls_while_the_last_version_serves_and_heals_when_it_is_back(
+    place: Place,
+) -> None:
     model = place.model()
     place.deploy()
     revision = place.ready()["stable"]["revision"]
@@ -94,7 +99,9 @@ def stubborn(operator: Operator) -> Iterator[type[http.server.BaseHTTPRequestHan
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    operator.settings["connections"]["stubborn"] = {"trackingUri": f"http://127.0.0.1:{server.server_port}"}
+    operator.settings["connections"]["stubborn"] = {
+        "trackingUri": f"http://127.0.0.1:{server.server_port}"
+    }
     operator.write()
     yield Handler
     del operator.settings["connections"]["stubborn"]
@@ -116,30 +123,50 @@ def test_a_hand_edited_deployment_is_put_right_within_seconds(place: Place) -> N
     place.model()
     place.deploy()
     name = f"bot-{place.ready()['stable']['revision']}"
-    before = (place.get("Deployment", name) or {})["spec"]["template"]["spec"]["containers"][0]["image"]
+    before = (place.get("Deployment", name) or {})["spec"]["template"]["spec"]["containers"][0][
+        "image"
+    ]
     started = time.monotonic()
     change = [{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "evil"}]
     place.api.call(
-        "PATCH", f"/apis/apps/v1/namespaces/{place.name}/deployments/{name}", change, "application/json-patch+json"
+        "PATCH",
+        f"/apis/apps/v1/namespaces/{place.name}/deployments/{name}",
+        change,
+        "application/json-patch+json",
     )
     eventually(
-        lambda: (place.get("Deployment", name) or {})["spec"]["template"]["spec"]["containers"][0]["image"] == before, 5
+        lambda: (
+            (place.get("Deployment", name) or {})["spec"]["template"]["spec"]["containers"][0][
+                "image"
+            ]
+            == before
+        ),
+        5,
     )
     print(f"drift put right: {time.monotonic() - started:.2f} s")
 
 
 @pytest.mark.parametrize(
-    "kind", ["Service", "ServiceAccount", "PodDisruptionBudget", "Deployment", "ConfigMap", "Secret"]
+    "kind",
+    ["Service", "ServiceAccount", "PodDisruptionBudget", "Deployment", "ConfigMap", "Secret"],
 )
 def test_a_deleted_child_is_made_again(place: Place, kind: str) -> None:
     place.model()
     place.deploy()
     revision = place.ready()["stable"]["revision"]
-    name = {"Deployment": f"bot-{revision}", "ConfigMap": f"bot-{revision}", "Secret": "bot-keys"}.get(kind, "bot")
+    name = {
+        "Deployment": f"bot-{revision}",
+        "ConfigMap": f"bot-{revision}",
+        "Secret": "bot-keys",
+    }.get(kind, "bot")
     before = place.get(kind, name) or {}
     place.api.delete(kind, place.name, name)
     after = eventually(
-        lambda: o if (o := place.get(kind, name) or {})["metadata"]["uid"] != before["metadata"]["uid"] else None
+        lambda: (
+            o
+            if (o := place.get(kind, name) or {})["metadata"]["uid"] != before["metadata"]["uid"]
+            else None
+        )
     )
     if kind != "ConfigMap":
         assert after.get("data") == before.get("data")
@@ -149,7 +176,12 @@ def test_a_deleted_child_is_made_again(place: Place, kind: str) -> None:
 def test_somebody_elses_object_with_a_childs_name_is_left_alone(place: Place) -> None:
     place.model()
     meta = {"name": "bot", "namespace": place.name}
-    foreign = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 1}]}}
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta,
+        "spec": {"ports": [{"port": 1}]},
+    }
     place.api.apply(foreign)
     place.deploy()
     assert "kubectl" in says(place, "Ready", "NameTaken")["message"]
@@ -168,7 +200,12 @@ def test_a_pod_that_finds_no_node_names_the_scarce_resource(place: Place) -> Non
 
 def test_refused_pods_are_told(place: Place) -> None:
     place.model()
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none"},
+        "spec": {"hard": {"pods": "0"}},
+    }
     place.api.call("POST", f"/api/v1/namespaces/{place.name}/resourcequotas", quota)
     place.deploy()
     assert "exceeded quota" in says(place, "Available", "PodsRefused")["message"]
@@ -183,7 +220,12 @@ def the_pod(place: Place) -> str:
     [
         ("FailedAttachVolume", "Multi-Attach error for volume v", "AttachFailed", "ReadWriteMany"),
         ("FailedMount", "references non-existent secret key", "MountFailed", "must exist"),
-        ("FailedCreatePodSandBox", 'no runtime for "nvidia" is configured', "SandboxFailed", "runtimeClassName"),
+        (
+            "FailedCreatePodSandBox",
+            'no runtime for "nvidia" is configured',
+            "SandboxFailed",
+            "runtimeClassName",
+        ),
     ],
 )
 def test_what_only_events_say_of_a_waiting_pod_is_told(
@@ -206,12 +248,20 @@ def test_what_only_events_say_of_a_waiting_pod_is_told(
     assert advice in available["message"]
 
 
-def test_a_container_killed_for_its_memory_is_told_once_and_after_it_is_ready_again(place: Place) -> None:
+def test_a_container_killed_for_its_memory_is_told_once_and_after_it_is_ready_again(
+    place: Place,
+) -> None:
     place.model()
     place.deploy()
     place.ready()
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    last = {"exitCode": 0, "reason": "OOMKilled", "finishedAt": now, "startedAt": now, "containerID": "c://1"}
+    last = {
+        "exitCode": 0,
+        "reason": "OOMKilled",
+        "finishedAt": now,
+        "startedAt": now,
+        "containerID": "c://1",
+    }
     container = {
         "name": "runtime", "image": "i", "imageID": "", "ready": False, "restartCount": 1,
         "state": {"running": {"startedAt": now}}, "lastState": {"terminated": last},
@@ -220,7 +270,10 @@ def test_a_container_killed_for_its_memory_is_told_once_and_after_it_is_ready_ag
     scheduled = {"type": "PodScheduled", "status": "True", **moment}
 
     def said(ready: str) -> dict[str, Any]:
-        conditions = [scheduled, *({"type": kind, "status": ready, **moment} for kind in ("Ready", "ContainersReady"))]
+        conditions = [
+            scheduled,
+            *({"type": kind, "status": ready, **moment} for kind in ("Ready", "ContainersReady")),
+        ]
         return {"phase": "Running", "conditions": conditions, "containerStatuses": [container]}
 
     place.kubelet.fate[place.name, "1"] = said("False")

@@ -31,7 +31,10 @@ __all__ = ["mlflow_server"]
 def pinned(tracking_uri: str, source: Path, **more: str) -> ModelConfig:
     name = f"bot-{uuid.uuid4().hex[:8]}"
     version = push(tracking_uri, name, source)
-    return ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=tracking_uri, name=name, version=version, **more))
+    return ModelConfig(
+        name=name,
+        mlflow=MlflowVersion(tracking_uri=tracking_uri, name=name, version=version, **more),
+    )
 
 
 @pytest.fixture
@@ -54,9 +57,13 @@ def test_a_logged_pipeline_arrives_with_its_tokenizer(mlflow_server: str, tmp_pa
     source = tmp_path / "source"
     write_model(source / "model", tokenizer=False)
     write_tokenizer(source / "components/tokenizer")
-    (source / "MLmodel").write_text("flavors: {transformers: {model_binary: model}, python_function: {}}")
+    (source / "MLmodel").write_text(
+        "flavors: {transformers: {model_binary: model}, python_function: {}}"
+    )
     folder = fetch(pinned(mlflow_server, source), tmp_path / "models")
-    assert {"config.json", "model.safetensors", "tokenizer.json"} < {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} < {
+        file.name for file in folder.iterdir()
+    }
 
 
 def test_sub_path_chooses_one_of_several(mlflow_server: str, tmp_path: Path) -> None:
@@ -66,7 +73,9 @@ def test_sub_path_chooses_one_of_several(mlflow_server: str, tmp_path: Path) -> 
     assert (folder / "model.safetensors.index.json").exists()
 
 
-def test_what_is_there_needs_no_registry(mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_needs_no_registry(
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = pinned(mlflow_server, write_model(tmp_path / "source"))
     folder = fetch(config, tmp_path / "models")
     monkeypatch.setattr(module, "MlflowRegistry", lambda uri: None)
@@ -92,18 +101,26 @@ def test_corrupt_weights_leave_nothing_behind(mlflow_server: str, tmp_path: Path
     (tmp_path / "source/model.safetensors").write_bytes(safetensors({"a": 100})[:-1])
     with pytest.raises(ModelCorrupt, match=r"model.safetensors is not a whole"):
         fetch(pinned(mlflow_server, tmp_path / "source"), tmp_path / "models")
-    assert [path for path in (tmp_path / "models").iterdir() if not path.name.startswith(".lock-")] == []
+    assert [
+        path for path in (tmp_path / "models").iterdir() if not path.name.startswith(".lock-")
+    ] == []
 
 
 def test_no_flavour_and_no_torch_is_imported(mlflow_server: str, tmp_path: Path) -> None:
     config = pinned(mlflow_server, write_model(tmp_path / "source"))
     script = (
-        "import sys; from pathlib import Path; from llm_runtime.contract import ModelConfig;"
-        "from llm_runtime.fetching.fetch import fetch;"
-        "fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]));"
-        "print([name for name in ('torch', 'transformers', 'mlflow.transformers') if name in sys.modules])"
+        "import sys; from pathlib import Path; from llm_runtime.contract import ModelConfig;from"
+        " llm_runtime.fetching.fetch import"
+        " fetch;fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]));print([name"
+        " for name in ('torch', 'transformers', 'mlflow.transformers') if name in sys.modules])"
     )
-    command = [sys.executable, "-c", script, config.model_dump_json(by_alias=True), str(tmp_path / "models")]
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        config.model_dump_json(by_alias=True),
+        str(tmp_path / "models"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
     assert subprocess.check_output(command, env=environment, text=True).strip() == "[]"
 
@@ -157,7 +174,9 @@ def test_a_killed_download_goes_on_where_it_was(
     config = pinned(mlflow_server, tmp_path / "source")
     models = tmp_path / "models"
     command = [sys.executable, "-c", KILLED, config.model_dump_json(by_alias=True), str(models)]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])})
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
+    )
     while process.poll() is None and not list(models.glob(".partial-*/.mark-model.safetensors")):
         time.sleep(0.002)
     process.kill()
@@ -197,11 +216,20 @@ def test_every_uri_of_a_version_leads_to_its_files(mlflow_server: str, tmp_path:
     client.finalize_logged_model(logged.model_id, "READY")
 
     def folder(uri: str) -> Path:
-        return fetch(ModelConfig(name="x", uri=uri, tracking_uri=mlflow_server), tmp_path / "models")
+        return fetch(
+            ModelConfig(name="x", uri=uri, tracking_uri=mlflow_server), tmp_path / "models"
+        )
 
     numbered = {
         folder(f"models:/{name}{end}")
-        for end in ("/1", "@champion", "/Production", "/latest", "/Staging|Production", "/Staging|latest")
+        for end in (
+            "/1",
+            "@champion",
+            "/Production",
+            "/latest",
+            "/Staging|Production",
+            "/Staging|latest",
+        )
     }
     assert len(numbered) == 1
     places = {
@@ -212,7 +240,9 @@ def test_every_uri_of_a_version_leads_to_its_files(mlflow_server: str, tmp_path:
     assert len(places | numbered) == 4
     for found in places | numbered:
         assert is_whole(found)
-        assert (found / "model.safetensors").read_bytes() == (tmp_path / "source/model.safetensors").read_bytes()
+        assert (found / "model.safetensors").read_bytes() == (
+            tmp_path / "source/model.safetensors"
+        ).read_bytes()
     for nobody in (
         f"models:/{name}@nobody",
         f"models:/{name}/Staging",

@@ -1,4 +1,5 @@
-"""What goes wrong between an MLflow server and a folder, and many at once: a real server, a front before it."""
+"""What goes wrong between an MLflow server and a folder,
+and many at once: a real server, a front before it."""
 
 import base64
 import os
@@ -42,10 +43,14 @@ def pinned(front: Front, server: str, source: Path) -> ModelConfig:
     (source / "model.safetensors").write_bytes(safetensors({"a": WEIGHTS_BYTES}))
     name = f"bot-{uuid.uuid4().hex[:8]}"
     version = push(server, name, source)
-    return ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=front.uri, name=name, version=version))
+    return ModelConfig(
+        name=name, mlflow=MlflowVersion(tracking_uri=front.uri, name=name, version=version)
+    )
 
 
-def test_a_second_start_opens_no_connection(front: Front, mlflow_server: str, tmp_path: Path) -> None:
+def test_a_second_start_opens_no_connection(
+    front: Front, mlflow_server: str, tmp_path: Path
+) -> None:
     config = pinned(front, mlflow_server, tmp_path / "source")
     folder = fetch(config, tmp_path / "models")
     assert front.asked
@@ -63,16 +68,32 @@ print(fetch(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])))
 """
 
 
-def test_ten_processes_on_one_volume_download_once(front: Front, mlflow_server: str, tmp_path: Path) -> None:
+def test_ten_processes_on_one_volume_download_once(
+    front: Front, mlflow_server: str, tmp_path: Path
+) -> None:
     config = pinned(front, mlflow_server, tmp_path / "source")
-    command = [sys.executable, "-c", FETCH, config.model_dump_json(by_alias=True), str(tmp_path / "models")]
+    command = [
+        sys.executable,
+        "-c",
+        FETCH,
+        config.model_dump_json(by_alias=True),
+        str(tmp_path / "models"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])}
-    racers = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(10)]
+    racers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(10)
+    ]
     folders = {racer.communicate(timeout=120)[0].strip() for racer in racers}
     assert [racer.returncode for racer in racers] == [0] * 10
     assert len(folders) == 1
     assert is_whole(Path(folders.pop()))
-    assert front.downloads() == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert front.downloads() == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_a_server_that_dies_in_the_middle_of_a_file_and_comes_back(
@@ -83,7 +104,9 @@ def test_a_server_that_dies_in_the_middle_of_a_file_and_comes_back(
     config = pinned(front, mlflow_server, tmp_path / "source")
     folder = fetch(config, tmp_path / "models")
     assert is_whole(folder)
-    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "source/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        tmp_path / "source/model.safetensors"
+    ).read_bytes()
     assert front.downloads().count("model.safetensors") == 3
 
 
@@ -95,12 +118,19 @@ def test_a_server_that_stays_away_leaves_nothing_at_the_final_path_and_the_next_
     config = pinned(front, mlflow_server, tmp_path / "source")
     with pytest.raises(RegistryUnreachable, match=r"downloading model\.safetensors"):
         fetch(config, tmp_path / "models")
-    assert [path for path in (tmp_path / "models").iterdir() if not path.name.startswith((".partial-", ".lock-"))] == []
+    assert [
+        path
+        for path in (tmp_path / "models").iterdir()
+        if not path.name.startswith((".partial-", ".lock-"))
+    ] == []
     assert is_whole(fetch(config, tmp_path / "models"))
 
 
 def test_an_alias_whose_registry_is_away_serves_what_it_named_last(
-    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mlflow_server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from mlflow import MlflowClient
 
@@ -127,13 +157,18 @@ def test_what_a_run_logged_as_a_model_of_its_own(mlflow_server: str, tmp_path: P
     client.finalize_logged_model(logged.model_id, "READY")
     for end in ("mine", "mine/inside"):
         uri = f"runs:/{run.info.run_id}/{end}"
-        assert is_whole(fetch(ModelConfig(name="x", uri=uri, tracking_uri=mlflow_server), tmp_path / "models"))
+        assert is_whole(
+            fetch(ModelConfig(name="x", uri=uri, tracking_uri=mlflow_server), tmp_path / "models")
+        )
 
 
 @pytest.mark.parametrize(
     ("access", "authorization"),
     [
-        ({"username": "me", "password": PASSWORD}, f"Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}"),
+        (
+            {"username": "me", "password": PASSWORD},
+            f"Basic {base64.b64encode(f'me:{PASSWORD}'.encode()).decode()}",
+        ),
         ({"token": TOKEN}, f"Bearer {TOKEN}"),
     ],
     ids=["password", "token"],
@@ -150,7 +185,11 @@ def test_an_adapter_comes_with_its_servers_credentials(
     front.authorization = authorization
     with pytest.raises(RegistryDenied, match="check the credentials"):
         fetch_adapter(adapter, RegistryAccess(tracking_uri=front.uri), tmp_path / "models")
-    assert is_whole(fetch_adapter(adapter, RegistryAccess(tracking_uri=front.uri, **access), tmp_path / "models"))
+    assert is_whole(
+        fetch_adapter(
+            adapter, RegistryAccess(tracking_uri=front.uri, **access), tmp_path / "models"
+        )
+    )
 
 
 @pytest.fixture
@@ -167,9 +206,15 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("free_bytes", [0, 100 << 10, WEIGHTS_BYTES, WEIGHTS_BYTES + (8 << 10)])
 def test_a_disk_that_fills_up_in_any_phase_leaves_what_was_there(
-    front: Front, mlflow_server: str, tmp_path: Path, volume: Path, free_bytes: int, monkeypatch: pytest.MonkeyPatch
+    front: Front,
+    mlflow_server: str,
+    tmp_path: Path,
+    volume: Path,
+    free_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing free; then too little for the weights, for their last bytes, for what is noted beside them."""
+    """Nothing free; then too little for the weights,
+    for their last bytes, for what is noted beside them."""
     monkeypatch.setattr(module, "check_room", lambda *_: None)
     before = fetch(pinned(front, mlflow_server, tmp_path / "first"), volume)
     second = pinned(front, mlflow_server, tmp_path / "second")
@@ -182,7 +227,9 @@ def test_a_disk_that_fills_up_in_any_phase_leaves_what_was_there(
         fetch(second, volume)
     assert is_whole(before)
     assert (volume / "current").resolve() == before
-    assert [path.name for path in volume.glob("*") if path.is_dir() and path != before] == ["current"]
+    assert [path.name for path in volume.glob("*") if path.is_dir() and path != before] == [
+        "current"
+    ]
     (volume / "filler").unlink()
     assert is_whole(fetch(second, volume))
 

@@ -30,7 +30,9 @@ def write(folder: Path) -> Path:
     header = json.dumps(
         {"layer.weight": {"dtype": "F32", "shape": [2048, 2048], "data_offsets": [0, 4 * NUMBERS]}}
     ).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 * NUMBERS))
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + bytes(4 * NUMBERS)
+    )
     return folder
 
 
@@ -40,12 +42,16 @@ def test_a_registered_model_is_judged_without_its_weights(
     name = f"bot-{uuid.uuid4().hex[:8]}"
     source = write(tmp_path / "source")
     arguments = ["--name", name, "--alias", "champion"]
-    pushed = CliRunner().invoke(cli, ["push", str(source), *arguments, "--tracking-uri", mlflow_server])
+    pushed = CliRunner().invoke(
+        cli, ["push", str(source), *arguments, "--tracking-uri", mlflow_server]
+    )
     assert pushed.exit_code == 0, pushed.stderr
     taken: list[str] = []
     download = registry.MlflowRegistry.download
     monkeypatch.setattr(
-        registry.MlflowRegistry, "download", lambda *given: (taken.append(given[2]), download(*given))[1]
+        registry.MlflowRegistry,
+        "download",
+        lambda *given: (taken.append(given[2]), download(*given))[1],
     )
     monkeypatch.setattr(fetch, "fetch", lambda *_: pytest.fail("the model was fetched"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)

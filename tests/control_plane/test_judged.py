@@ -1,4 +1,5 @@
-"""The life of a roll-out as an API server tells it to watchers: at every word of ours, kstatus and Argo CD agree."""
+"""The life of a roll-out as an API server tells it to watchers:
+at every word of ours, kstatus and Argo CD agree."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def changes(objects: list[Json], verdicts: list[Verdict]) -> list[str]:
     return told
 
 
-def test_watchers_read_the_life_of_a_rollout_as_we_mean_it(place: Place, operator: Operator) -> None:
+def test_watchers_read_the_life_of_a_rollout_as_we_mean_it(
+    place: Place, operator: Operator
+) -> None:
     model = place.model(versions=3)
     with recorded(place.api, "LLMDeployment", place.name) as life:
         operator.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]  # Stopped: nobody looks for now.

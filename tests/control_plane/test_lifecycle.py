@@ -53,7 +53,9 @@ def test_nothing_is_written_when_nothing_changed(place: Place, operator: Operato
     eventually(quiet)
 
 
-def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(place: Place, cluster: Cluster) -> None:
+def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(
+    place: Place, cluster: Cluster
+) -> None:
     place.model()
     place.deploy()
     place.ready()
@@ -85,7 +87,17 @@ def test_kubectl_wait_and_get_read_well(place: Place, cluster: Cluster) -> None:
     place.deploy()
     cluster.kubectl("wait", "llmd/bot", "--for=condition=Ready", "--timeout=30s", "-n", place.name)
     header, row = cluster.kubectl("get", "llmds", "-n", place.name).splitlines()
-    assert header.split() == ["NAME", "READY", "AVAILABLE", "REASON", "VERSION", "TARGET", "PODS", "DESIRED", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "READY",
+        "AVAILABLE",
+        "REASON",
+        "VERSION",
+        "TARGET",
+        "PODS",
+        "DESIRED",
+        "AGE",
+    ]
     assert row.split()[1:4] == ["True", "True", "Serving"]
 
 
@@ -113,10 +125,21 @@ def _allow_lease(place: Place, name: str) -> None:
     user = {"kind": "ServiceAccount", "name": "llm-operator", "namespace": "llm-operator-system"}
     about = {"apiVersion": f"{rbac}/v1", "metadata": meta}
     role = {**about, "kind": "Role", "rules": [{**rule, "verbs": ["get", "patch"]}]}
-    binding = {**about, "kind": "RoleBinding", "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name}}
+    binding = {
+        **about,
+        "kind": "RoleBinding",
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+    }
     for kind, manifest in (("roles", role), ("rolebindings", {**binding, "subjects": [user]})):
         path = f"/apis/{rbac}/v1/namespaces/llm-operator-system/{kind}/{name}"
-        place.api.call("PATCH", path, manifest, "application/apply-patch+yaml", fieldManager="test", force="true")
+        place.api.call(
+            "PATCH",
+            path,
+            manifest,
+            "application/apply-patch+yaml",
+            fieldManager="test",
+            force="true",
+        )
 
 
 def test_another_installation_keeps_off_until_the_namespace_is_moved(
@@ -169,7 +192,9 @@ def test_a_stand_by_takes_over_when_the_leader_is_killed_and_no_pod_is_touched(
         assert other.stop() == 0
 
 
-def test_deletion_leaves_nothing_although_the_operator_is_down(place: Place, operator: Operator) -> None:
+def test_deletion_leaves_nothing_although_the_operator_is_down(
+    place: Place, operator: Operator
+) -> None:
     place.model()
     place.deploy()
     place.key(deployments=["bot"])
@@ -180,8 +205,20 @@ def test_deletion_leaves_nothing_although_the_operator_is_down(place: Place, ope
         place.api.delete("ApiKey", place.name, "team")
 
         def left() -> list[str]:
-            kinds = ("LLMDeployment", "ApiKey", "Deployment", "Service", "Secret", "PodDisruptionBudget", "Pod")
-            return [item["metadata"]["name"] for kind in kinds for item in place.api.list(kind, place.name)]
+            kinds = (
+                "LLMDeployment",
+                "ApiKey",
+                "Deployment",
+                "Service",
+                "Secret",
+                "PodDisruptionBudget",
+                "Pod",
+            )
+            return [
+                item["metadata"]["name"]
+                for kind in kinds
+                for item in place.api.list(kind, place.name)
+            ]
 
         eventually(lambda: not left())
     finally:
@@ -198,13 +235,18 @@ def test_foreground_deletion_ends_while_the_operator_runs(place: Place) -> None:
     assert place.api.list("Deployment", place.name) == []
 
 
-def test_a_misspelt_setting_ends_the_start_with_its_name(tmp_path: Path, models: Models, account: Path) -> None:
+def test_a_misspelt_setting_ends_the_start_with_its_name(
+    tmp_path: Path, models: Models, account: Path
+) -> None:
     wrong: Json = {**settings(models), "pollSecond": 1}
     misconfigured = Operator(tmp_path, account, wrong)
     command = ["python", "-m", "llm_operator", "--config", str(misconfigured.config)]
     from control_plane.operator_fixtures import ROOT
 
-    environment = {"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}", "PATH": str(ROOT / ".venv" / "bin")}
+    environment = {
+        "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}",
+        "PATH": str(ROOT / ".venv" / "bin"),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 2
     assert "pollSecond" in done.stderr

@@ -1,4 +1,5 @@
-"""Models that are in no registry, by real pods on the process node: a folder, a claim, a commit of the Hub."""
+"""Models that are in no registry, by real pods on the process node:
+a folder, a claim, a commit of the Hub."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def deploy(place: Place, name: str, **model: Any) -> None:
         "rollout": {"drainSeconds": 0},
     }
     meta = {"name": name, "namespace": place.name}
-    place.api.apply({"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": spec})
+    place.api.apply(
+        {"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": spec}
+    )
 
 
 def answers(place: Place, name: str) -> bool:
@@ -81,13 +84,23 @@ spec: {{{shared}, volumeName: {place.name}, resources: {{requests: {{storage: 1G
 """
 
 
-def test_a_commit_is_fetched_with_the_secret_s_environment_and_served_without(place: Place, model: Path) -> None:
+def test_a_commit_is_fetched_with_the_secret_s_environment_and_served_without(
+    place: Place, model: Path
+) -> None:
     with hub(model, bytes_per_second=1e6) as endpoint:
         variables = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}
-        data = {name: base64.b64encode(value.encode()).decode() for name, value in variables.items()}
+        data = {
+            name: base64.b64encode(value.encode()).decode() for name, value in variables.items()
+        }
         meta = {"name": "hub", "namespace": place.name}
-        deploy(place, "bot", uri=f"hf://{REPOSITORY}@{COMMIT}", credentialsSecretRef={"name": "hub"})
-        told = eventually(lambda: c if (c := place.condition("Ready"))["reason"] == "ContainerConfigError" else None)
+        deploy(
+            place, "bot", uri=f"hf://{REPOSITORY}@{COMMIT}", credentialsSecretRef={"name": "hub"}
+        )
+        told = eventually(
+            lambda: (
+                c if (c := place.condition("Ready"))["reason"] == "ContainerConfigError" else None
+            )
+        )
         assert "hub" in told["message"]
         place.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
         status = place.ready(seconds=LOAD_SECONDS)
@@ -103,7 +116,9 @@ def test_what_is_not_there_is_told_by_the_pod(place: Place, tmp_path: Path) -> N
 
 def test_how_far_a_download_is_moves_in_the_status(place: Place, tmp_path: Path) -> None:
     model = write_model(tmp_path / "bot")
-    (model / "model.safetensors").write_bytes(safetensors({"a": 40_000_000}))  # 40 MB in about 20 s.
+    (model / "model.safetensors").write_bytes(
+        safetensors({"a": 40_000_000})
+    )  # 40 MB in about 20 s.
     seen: list[str] = []
 
     def moved() -> bool:
@@ -114,10 +129,14 @@ def test_how_far_a_download_is_moves_in_the_status(place: Place, tmp_path: Path)
 
     with hub(model, bytes_per_second=2e6) as endpoint:
         variables = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}
-        data = {name: base64.b64encode(value.encode()).decode() for name, value in variables.items()}
+        data = {
+            name: base64.b64encode(value.encode()).decode() for name, value in variables.items()
+        }
         meta = {"name": "hub", "namespace": place.name}
         place.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": data})
-        deploy(place, "bot", uri=f"hf://{REPOSITORY}@{COMMIT}", credentialsSecretRef={"name": "hub"})
+        deploy(
+            place, "bot", uri=f"hf://{REPOSITORY}@{COMMIT}", credentialsSecretRef={"name": "hub"}
+        )
         eventually(moved)
     assert all(re.search(r"downloading \d+ %, \d[.\d]* MB/s", said) for said in seen), seen
     print(seen)

@@ -63,7 +63,12 @@ def script(name: str, code: str, **more: Any) -> Json:
 
 def pod(*containers: Json, name: str = "web", **spec: Any) -> Json:
     body = {"containers": list(containers), "terminationGracePeriodSeconds": 5, **spec}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": LABELS}, "spec": body}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": LABELS},
+        "spec": body,
+    }
 
 
 def service(**spec: Any) -> Json:
@@ -82,7 +87,9 @@ def get(cluster: Cluster, namespace: str, *what: str) -> Json:
 
 
 def wait_ready(cluster: Cluster, namespace: str, name: str = "web") -> None:
-    cluster.kubectl("wait", "-n", namespace, f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
+    cluster.kubectl(
+        "wait", "-n", namespace, f"pod/{name}", "--for=condition=Ready", "--timeout=60s"
+    )
 
 
 def fetch(cluster: Cluster, namespace: str, path: str = "/") -> str:
@@ -102,8 +109,14 @@ def container_status(cluster: Cluster, namespace: str, kind: str = "containerSta
     return found
 
 
-def test_pod_of_two_containers_becomes_ready_through_its_probe(cluster: Cluster, namespace: str) -> None:
-    apply(cluster, namespace, pod(server(), script("beside", "import time; print('hello'); time.sleep(600)")))
+def test_pod_of_two_containers_becomes_ready_through_its_probe(
+    cluster: Cluster, namespace: str
+) -> None:
+    apply(
+        cluster,
+        namespace,
+        pod(server(), script("beside", "import time; print('hello'); time.sleep(600)")),
+    )
     wait_ready(cluster, namespace)
     status = get(cluster, namespace, "pod", "web")["status"]
     assert status["phase"] == "Running"
@@ -113,11 +126,15 @@ def test_pod_of_two_containers_becomes_ready_through_its_probe(cluster: Cluster,
     assert {"PodScheduled", "Initialized", "ContainersReady", "Ready"} <= conditions.keys()
 
 
-def test_service_answers_on_its_cluster_address_and_follows_readiness(cluster: Cluster, namespace: str) -> None:
+def test_service_answers_on_its_cluster_address_and_follows_readiness(
+    cluster: Cluster, namespace: str
+) -> None:
     apply(cluster, namespace, service(), pod(server()))
     wait_ready(cluster, namespace)
     assert fetch(cluster, namespace) == "web"
-    cluster.kubectl("patch", "service", "web", "-n", namespace, "-p", '{"spec":{"selector":{"app":"nobody"}}}')
+    cluster.kubectl(
+        "patch", "service", "web", "-n", namespace, "-p", '{"spec":{"selector":{"app":"nobody"}}}'
+    )
     eventually(lambda: not answers(cluster, namespace))
 
 
@@ -130,22 +147,40 @@ socketserver.ThreadingTCPServer((os.environ["API_HOST"], 8000), Echo).serve_fore
 """
 
 
-def test_open_connection_outlives_a_switch_of_the_selector(cluster: Cluster, namespace: str) -> None:
-    echo = server(command=["python", "-c", ECHO], readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1})
+def test_open_connection_outlives_a_switch_of_the_selector(
+    cluster: Cluster, namespace: str
+) -> None:
+    echo = server(
+        command=["python", "-c", ECHO],
+        readinessProbe={"tcpSocket": {"port": 8000}, "periodSeconds": 1},
+    )
     apply(cluster, namespace, service(), pod(echo))
     wait_ready(cluster, namespace)
     address = get(cluster, namespace, "service", "web")["spec"]["clusterIP"]
     with socket.create_connection((address, 80), timeout=5) as line:
         line.sendall(b"one\n")
         assert line.recv(10) == b"one\n"
-        cluster.kubectl("patch", "service", "web", "-n", namespace, "-p", '{"spec":{"selector":{"app":"nobody"}}}')
+        cluster.kubectl(
+            "patch",
+            "service",
+            "web",
+            "-n",
+            namespace,
+            "-p",
+            '{"spec":{"selector":{"app":"nobody"}}}',
+        )
         eventually(lambda: not answers(cluster, namespace))
         line.sendall(b"two\n")
         assert line.recv(10) == b"two\n"
 
 
 def test_config_map_reaches_its_volume_on_a_nudge(cluster: Cluster, namespace: str) -> None:
-    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "words"}, "data": {"word": "one"}}
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "words"},
+        "data": {"word": "one"},
+    }
     mounted = server(volumeMounts=[{"name": "words", "mountPath": "/etc/words"}])
     mounted["env"] = [*mounted["env"], {"name": "CONFIG", "value": "/etc/words/word"}]
     volumes = [{"name": "words", "configMap": {"name": "words"}}]
@@ -154,7 +189,9 @@ def test_config_map_reaches_its_volume_on_a_nudge(cluster: Cluster, namespace: s
     assert fetch(cluster, namespace, "/config") == "one"
     apply(cluster, namespace, {**config, "data": {"word": "two"}})
     time.sleep(0.5)
-    assert fetch(cluster, namespace, "/config") == "one"  # like the kubelet, which reads it anew only now and then
+    assert (
+        fetch(cluster, namespace, "/config") == "one"
+    )  # like the kubelet, which reads it anew only now and then
     cluster.kubectl("annotate", "-n", namespace, "pod/web", "nudge=1")
     eventually(lambda: fetch(cluster, namespace, "/config") == "two")
 
@@ -164,7 +201,11 @@ def test_missing_secret_is_named_and_waited_for(cluster: Cluster, namespace: str
     apply(
         cluster,
         namespace,
-        pod(script("main", "import os, time; print(os.environ['WORD']); time.sleep(600)", env=[secret])),
+        pod(
+            script(
+                "main", "import os, time; print(os.environ['WORD']); time.sleep(600)", env=[secret]
+            )
+        ),
     )
 
     def waiting() -> Json:
@@ -172,30 +213,42 @@ def test_missing_secret_is_named_and_waited_for(cluster: Cluster, namespace: str
         return found if found["reason"] == "CreateContainerConfigError" else {}
 
     assert 'secret "late" not found' in eventually(waiting)["message"]
-    cluster.kubectl("create", "secret", "generic", "late", "-n", namespace, "--from-literal=word=here")
+    cluster.kubectl(
+        "create", "secret", "generic", "late", "-n", namespace, "--from-literal=word=here"
+    )
     wait_ready(cluster, namespace)
     assert "here" in eventually(lambda: cluster.kubectl("logs", "-n", namespace, "web"))
 
 
 def test_liveness_failure_restarts_the_container(cluster: Cluster, namespace: str) -> None:
-    alive = {"httpGet": {"port": "http", "path": "/healthz"}, "periodSeconds": 1, "failureThreshold": 1}
+    alive = {
+        "httpGet": {"port": "http", "path": "/healthz"},
+        "periodSeconds": 1,
+        "failureThreshold": 1,
+    }
     up = {"tcpSocket": {"port": "http"}, "periodSeconds": 1, "failureThreshold": 20}
     apply(cluster, namespace, service(), pod(server(livenessProbe=alive, startupProbe=up)))
     wait_ready(cluster, namespace)
     fetch(cluster, namespace, "/sicken")
-    status = eventually(lambda: (s := container_status(cluster, namespace))["restartCount"] == 1 and s)
+    status = eventually(
+        lambda: (s := container_status(cluster, namespace))["restartCount"] == 1 and s
+    )
     assert status["lastState"]["terminated"]["exitCode"] == 143
     assert "serving" in cluster.kubectl("logs", "-n", namespace, "web", "--previous")
     wait_ready(cluster, namespace)
 
 
 def test_crash_loop_backs_off_and_keeps_the_last_words(cluster: Cluster, namespace: str) -> None:
-    dying = script("main", "raise SystemExit('no weights')", terminationMessagePolicy="FallbackToLogsOnError")
+    dying = script(
+        "main", "raise SystemExit('no weights')", terminationMessagePolicy="FallbackToLogsOnError"
+    )
     apply(cluster, namespace, pod(dying))
 
     def looping() -> Json:
         status = container_status(cluster, namespace)
-        return status if status["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff" else {}
+        return (
+            status if status["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff" else {}
+        )
 
     status = eventually(looping)
     assert status["restartCount"] >= 1
@@ -204,18 +257,29 @@ def test_crash_loop_backs_off_and_keeps_the_last_words(cluster: Cluster, namespa
 
 
 def test_init_container_failure_shows_its_message(cluster: Cluster, namespace: str) -> None:
-    broken = script("fetch", "raise SystemExit('registry is down')", terminationMessagePolicy="FallbackToLogsOnError")
+    broken = script(
+        "fetch",
+        "raise SystemExit('registry is down')",
+        terminationMessagePolicy="FallbackToLogsOnError",
+    )
     apply(cluster, namespace, pod(server(), initContainers=[broken], restartPolicy="Never"))
     eventually(lambda: get(cluster, namespace, "pod", "web")["status"]["phase"] == "Failed")
     state = container_status(cluster, namespace, "initContainerStatuses")["state"]["terminated"]
-    assert (state["exitCode"], state["reason"], state["message"]) == (1, "Error", "registry is down")
+    assert (state["exitCode"], state["reason"], state["message"]) == (
+        1,
+        "Error",
+        "registry is down",
+    )
     assert container_status(cluster, namespace)["state"]["waiting"]["reason"] == "PodInitializing"
 
 
 def test_init_containers_share_an_empty_dir_with_the_rest(cluster: Cluster, namespace: str) -> None:
     mount = [{"name": "models", "mountPath": "/models"}]
     write = script(
-        "write", "import sys; open(sys.argv[1], 'w').write('weights')", args=["/models/x"], volumeMounts=mount
+        "write",
+        "import sys; open(sys.argv[1], 'w').write('weights')",
+        args=["/models/x"],
+        volumeMounts=mount,
     )
     read = script(
         "read",
@@ -223,7 +287,11 @@ def test_init_containers_share_an_empty_dir_with_the_rest(cluster: Cluster, name
         args=["--file=/models/x"],
         volumeMounts=mount,
     )
-    spec: Json = {"initContainers": [write], "volumes": [{"name": "models", "emptyDir": {}}], "restartPolicy": "Never"}
+    spec: Json = {
+        "initContainers": [write],
+        "volumes": [{"name": "models", "emptyDir": {}}],
+        "restartPolicy": "Never",
+    }
     apply(cluster, namespace, pod(read, **spec))
     eventually(lambda: get(cluster, namespace, "pod", "web")["status"]["phase"] == "Succeeded")
     assert cluster.kubectl("logs", "-n", namespace, "web") == "weights\n"
@@ -232,10 +300,12 @@ def test_init_containers_share_an_empty_dir_with_the_rest(cluster: Cluster, name
 def test_pre_stop_and_sigterm_fit_into_the_grace_period(cluster: Cluster, namespace: str) -> None:
     polite = script(
         "main",
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('drained', flush=True), time.sleep(1), sys.exit(0)))\n"
-        "print('up', flush=True)\nwhile True: time.sleep(0.1)",
-        lifecycle={"preStop": {"exec": {"command": ["python", "-c", "import time; time.sleep(1)"]}}},
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (print('drained',"
+        " flush=True), time.sleep(1), sys.exit(0)))\nprint('up', flush=True)\nwhile True:"
+        " time.sleep(0.1)",
+        lifecycle={
+            "preStop": {"exec": {"command": ["python", "-c", "import time; time.sleep(1)"]}}
+        },
     )
     apply(cluster, namespace, pod(polite, name="web"))
     wait_ready(cluster, namespace)
@@ -245,9 +315,12 @@ def test_pre_stop_and_sigterm_fit_into_the_grace_period(cluster: Cluster, namesp
     assert 2.0 < time.monotonic() - started < 20, "both, and not the whole grace period of 30 s"
 
 
-def test_deaf_process_is_killed_when_the_grace_period_ends(cluster: Cluster, namespace: str) -> None:
+def test_deaf_process_is_killed_when_the_grace_period_ends(
+    cluster: Cluster, namespace: str
+) -> None:
     deaf = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up',"
+        " flush=True); time.sleep(600)"
     )
     apply(cluster, namespace, pod(script("main", deaf), terminationGracePeriodSeconds=2))
     eventually(lambda: "up" in cluster.kubectl("logs", "-n", namespace, "web"))
@@ -260,34 +333,53 @@ def test_logs_can_be_followed_and_cut(cluster: Cluster, namespace: str) -> None:
     counting = "import time\nfor n in range(20): print(n, flush=True); time.sleep(0.05)"
     apply(cluster, namespace, pod(script("main", counting), restartPolicy="Never"))
     eventually(lambda: cluster.kubectl("logs", "-n", namespace, "web"))
-    assert cluster.kubectl("logs", "-f", "-n", namespace, "web").split() == [str(n) for n in range(20)]
+    assert cluster.kubectl("logs", "-f", "-n", namespace, "web").split() == [
+        str(n) for n in range(20)
+    ]
     assert cluster.kubectl("logs", "--tail=2", "-n", namespace, "web").split() == ["18", "19"]
 
 
 def test_service_account_token_works_through_kubeconfig(cluster: Cluster, namespace: str) -> None:
     asking = (
-        "import subprocess; print(subprocess.run(['kubectl', 'auth', 'whoami'], capture_output=True, text=True).stdout)"
+        "import subprocess; print(subprocess.run(['kubectl', 'auth', 'whoami'],"
+        " capture_output=True, text=True).stdout)"
     )
     apply(cluster, namespace, pod(script("main", asking), restartPolicy="Never"))
-    eventually(lambda: f"system:serviceaccount:{namespace}:default" in cluster.kubectl("logs", "-n", namespace, "web"))
+    eventually(
+        lambda: (
+            f"system:serviceaccount:{namespace}:default"
+            in cluster.kubectl("logs", "-n", namespace, "web")
+        )
+    )
 
 
 def test_what_cannot_run_here_is_refused_aloud(cluster: Cluster, namespace: str) -> None:
     apply(cluster, namespace, pod({"name": "main", "image": "nginx"}))
-    status = eventually(lambda: (s := get(cluster, namespace, "pod", "web")["status"])["phase"] == "Failed" and s)
+    status = eventually(
+        lambda: (s := get(cluster, namespace, "pod", "web")["status"])["phase"] == "Failed" and s
+    )
     assert status["reason"] == "ProcessNodeUnsupported"
     assert "'main' has no command" in status["message"]
-    events = get(cluster, namespace, "events", "--field-selector=reason=ProcessNodeUnsupported")["items"]
+    events = get(cluster, namespace, "events", "--field-selector=reason=ProcessNodeUnsupported")[
+        "items"
+    ]
     assert len(events) == 1
 
 
 def deployment(replicas: int) -> Json:
     template = {"metadata": {"labels": LABELS}, "spec": pod(server())["spec"]}
     spec = {"replicas": replicas, "selector": {"matchLabels": LABELS}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web"},
+        "spec": spec,
+    }
 
 
-def test_two_replicas_share_the_requests_and_scale_to_zero(cluster: Cluster, namespace: str) -> None:
+def test_two_replicas_share_the_requests_and_scale_to_zero(
+    cluster: Cluster, namespace: str
+) -> None:
     apply(cluster, namespace, service(), deployment(2))
     cluster.kubectl("rollout", "status", "-n", namespace, "deployment/web", "--timeout=30s")
     said = [fetch(cluster, namespace) for _ in range(10)]

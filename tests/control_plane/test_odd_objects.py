@@ -1,4 +1,5 @@
-"""One odd object harms no other, on a real API server: its admission, its limits, its garbage collector."""
+"""One odd object harms no other, on a real API server:
+its admission, its limits, its garbage collector."""
 
 from __future__ import annotations
 
@@ -19,13 +20,20 @@ WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfiguration
 
 
 @contextmanager
-def webhook_away(api: Api, place: Place, group: str, resource: str, *operations: str) -> Iterator[None]:
+def webhook_away(
+    api: Api, place: Place, group: str, resource: str, *operations: str
+) -> Iterator[None]:
     """An admission webhook that nobody answers, for one resource of the place."""
     hook = {
         "name": "away.example.com",
         "clientConfig": {"url": "https://127.0.0.1:1/"},
         "rules": [
-            {"apiGroups": [group], "apiVersions": ["*"], "operations": list(operations), "resources": [resource]}
+            {
+                "apiGroups": [group],
+                "apiVersions": ["*"],
+                "operations": list(operations),
+                "resources": [resource],
+            }
         ],
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": place.name}},
         "failurePolicy": "Fail",
@@ -33,7 +41,10 @@ def webhook_away(api: Api, place: Place, group: str, resource: str, *operations:
         "admissionReviewVersions": ["v1"],
     }
     meta = {"name": f"away-{place.name}"}
-    version = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+    version = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+    }
     api.call("POST", WEBHOOKS, {**version, "metadata": meta, "webhooks": [hook]})
     try:
         yield
@@ -43,10 +54,16 @@ def webhook_away(api: Api, place: Place, group: str, resource: str, *operations:
 
 def refused(place: Place) -> dict[str, Any] | None:
     applied = place.condition("Applied")
-    return applied if applied.get("status") == "False" and "failed calling webhook" in applied["message"] else None
+    return (
+        applied
+        if applied.get("status") == "False" and "failed calling webhook" in applied["message"]
+        else None
+    )
 
 
-def test_a_webhook_that_is_away_is_told_and_the_deployment_goes_on_when_it_is_back(api: Api, place: Place) -> None:
+def test_a_webhook_that_is_away_is_told_and_the_deployment_goes_on_when_it_is_back(
+    api: Api, place: Place
+) -> None:
     place.model()
     with webhook_away(api, place, "", "services", "CREATE"):
         place.deploy()
@@ -67,7 +84,9 @@ def test_a_budget_that_is_refused_holds_up_no_promotion(api: Api, place: Place) 
     place.ready(version="2", seconds=60)
 
 
-def test_a_suspension_that_cannot_be_written_is_told_and_written_as_soon_as_it_can(api: Api, place: Place) -> None:
+def test_a_suspension_that_cannot_be_written_is_told_and_written_as_soon_as_it_can(
+    api: Api, place: Place
+) -> None:
     place.model()
     place.deploy()
     place.ready()
@@ -92,7 +111,9 @@ def test_more_keys_than_a_secret_holds_stop_no_revocation(place: Place) -> None:
     many = [f"{number:03}" + "a" * 60 for number in range(256)]
     for number in range(72):
         place.key(f"k{number:02}", deployments=["bot"], adapters=many, owner="o" * 256)
-    full = eventually(lambda: [n for n in range(72) if ready(place, f"k{n:02}").get("reason") == "KeyFileFull"])
+    full = eventually(
+        lambda: [n for n in range(72) if ready(place, f"k{n:02}").get("reason") == "KeyFileFull"]
+    )
     assert len(full) < 20
     assert place.events("KeyFileFull")
     place.key("leaked", deployments=["bot"], suspended=True)
@@ -108,8 +129,8 @@ def test_orphans_are_adopted_and_no_pod_or_key_changes(place: Place) -> None:
     key = eventually(lambda: place.get("Secret", "team-llm-key"))["data"]
     running = sorted(pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name))
     for round_ in ("first", "second", "third"):
-        # The operator looks just now. A write of its on its way must not give an orphan its owner back: the garbage
-        # collector would delete it.
+        # The operator looks just now. A write of its on its way must not give an orphan its owner
+        # back: the garbage collector would delete it.
         place.deploy(labels={"round": round_})
         for kind, name in (("LLMDeployment", "bot"), ("ApiKey", "team")):
             place.api.delete(kind, place.name, name, propagationPolicy="Orphan")
@@ -120,7 +141,11 @@ def test_orphans_are_adopted_and_no_pod_or_key_changes(place: Place) -> None:
         eventually(lambda: ready(place)["status"] == "True")
         assert (place.get("Secret", "team-llm-key") or {})["data"] == key
         owner = (place.get("LLMDeployment", "bot") or {})["metadata"]["uid"]
-        for kind, name in (("Service", "bot"), ("Secret", "bot-keys"), ("Deployment", f"bot-{before}")):
+        for kind, name in (
+            ("Service", "bot"),
+            ("Secret", "bot-keys"),
+            ("Deployment", f"bot-{before}"),
+        ):
             assert (place.get(kind, name) or {})["metadata"]["ownerReferences"][0]["uid"] == owner
     assert sorted(pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name)) == running
 

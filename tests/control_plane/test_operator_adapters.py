@@ -1,4 +1,5 @@
-"""Adapters on a real API server and a real MLflow, with the chart's rights: what reaches running pods, what is told."""
+"""Adapters on a real API server and a real MLflow,
+with the chart's rights: what reaches running pods, what is told."""
 
 from __future__ import annotations
 
@@ -18,14 +19,18 @@ pytest_plugins = ["control_plane.operator_fixtures"]
 
 def versions(place: Place) -> dict[str, str]:
     data = (place.get("Secret", "bot-adapters") or {}).get("data", {})
-    listed: list[dict[str, Any]] = json.loads(base64.b64decode(data.get("adapters.json", "e30="))).get("adapters", [])
+    listed: list[dict[str, Any]] = json.loads(
+        base64.b64decode(data.get("adapters.json", "e30="))
+    ).get("adapters", [])
     return {adapter["name"]: adapter["version"] for adapter in listed}
 
 
 def pods(place: Place) -> dict[str, str]:
     """The annotation that tells the kubelet to look again, by pod."""
     return {
-        pod["metadata"]["uid"]: (pod["metadata"].get("annotations") or {}).get("llm-operator.dev/keys", "")
+        pod["metadata"]["uid"]: (
+            (pod["metadata"].get("annotations") or {}).get("llm-operator.dev/keys", "")
+        )
         for pod in place.api.list("Pod", place.name)
     }
 
@@ -45,9 +50,15 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
         place.deploy(replicas=2, adapters=[])
         revision = place.ready()["stable"]["revision"]
         before = pods(place)
-        place.deploy(replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
+        place.deploy(
+            replicas=2, adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}]
+        )
         eventually(lambda: versions(place) == {"legal": "1"})
-        late = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)
+        late = eventually(
+            lambda: (
+                c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None
+            )
+        )
         assert "version 1 answers in 0 of 2 ready pods" in late["message"]
         pod.loaded(legal="1")
         eventually(lambda: answering(place, 2, "1"))
@@ -73,12 +84,16 @@ def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: 
     place.deploy(adapters=[{"name": "legal", "mlflow": {"name": name, "alias": "champion"}}])
     eventually(lambda: versions(place) == {"legal": "1"})
     place.models.remove_alias(name)
-    told = eventually(lambda: c if (c := place.condition("AdaptersReady"))["status"] == "False" else None)
+    told = eventually(
+        lambda: c if (c := place.condition("AdaptersReady"))["status"] == "False" else None
+    )
     assert told["reason"] == "AliasNotFound"
     assert "its version 1 stays in the pods" in told["message"]
     assert versions(place) == {"legal": "1"}
     assert place.ready()
     place.models.promote(name, 2)
     eventually(lambda: versions(place) == {"legal": "2"})
-    silent = eventually(lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None)
+    silent = eventually(
+        lambda: c if (c := place.condition("AdaptersReady"))["reason"] == "AdapterLoading" else None
+    )
     assert "the operator can't read the metrics of bot-" in silent["message"]

@@ -49,21 +49,30 @@ def ready_pods(place: Place) -> list[Json]:
     return [
         pod
         for pod in place.api.list("Pod", place.name)
-        if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+        if any(
+            c["type"] == "Ready" and c["status"] == "True"
+            for c in pod["status"].get("conditions", [])
+        )
     ]
 
 
 @pytest.mark.usefixtures("one_gpu")
-def test_deadlock_without_a_free_gpu_is_told_and_ends_with_the_old_version_serving(place: Place) -> None:
+def test_deadlock_without_a_free_gpu_is_told_and_ends_with_the_old_version_serving(
+    place: Place,
+) -> None:
     model = place.model()
     gpu = {"limits": {GPU: 1}}
     place.deploy(resources=gpu, rollout={"progressDeadlineSeconds": 10})
     old = place.ready()["stable"]["revision"]
     place.models.promote(model, 2)
-    told = eventually(lambda: c if (c := place.condition("Progressing"))["reason"] == "PodUnschedulable" else None)
+    told = eventually(
+        lambda: c if (c := place.condition("Progressing"))["reason"] == "PodUnschedulable" else None
+    )
     assert f"not enough {GPU}" in told["message"]
     assert "rollout.strategy: Recreate" in told["message"]
-    failed = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
+    failed = eventually(
+        lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None
+    )
     assert failed["reason"] == "ProgressDeadlineExceeded"
     assert GPU in failed["message"]
     assert place.selected() == old
@@ -74,7 +83,9 @@ def test_deadlock_without_a_free_gpu_is_told_and_ends_with_the_old_version_servi
     place.ready(version="2")
 
 
-def test_an_autoscaler_that_scales_during_a_rollout_is_not_fought(place: Place, cluster: Cluster) -> None:
+def test_an_autoscaler_that_scales_during_a_rollout_is_not_fought(
+    place: Place, cluster: Cluster
+) -> None:
     model = place.model()
     place.deploy(replicas=2)
     old = place.ready()["stable"]["revision"]
@@ -82,7 +93,9 @@ def test_an_autoscaler_that_scales_during_a_rollout_is_not_fought(place: Place, 
     with recorded(place.api, "LLMDeployment", place.name) as states:
         place.models.promote(model, 2)
         candidate = eventually(lambda: place.status()["candidate"]["revision"])
-        cluster.kubectl("scale", "llmd", "bot", "--replicas=4", "-n", place.name)  # As an autoscaler does it.
+        cluster.kubectl(
+            "scale", "llmd", "bot", "--replicas=4", "-n", place.name
+        )  # As an autoscaler does it.
         for revision in (old, candidate):
             size = eventually(lambda revision=revision: _wanted(place, revision) == 4)
             assert size
@@ -121,7 +134,9 @@ def test_pods_of_a_silent_node_are_not_ready_and_the_node_is_named(place: Place)
     place.kubelet.fate[place.name, "1"] = {"phase": "Running", "conditions": [
         {"type": "PodScheduled", "status": "True", **moment}, {"type": "ContainersReady", "status": "True", **moment},
         {"type": "Ready", "status": "False", **moment}]}  # fmt: skip
-    told = eventually(lambda: c if (c := place.condition("Available"))["reason"] == "NodeLost" else None)
+    told = eventually(
+        lambda: c if (c := place.condition("Available"))["reason"] == "NodeLost" else None
+    )
     assert f"kubectl describe node {NODE}" in told["message"]
     del place.kubelet.fate[place.name, "1"]
 
@@ -146,7 +161,9 @@ def test_a_namespace_can_be_deleted_with_everything_in_it(doomed: Place) -> None
     eventually(lambda: doomed.name not in _namespaces(doomed))
 
 
-def test_a_namespace_can_be_deleted_while_the_operator_is_down(doomed: Place, operator: Operator) -> None:
+def test_a_namespace_can_be_deleted_while_the_operator_is_down(
+    doomed: Place, operator: Operator
+) -> None:
     doomed.model()
     doomed.deploy()
     doomed.key(deployments=["bot"])
@@ -160,26 +177,48 @@ def test_a_namespace_can_be_deleted_while_the_operator_is_down(doomed: Place, op
 
 
 def _namespaces(place: Place) -> set[str]:
-    return {each["metadata"]["name"] for each in place.api.call("GET", "/api/v1/namespaces")["items"]}
+    return {
+        each["metadata"]["name"] for each in place.api.call("GET", "/api/v1/namespaces")["items"]
+    }
 
 
-def test_a_rename_leaves_nothing_of_the_old_name_and_touches_nothing_of_the_new(place: Place) -> None:
+def test_a_rename_leaves_nothing_of_the_old_name_and_touches_nothing_of_the_new(
+    place: Place,
+) -> None:
     place.model()
     place.deploy("before")
     place.deploy("after")
     place.ready("before")
     kept = place.ready("after")["stable"]
-    pods = {pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name, "llm-operator.dev/deployment=after")}
+    pods = {
+        pod["metadata"]["uid"]
+        for pod in place.api.list("Pod", place.name, "llm-operator.dev/deployment=after")
+    }
     place.api.delete("LLMDeployment", place.name, "before")
-    kinds = ("Deployment", "ConfigMap", "Service", "Secret", "ServiceAccount", "PodDisruptionBudget", "Pod")
+    kinds = (
+        "Deployment",
+        "ConfigMap",
+        "Service",
+        "Secret",
+        "ServiceAccount",
+        "PodDisruptionBudget",
+        "Pod",
+    )
 
     def names() -> list[str]:
-        found = [child["metadata"]["name"] for kind in kinds for child in place.api.list(kind, place.name)]
+        found = [
+            child["metadata"]["name"]
+            for kind in kinds
+            for child in place.api.list(kind, place.name)
+        ]
         return [name for name in found if name.startswith("before")]
 
     eventually(lambda: not names())
     assert place.ready("after")["stable"] == kept
-    left = {pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name, "llm-operator.dev/deployment=after")}
+    left = {
+        pod["metadata"]["uid"]
+        for pod in place.api.list("Pod", place.name, "llm-operator.dev/deployment=after")
+    }
     assert left == pods
 
 
@@ -194,10 +233,14 @@ def test_a_name_used_again_gets_nothing_of_its_predecessor(place: Place) -> None
     place.deploy()
     status = place.ready(version="2")
     assert not status["history"]
-    eventually(lambda: not before & {pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name)})
+    eventually(
+        lambda: not before & {pod["metadata"]["uid"] for pod in place.api.list("Pod", place.name)}
+    )
 
 
-async def test_the_status_of_a_deleted_resource_never_reaches_its_successor(place: Place, account: Path) -> None:
+async def test_the_status_of_a_deleted_resource_never_reaches_its_successor(
+    place: Place, account: Path
+) -> None:
     """A reconcile that began before the deletion ends after it."""
     place.model()
     place.deploy()

@@ -1,4 +1,5 @@
-"""Every right of the chart's role is needed: each verb is used, and without a rule something is forbidden and told."""
+"""Every right of the chart's role is needed: each verb is used,
+and without a rule something is forbidden and told."""
 
 from __future__ import annotations
 
@@ -40,13 +41,16 @@ SERVER_SIDE = "application/apply-patch+yaml"
 GRANTED: list[Json] = next(
     manifest["rules"]
     for manifest in yaml.safe_load_all((ROOT / "manifests" / "install.yaml").read_text())
-    if manifest and manifest["kind"] == "ClusterRole" and manifest["metadata"]["name"] == "llm-operator"
+    if manifest
+    and manifest["kind"] == "ClusterRole"
+    and manifest["metadata"]["name"] == "llm-operator"
 )
 ONLY_WITH_AN_ADMISSION_PLUGIN = frozenset({"llmdeployments/finalizers"})
-"""OwnerReferencesPermissionEnforcement asks for these; it is off unless a cluster's owner turns it on."""
+"""OwnerReferencesPermissionEnforcement asks for these;
+it is off unless a cluster's owner turns it on."""
 UNTOLD = ONLY_WITH_AN_ADMISSION_PLUGIN | {"nodes", "replicasets"}
-"""Nodes are asked for a hint, and not at all by an operator of some namespaces; ReplicaSets only before smoke prompts,
-whose gate says what can't be read."""
+"""Nodes are asked for a hint, and not at all by an operator of some namespaces; ReplicaSets only
+before smoke prompts, whose gate says what can't be read."""
 CASES = [rule for rule in GRANTED if not UNTOLD & set(rule["resources"])]
 
 
@@ -70,7 +74,8 @@ def service_monitor_crd() -> Json:
 
 @pytest.fixture(scope="module", autouse=True)
 def foreign_kinds(api: Api, quiet: None) -> Iterator[None]:
-    """The kinds that the operator uses where they are installed; its Role in each test covers them like the rest."""
+    """The kinds that the operator uses where they are installed;
+    its Role in each test covers them like the rest."""
     for crd in (service_monitor_crd(), http_route_crd()):
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
         api.call("PATCH", path, crd, SERVER_SIDE, fieldManager="test", force="true")
@@ -81,7 +86,9 @@ def foreign_kinds(api: Api, quiet: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def empty(api: Api, kubelet: PlayedKubelet, models: Models, request: pytest.FixtureRequest) -> Iterator[Place]:
+def empty(
+    api: Api, kubelet: PlayedKubelet, models: Models, request: pytest.FixtureRequest
+) -> Iterator[Place]:
     """A namespace that no operator looks at yet."""
     name = f"may-{abs(hash(request.node.name)) % 10**9}"
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
@@ -92,8 +99,17 @@ def empty(api: Api, kubelet: PlayedKubelet, models: Models, request: pytest.Fixt
 def operator_with(rules: list[Json], place: Place, models: Models, folder: Path) -> Operator:
     """An operator for this namespace alone, under a Role with these rules and one for its Lease."""
     meta = {"name": "trial", "namespace": place.name}
-    leases = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "patch"]}
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta, "rules": [*rules, leases]}
+    leases = {
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "verbs": ["get", "create", "patch"],
+    }
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": meta,
+        "rules": [*rules, leases],
+    }
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "RoleBinding",
@@ -117,11 +133,18 @@ def everything(place: Place) -> None:
     """A deployment and a key with every kind of child; the model has three versions."""
     place.model(versions=3)
     place.deploy(
-        autoscaling={"minReplicas": 2, "maxReplicas": 3, "metrics": [{"type": "CPU", "target": 80}]},
+        autoscaling={
+            "minReplicas": 2,
+            "maxReplicas": 3,
+            "metrics": [{"type": "CPU", "target": 80}],
+        },
         resources={"requests": {"cpu": "100m"}},
         rollout={
             "strategy": "Canary",
-            "canary": {"steps": [{"weight": 50, "holdSeconds": 1}], "httpRoute": {"parentRefs": [{"name": "public"}]}},
+            "canary": {
+                "steps": [{"weight": 50, "holdSeconds": 1}],
+                "httpRoute": {"parentRefs": [{"name": "public"}]},
+            },
         },
     )
     place.key(owner="team@example.com", deployments=["bot"])
@@ -130,7 +153,11 @@ def everything(place: Place) -> None:
 def forbidden(operator: Operator, resources: set[str]) -> bool:
     """Whether the log tells of a request on one of these that was not allowed."""
     said = [line for line in operator.log.read_text().splitlines() if "forbidden" in line]
-    return any(f'resource \\"{name}' in line or f'resource "{name}' in line for line in said for name in resources)
+    return any(
+        f'resource \\"{name}' in line or f'resource "{name}' in line
+        for line in said
+        for name in resources
+    )
 
 
 def test_with_all_rules_nothing_is_forbidden(empty: Place, models: Models, tmp_path: Path) -> None:
@@ -150,7 +177,8 @@ def test_with_all_rules_nothing_is_forbidden(empty: Place, models: Models, tmp_p
 def test_every_verb_is_used(
     empty: Place, account: Path, models: Models, kubelet: PlayedKubelet, tmp_path: Path
 ) -> None:
-    """A life in which everything happens that the operator has rights for, with all of its requests recorded."""
+    """A life in which everything happens that the operator has rights for,
+    with all of its requests recorded."""
     model = f"{empty.name}-model"
     used = set[tuple[str, str]]()
     chosen = settings(models, watchNamespaces=[empty.name], fetchResources=None)
@@ -162,8 +190,11 @@ def test_every_verb_is_used(
             empty.ready()
             eventually(lambda: empty.get("Secret", "team-llm-key"))
             empty.key(owner="team@example.com", deployments=["bot"], secretName="moved")
-            eventually(lambda: empty.get("Secret", "moved") and not empty.get("Secret", "team-llm-key"))
-            # Its node is doubted at once, as it has not been ready for long, and only Events say why it waits.
+            eventually(
+                lambda: empty.get("Secret", "moved") and not empty.get("Secret", "team-llm-key")
+            )
+            # Its node is doubted at once, as it has not been ready for long,
+            # and only Events say why it waits.
             since = {"status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
             waits = {"type": "PodScheduled", "status": "True"}
             kubelet.fate[empty.name, "2"] = {"conditions": [waits, {"type": "Ready", **since}]}
@@ -174,11 +205,18 @@ def test_every_verb_is_used(
             for version in (1, 2):  # The same is told twice; the old revision's objects go.
                 empty.models.promote(model, version)
                 empty.ready(version=str(version))
-            empty.deploy(rollout={"revisionHistoryLimit": 1}, monitoring={"serviceMonitor": {"enabled": "Disabled"}})
+            empty.deploy(
+                rollout={"revisionHistoryLimit": 1},
+                monitoring={"serviceMonitor": {"enabled": "Disabled"}},
+            )
             empty.models.promote(model, 3)
             empty.ready(version="3")
             # Whose a pod is, is asked before it gets the operator's key and a prompt.
-            smoke = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "smoke", "namespace": empty.name}}
+            smoke = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "smoke", "namespace": empty.name},
+            }
             empty.api.apply({**smoke, "data": {"hello": "prompt: Hi\n"}})
             empty.deploy(rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]})
             empty.models.promote(model, 1)
@@ -195,12 +233,18 @@ def test_every_verb_is_used(
 def granted() -> set[tuple[str, str]]:
     """Resources and verbs, but for what only an admission plugin asks for."""
     rules = [rule for rule in GRANTED if not ONLY_WITH_AN_ADMISSION_PLUGIN & set(rule["resources"])]
-    return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+    return {
+        (resource, verb)
+        for rule in rules
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 @contextmanager
 def recording(api: Api, account: Path, folder: Path, used: set[tuple[str, str]]) -> Iterator[Path]:
-    """A kubeconfig that leads to the API server through a proxy that notes each right that is made use of."""
+    """A kubeconfig that leads to the API server through a proxy that notes each right that is made
+    use of."""
     target = urlsplit(api.server)
     context = ssl.create_default_context(cadata=api.ca)
 
@@ -208,7 +252,11 @@ def recording(api: Api, account: Path, folder: Path, used: set[tuple[str, str]])
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             connection = HTTPSConnection(str(target.hostname), target.port, context=context)
-            plain = {name: value for name, value in self.headers.items() if name.lower() != "accept-encoding"}
+            plain = {
+                name: value
+                for name, value in self.headers.items()
+                if name.lower() != "accept-encoding"
+            }
             connection.request(self.command, self.path, body, plain)
             answer = connection.getresponse()
             if answer.status != HTTPStatus.FORBIDDEN:
@@ -260,6 +308,8 @@ def test_without_a_rule_something_is_forbidden_and_told(
     operator.start()
     try:
         everything(empty)
-        eventually(lambda: forbidden(operator, {name.partition("/")[0] for name in rule["resources"]}))
+        eventually(
+            lambda: forbidden(operator, {name.partition("/")[0] for name in rule["resources"]})
+        )
     finally:
         operator.stop()

@@ -1,4 +1,5 @@
-"""Promotions on a real API server and a real MLflow: noticed by webhook and by poll, approved, told to the registry."""
+"""Promotions on a real API server and a real MLflow:
+noticed by webhook and by poll, approved, told to the registry."""
 
 from __future__ import annotations
 
@@ -58,16 +59,29 @@ def start(
 def subscribe(models: Models, port: int) -> str:
     """What docs/promotion.md says; returns the webhook's id."""
     url = f"http://127.0.0.1:{port}/webhooks/mlflow/default"
-    events = [{"entity": e.partition(".")[0].upper(), "action": e.partition(".")[2].upper()} for e in EVENTS]
-    body = {"name": "llm-operator", "url": url, "events": events, "secret": SECRET, "status": "ACTIVE"}
-    answer = httpx.post(f"{models.uri}/api/2.0/mlflow/webhooks", json=body, timeout=20, trust_env=False)
+    events = [
+        {"entity": e.partition(".")[0].upper(), "action": e.partition(".")[2].upper()}
+        for e in EVENTS
+    ]
+    body = {
+        "name": "llm-operator",
+        "url": url,
+        "events": events,
+        "secret": SECRET,
+        "status": "ACTIVE",
+    }
+    answer = httpx.post(
+        f"{models.uri}/api/2.0/mlflow/webhooks", json=body, timeout=20, trust_env=False
+    )
     assert answer.status_code == 200, answer.text
     time.sleep(1.2)  # The server keeps its list of webhooks for so long (MLFLOW_WEBHOOK_CACHE_TTL).
     return str(answer.json()["webhook"]["webhook_id"])
 
 
 def unsubscribe(models: Models, webhook: str) -> None:
-    httpx.delete(f"{models.uri}/api/2.0/mlflow/webhooks/{webhook}", timeout=20, trust_env=False).raise_for_status()
+    httpx.delete(
+        f"{models.uri}/api/2.0/mlflow/webhooks/{webhook}", timeout=20, trust_env=False
+    ).raise_for_status()
 
 
 def until_candidate(place: Place, model: str, version: int) -> float:
@@ -76,7 +90,9 @@ def until_candidate(place: Place, model: str, version: int) -> float:
     def versions() -> set[str]:
         maps = place.api.list("ConfigMap", place.name, "llm-operator.dev/deployment=bot")
         made = {d["metadata"]["name"] for d in place.api.list("Deployment", place.name)}
-        configs = [json.loads(m["data"]["config.json"]) for m in maps if m["metadata"]["name"] in made]
+        configs = [
+            json.loads(m["data"]["config.json"]) for m in maps if m["metadata"]["name"] in made
+        ]
         return {config["model"]["mlflow"]["version"] for config in configs}
 
     started = time.monotonic()
@@ -103,12 +119,16 @@ def post(operator: Operator, secret: str = SECRET, connection: str = "default") 
 def handled(operator: Operator, status: int) -> int:
     """Deliveries that an operator answered with this status."""
     line = f'llm_operator_webhooks_total{{connection="default",status="{status}"}} '
-    found = [row for row in (operator.answers("/metrics") or "").splitlines() if row.startswith(line)]
+    found = [
+        row for row in (operator.answers("/metrics") or "").splitlines() if row.startswith(line)
+    ]
     return int(float(found[0].split()[-1])) if found else 0
 
 
 def tags(place: Place, model: str, version: int) -> dict[str, str]:
-    found = place.models.call(f"model-versions/get?name={model}&version={version}", "GET")["model_version"]
+    found = place.models.call(f"model-versions/get?name={model}&version={version}", "GET")[
+        "model_version"
+    ]
     return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
 
 
@@ -131,14 +151,20 @@ def test_a_webhook_of_mlflow_starts_the_rollout_long_before_the_next_poll(
             place.ready(version=str(version))
     finally:
         unsubscribe(place.models, webhook)
-    print("alias moved → candidate, by webhook:", ", ".join(f"{seconds:.2f} s" for seconds in taken))
+    print(
+        "alias moved → candidate, by webhook:", ", ".join(f"{seconds:.2f} s" for seconds in taken)
+    )
     assert handled(operator, 202) >= 4
 
 
-async def test_mlflow_sends_again_what_a_stand_by_could_not_hand_on(models: Models, tmp_path: Path) -> None:
+async def test_mlflow_sends_again_what_a_stand_by_could_not_hand_on(
+    models: Models, tmp_path: Path
+) -> None:
     (tmp_path / "webhookSecret").write_text(SECRET)
     known = FixedConnections()
-    known.known["default"] = ConnectionSettings(tracking_uri=models.uri, credentials_folder=tmp_path)
+    known.known["default"] = ConnectionSettings(
+        tracking_uri=models.uri, credentials_folder=tmp_path
+    )
     attempts: list[float] = []
     woken: list[str | None] = []
 
@@ -170,10 +196,15 @@ def test_without_a_webhook_the_poll_starts_it(start: Callable[..., Operator], pl
     for version in range(2, 5):
         taken.append(until_candidate(place, model, version))
         place.ready(version=str(version))
-    print(f"alias moved → candidate, poll of {POLL_SECONDS} s:", ", ".join(f"{seconds:.2f} s" for seconds in taken))
+    print(
+        f"alias moved → candidate, poll of {POLL_SECONDS} s:",
+        ", ".join(f"{seconds:.2f} s" for seconds in taken),
+    )
 
 
-def test_strangers_and_replays_are_refused_and_wake_nobody(start: Callable[..., Operator], place: Place) -> None:
+def test_strangers_and_replays_are_refused_and_wake_nobody(
+    start: Callable[..., Operator], place: Place
+) -> None:
     operator = start(pollSeconds=600)
     eventually(lambda: post(operator) == 202)
     assert post(operator, secret="guessed") == 401
@@ -186,10 +217,16 @@ def test_verdicts_are_tags_in_mlflow(start: Callable[..., Operator], place: Plac
     model = place.model(versions=3)
     place.deploy()
     former = f"llm-operator.{place.name}.bot.verdict"  # As an earlier release told it.
-    place.models.call("model-versions/set-tag", name=model, version="2", key=former, value="Promoted")
+    place.models.call(
+        "model-versions/set-tag", name=model, version="2", key=former, value="Promoted"
+    )
     revision = place.ready(version="1")["stable"]["revision"]
     eventually(lambda: verdict(place, model, 1).startswith(f"Promoted (revision {revision}, "))
-    ended = {"exitCode": 1, "reason": "Error", "message": '{"reason": "ModelCorrupt", "message": "12 bytes short"}\n'}
+    ended = {
+        "exitCode": 1,
+        "reason": "Error",
+        "message": '{"reason": "ModelCorrupt", "message": "12 bytes short"}\n',
+    }
     place.kubelet.fate[place.name, "2"] = {
         "initContainerStatuses": [
             {
@@ -214,7 +251,11 @@ def test_verdicts_are_tags_in_mlflow(start: Callable[..., Operator], place: Plac
     eventually(lambda: verdict(place, model, 3).startswith("Promoted"))
     note = {"metadata": {"annotations": {"llm-operator.dev/rollback-to": revision}}}
     place.api.patch("LLMDeployment", place.name, "bot", note)
-    eventually(lambda: verdict(place, model, 3).startswith(f"RolledBack: by revision {revision}, as the annotation"))
+    eventually(
+        lambda: verdict(place, model, 3).startswith(
+            f"RolledBack: by revision {revision}, as the annotation"
+        )
+    )
     assert " | Promoted (" in verdict(place, model, 3)
     assert place.status()["history"][0]["outcome"] == "RolledBack"
     place.api.delete("LLMDeployment", place.name, "bot")
@@ -227,7 +268,9 @@ def test_manual_waits_for_the_annotation(start: Callable[..., Operator], place: 
     place.deploy(mlflow={"name": model, "alias": "champion", "updatePolicy": "Manual"})
     place.ready(version="1")
     place.models.promote(model, 2)
-    told = eventually(lambda: c if (c := place.condition("UpdateAvailable"))["status"] == "True" else None)
+    told = eventually(
+        lambda: c if (c := place.condition("UpdateAvailable"))["status"] == "True" else None
+    )
     assert place.status()["model"]["available"]["version"] == "2"
     assert place.ready(version="1")
     assert place.events("UpdateAvailable")

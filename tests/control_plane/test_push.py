@@ -32,7 +32,9 @@ def name() -> str:
 
 
 def push(uri: str, folder: Path, name: str, *more: str) -> Result:
-    return CliRunner().invoke(cli, ["push", str(folder), "--name", name, "--tracking-uri", uri, *more])
+    return CliRunner().invoke(
+        cli, ["push", str(folder), "--name", name, "--tracking-uri", uri, *more]
+    )
 
 
 def client(uri: str) -> Any:
@@ -42,7 +44,9 @@ def client(uri: str) -> Any:
 
 
 def versions(uri: str, name: str) -> list[str]:
-    return sorted(version.version for version in client(uri).search_model_versions(f"name = '{name}'"))
+    return sorted(
+        version.version for version in client(uri).search_model_versions(f"name = '{name}'")
+    )
 
 
 def write_adapter(folder: Path, **config: Any) -> Path:
@@ -56,17 +60,36 @@ def write_adapter(folder: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_what_was_pushed_is_fetched_byte_for_byte(mlflow_server: str, tmp_path: Path, name: str, sharded: bool) -> None:
+def test_what_was_pushed_is_fetched_byte_for_byte(
+    mlflow_server: str, tmp_path: Path, name: str, sharded: bool
+) -> None:
     source = write_model(tmp_path / "source", sharded=sharded)
-    pushed = push(mlflow_server, source, name, "--alias", "champion", "--tag", "team=web", "--experiment", "uploads")
+    pushed = push(
+        mlflow_server,
+        source,
+        name,
+        "--alias",
+        "champion",
+        "--tag",
+        "team=web",
+        "--experiment",
+        "uploads",
+    )
     assert pushed.exit_code == 0, pushed.stderr
     assert "verified" in pushed.stderr
     manifest = yaml.safe_load(pushed.stdout)
     assert manifest["spec"]["model"]["mlflow"] == {"name": name, "alias": "champion"}
     found = client(mlflow_server).get_model_version_by_alias(name, "champion")
-    assert (found.version, found.tags["team"], found.tags[publish.KIND_TAG]) == ("1", "web", "model")
+    assert (found.version, found.tags["team"], found.tags[publish.KIND_TAG]) == (
+        "1",
+        "web",
+        "model",
+    )
     folder = fetch(
-        ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version=found.version)),
+        ModelConfig(
+            name=name,
+            mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version=found.version),
+        ),
         tmp_path / "models",
     )
     for file in source.iterdir():
@@ -79,13 +102,17 @@ def test_named_chat_templates_come_along(mlflow_server: str, tmp_path: Path, nam
     (source / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}")
     pushed = push(mlflow_server, source, name)
     assert pushed.exit_code == 0, pushed.stderr
-    model = ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version="1"))
+    model = ModelConfig(
+        name=name, mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version="1")
+    )
     folder = fetch(model, tmp_path / "models")
     assert (folder / "chat_template-tool_use.jinja").read_text() == "{{ tools }}"
 
 
 @pytest.mark.torch
-def test_a_pushed_model_is_loaded_after_its_fetch(mlflow_server: str, tmp_path: Path, name: str) -> None:
+def test_a_pushed_model_is_loaded_after_its_fetch(
+    mlflow_server: str, tmp_path: Path, name: str
+) -> None:
     pytest.importorskip("torch")
     from llm_runtime.contract import EngineConfig
     from llm_runtime.loading.load import load
@@ -93,7 +120,9 @@ def test_a_pushed_model_is_loaded_after_its_fetch(mlflow_server: str, tmp_path: 
 
     source = tiny_model.make(tmp_path / "source")
     assert push(mlflow_server, source, name).exit_code == 0
-    model = ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version="1"))
+    model = ModelConfig(
+        name=name, mlflow=MlflowVersion(tracking_uri=mlflow_server, name=name, version="1")
+    )
     engine = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32)
     load(fetch(model, tmp_path / "models"), engine, model)
 
@@ -127,14 +156,20 @@ def test_the_same_files_make_no_second_version_but_the_alias_moves_to_them(
     assert versions(mlflow_server, name) == ["1", "2", "3"]
 
 
-def test_an_adapter_gets_a_version_that_names_its_base(mlflow_server: str, tmp_path: Path, name: str) -> None:
+def test_an_adapter_gets_a_version_that_names_its_base(
+    mlflow_server: str, tmp_path: Path, name: str
+) -> None:
     adapter = write_adapter(tmp_path / "legal")
     pushed = push(mlflow_server, adapter, name, "--base-model", "models:/bot/3")
     assert pushed.exit_code == 0, pushed.stderr
-    assert yaml.safe_load(pushed.stdout)["spec"]["adapters"] == [{"name": name, "mlflow": {"name": name, "version": 1}}]
+    assert yaml.safe_load(pushed.stdout)["spec"]["adapters"] == [
+        {"name": name, "mlflow": {"name": name, "version": 1}}
+    ]
     version = client(mlflow_server).get_model_version(name, "1")
     assert version.tags[publish.BASE_TAG] == "models:/bot/3"
-    files = {entry.path for entry in client(mlflow_server).list_artifacts(version.run_id, "adapter")}
+    files = {
+        entry.path for entry in client(mlflow_server).list_artifacts(version.run_id, "adapter")
+    }
     assert files == {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
 
 
@@ -176,7 +211,9 @@ def test_a_fault_that_passes_costs_no_upload(
 
 
 @pytest.mark.parametrize("odd", ["Support Bot", "it's", 'the "new" one', "ünï%", "7b.chat"])
-def test_any_name_that_mlflow_takes_is_found_again(mlflow_server: str, tmp_path: Path, odd: str) -> None:
+def test_any_name_that_mlflow_takes_is_found_again(
+    mlflow_server: str, tmp_path: Path, odd: str
+) -> None:
     source = write_model(tmp_path / "source")
     pushed = push(mlflow_server, source, odd)
     assert pushed.exit_code == 0, pushed.stderr
@@ -221,7 +258,11 @@ def test_wrong_credentials_are_told_in_one_line(denying_server: str, tmp_path: P
 def server_with_local_artifacts(tmp_path: Path) -> Iterator[str]:
     server = MlflowServer(tmp_path / "mlflow")
     place = server.command.index("--artifacts-destination")
-    server.command[place : place + 2] = ["--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "theirs")]
+    server.command[place : place + 2] = [
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        str(tmp_path / "theirs"),
+    ]
     server.start()
     yield server.uri
     server.stop()

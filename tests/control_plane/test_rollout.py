@@ -14,7 +14,10 @@ from waiting import eventually
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
 ALL = {"llm-operator.dev/deployment": "bot"}
-CORRUPT = '{"reason": "ModelCorrupt", "message": "model.safetensors is 12 bytes short: push the version again"}'
+CORRUPT = (
+    '{"reason": "ModelCorrupt", "message": "model.safetensors is 12 bytes short: push the version'
+    ' again"}'
+)
 
 
 def fatal(report: str = CORRUPT) -> dict[str, object]:
@@ -57,7 +60,9 @@ def test_a_moved_alias_is_rolled_out_beside_the_old_version_and_then_switched(pl
     place.models.promote(model, 2)
     candidate = eventually(lambda: place.status()["candidate"]["revision"])
     print(f"alias moved → candidate: {time.monotonic() - started:.2f} s")
-    ready = eventually(lambda: c if (c := place.condition("Ready"))["status"] == "Unknown" else None)
+    ready = eventually(
+        lambda: c if (c := place.condition("Ready"))["status"] == "Unknown" else None
+    )
     assert ready["reason"] == "RollingOut"
     assert place.condition("Available")["status"] == "True"
     assert place.selected() == old
@@ -95,7 +100,9 @@ def test_a_corrupt_version_fails_while_the_old_one_keeps_serving(place: Place) -
     old = place.ready()["stable"]["revision"]
     place.kubelet.fate[place.name, "2"] = fatal()
     place.models.promote(model, 2)
-    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
+    stalled = eventually(
+        lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None
+    )
     assert stalled["reason"] == "ModelCorrupt"
     assert "12 bytes short" in stalled["message"]
     assert place.condition("Ready")["status"] == "False"
@@ -113,7 +120,9 @@ def test_a_candidate_that_misses_its_deadline_fails(place: Place) -> None:
     place.ready()
     place.kubelet.fate[place.name, "2"] = {}
     place.models.promote(model, 2)
-    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
+    stalled = eventually(
+        lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None
+    )
     assert stalled["reason"] == "ProgressDeadlineExceeded"
     failed = place.status()["candidate"]["revision"]
     del place.kubelet.fate[place.name, "2"]
@@ -172,7 +181,9 @@ def test_a_canary_gets_its_weight_by_pods_and_is_then_promoted(place: Place) -> 
     new = status["candidate"]["revision"]
     assert (place.get("Deployment", f"bot-{new}") or {})["spec"]["replicas"] == 1
     assert (place.get("Deployment", f"bot-{old}") or {})["spec"]["replicas"] == 4
-    service = eventually(lambda: s if (s := place.get("Service", "bot"))["spec"]["selector"] == ALL else None)
+    service = eventually(
+        lambda: s if (s := place.get("Service", "bot"))["spec"]["selector"] == ALL else None
+    )
     assert service
     preview = place.get("Service", "bot-candidate") or {}
     assert preview["spec"]["selector"]["llm-operator.dev/revision"] == new
@@ -197,9 +208,13 @@ def test_prompts_that_nobody_can_answer_hold_the_candidate_until_its_deadline(pl
     gates = [{"smokePrompts": {"configMap": "smoke"}}]
     place.deploy(rollout={"strategy": "BlueGreen", "gates": gates, "progressDeadlineSeconds": 10})
     place.models.promote(model, 2)
-    waits = eventually(lambda: c if "does not exist" in (c := place.condition("Progressing"))["message"] else None)
+    waits = eventually(
+        lambda: c if "does not exist" in (c := place.condition("Progressing"))["message"] else None
+    )
     assert "ConfigMap smoke" in waits["message"]
-    stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None)
+    stalled = eventually(
+        lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None
+    )
     assert stalled["reason"] == "ProgressDeadlineExceeded"
     assert place.selected() == old
 
@@ -217,7 +232,11 @@ def test_an_abort_takes_the_candidate_back_and_a_rollback_undoes(place: Place) -
     # As long as its pods are there it would serve again at once.
     eventually(lambda: not place.api.list("Pod", place.name, f"llm-operator.dev/revision={second}"))
     place.kubelet.fate[place.name, "2"] = {}
-    undo = {"metadata": {"annotations": {"llm-operator.dev/rollback-to": None, "llm-operator.dev/rollout": None}}}
+    undo = {
+        "metadata": {
+            "annotations": {"llm-operator.dev/rollback-to": None, "llm-operator.dev/rollout": None}
+        }
+    }
     place.api.patch("LLMDeployment", place.name, "bot", undo)
     eventually(lambda: place.status()["candidate"]["revision"] == second)
     abort = {"metadata": {"annotations": {"llm-operator.dev/rollout": "abort"}}}

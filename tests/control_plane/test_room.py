@@ -1,4 +1,5 @@
-"""Nodes that are full, as the real scheduler and the API server tell it: nothing that serves is stopped in vain."""
+"""Nodes that are full, as the real scheduler and the API server tell it:
+nothing that serves is stopped in vain."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ pytest_plugins = ["control_plane.operator_fixtures"]
 GPU = "nvidia.com/gpu"
 ONE_GPU = {"limits": {GPU: 1}}
 LONG = 120.0
-"""Rolling by Auto begins after 30 s without room; a refused pod is tried again at growing intervals."""
+"""Rolling by Auto begins after 30 s without room;
+a refused pod is tried again at growing intervals."""
 EVICTED = {
     "phase": "Failed",
     "reason": "Evicted",
@@ -28,7 +30,12 @@ EVICTED = {
 def offer(place: Place, amount: str | None) -> None:
     """Have the node offer so many GPUs."""
     place.kubelet.resize(GPU, amount)
-    eventually(lambda: place.api.call("GET", f"/api/v1/nodes/{NODE}")["status"]["allocatable"].get(GPU) == amount)
+    eventually(
+        lambda: (
+            place.api.call("GET", f"/api/v1/nodes/{NODE}")["status"]["allocatable"].get(GPU)
+            == amount
+        )
+    )
 
 
 @pytest.fixture
@@ -42,7 +49,12 @@ def progressing(place: Place, *words: str) -> Json:
     """The condition Progressing, once it says all of this."""
     return dict(
         eventually(
-            lambda: c if all(w in (c := place.condition("Progressing"))["message"] for w in words) else None, LONG
+            lambda: (
+                c
+                if all(w in (c := place.condition("Progressing"))["message"] for w in words)
+                else None
+            ),
+            LONG,
         )
     )
 
@@ -54,12 +66,16 @@ def test_auto_waits_for_room_with_its_only_pod_and_takes_it_when_it_comes(gpus: 
     gpus.ready()
     with never_less_than(gpus, 1):
         gpus.models.promote(model, 2)
-        told = progressing(gpus, f"not enough {GPU}", "free room, add a node", "rollout.strategy: Recreate")
+        told = progressing(
+            gpus, f"not enough {GPU}", "free room, add a node", "rollout.strategy: Recreate"
+        )
         assert told["reason"] == "PodUnschedulable"
         assert gpus.condition("Ready")["reason"] == "PodUnschedulable"
         assert "version 1 keeps serving" in gpus.condition("Ready")["message"]
         # Past the time after which Auto used to stop the old pod.
-        eventually(lambda: "stopping the only pod" in gpus.status()["candidate"]["strategyReason"], LONG)
+        eventually(
+            lambda: "stopping the only pod" in gpus.status()["candidate"]["strategyReason"], LONG
+        )
         offer(gpus, "2")
         gpus.ready(version="2")
 
@@ -104,7 +120,10 @@ def two_nodes(place: Place) -> Iterator[Place]:
 def test_pods_that_bear_no_other_on_their_node_are_replaced_one_by_one(two_nodes: Place) -> None:
     place = two_nodes
     model = place.model()
-    term = {"labelSelector": {"matchLabels": {"app": "bot"}}, "topologyKey": "kubernetes.io/hostname"}
+    term = {
+        "labelSelector": {"matchLabels": {"app": "bot"}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
     apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
     place.deploy(replicas=2, pod={"labels": {"app": "bot"}, "affinity": apart})
     place.ready()
@@ -121,7 +140,9 @@ def test_pods_that_bear_no_other_on_their_node_are_replaced_one_by_one(two_nodes
         ({"pod": {"nodeSelector": {"played": "no"}}}, "node affinity/selector"),
     ],
 )
-def test_no_old_pod_is_stopped_for_new_ones_that_fit_nowhere(place: Place, change: Json, said: str) -> None:
+def test_no_old_pod_is_stopped_for_new_ones_that_fit_nowhere(
+    place: Place, change: Json, said: str
+) -> None:
     place.model()
     place.deploy(replicas=2, resources={"requests": {"cpu": "1"}})
     place.ready()
@@ -129,7 +150,9 @@ def test_no_old_pod_is_stopped_for_new_ones_that_fit_nowhere(place: Place, chang
         deadline: dict[str, Any] = {"rollout": {"progressDeadlineSeconds": 45}}
         place.deploy(replicas=2, **{"resources": {"requests": {"cpu": "1"}}, **deadline, **change})
         progressing(place, said, "stopping an old pod would make no room")
-        stalled = eventually(lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, LONG)
+        stalled = eventually(
+            lambda: c if (c := place.condition("Stalled"))["status"] == "True" else None, LONG
+        )
     assert stalled["reason"] == "ProgressDeadlineExceeded"
     assert said in stalled["message"]
 

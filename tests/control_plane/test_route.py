@@ -14,14 +14,18 @@ from waiting import eventually
 pytestmark = pytest.mark.control_plane
 pytest_plugins = ["control_plane.operator_fixtures"]
 
-ROUTE = {"parentRefs": [{"name": "public", "namespace": "gateways"}], "hostnames": ["bot.example.com"]}
+ROUTE = {
+    "parentRefs": [{"name": "public", "namespace": "gateways"}],
+    "hostnames": ["bot.example.com"],
+}
 STEPS = [{"weight": 5, "holdSeconds": 1}, {"weight": 50, "holdSeconds": 1}]
 ONLY_STABLE = {"bot-stable": 100}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def gateway_api(api: Api, operator: Operator) -> None:
-    """The CRD, and an operator that has not looked for it before: it remembers for a minute what the cluster serves.
+    """The CRD, and an operator that has not looked for it before:
+    it remembers for a minute what the cluster serves.
 
     The CRD stays when these tests end, for the same reason.
     """
@@ -59,7 +63,9 @@ def test_weights_are_exact_at_each_step_and_whole_again_after_the_promotion(plac
         old = place.ready()["stable"]["revision"]
         eventually(lambda: life)
         place.models.promote(model, 2)
-        status = eventually(lambda: s if (s := place.status())["candidate"]["weight"] == 5 else None)
+        status = eventually(
+            lambda: s if (s := place.status())["candidate"]["weight"] == 5 else None
+        )
         new = status["candidate"]["revision"]
         stable = place.get("Service", "bot-stable")
         candidate = place.get("Service", "bot-candidate")
@@ -81,7 +87,11 @@ def test_weights_are_exact_at_each_step_and_whole_again_after_the_promotion(plac
     assert route["spec"]["hostnames"] == ROUTE["hostnames"]
     assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == 80
     parent = route["spec"]["parentRefs"][0]
-    assert (parent["name"], parent["namespace"], parent["kind"]) == ("public", "gateways", "Gateway")
+    assert (parent["name"], parent["namespace"], parent["kind"]) == (
+        "public",
+        "gateways",
+        "Gateway",
+    )
     service = place.get("Service", "bot-stable") or {}
     assert service["spec"]["selector"]["llm-operator.dev/revision"] == new
     assert place.condition("Applied")["status"] == "True"
@@ -92,7 +102,11 @@ def test_a_candidate_that_is_aborted_has_no_share_left(place: Place) -> None:
     deploy(place, canary={"steps": [{"weight": 5, "holdSeconds": 600}], "httpRoute": ROUTE})
     old = place.ready()["stable"]["revision"]
     place.models.promote(model, 2)
-    eventually(lambda: weights(place.get("HTTPRoute", "bot") or {}) == {"bot-stable": 95, "bot-candidate": 5})
+    eventually(
+        lambda: (
+            weights(place.get("HTTPRoute", "bot") or {}) == {"bot-stable": 95, "bot-candidate": 5}
+        )
+    )
     abort = {"metadata": {"annotations": {"llm-operator.dev/rollout": "abort"}}}
     place.api.patch("LLMDeployment", place.name, "bot", abort)
     eventually(lambda: weights(place.get("HTTPRoute", "bot") or {}) == ONLY_STABLE)

@@ -1,4 +1,5 @@
-"""A candidate that is sent copies of requests: what pods are told of it, and what the gates make of what they tell."""
+"""A candidate that is sent copies of requests:
+what pods are told of it, and what the gates make of what they tell."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def shadow_file(place: Place) -> ShadowFile | None:
     return ShadowFile.model_validate_json(base64.b64decode(text)) if text else None
 
 
-def test_running_pods_are_told_of_a_candidate_and_their_count_takes_it_back_before_any_traffic(place: Place) -> None:
+def test_running_pods_are_told_of_a_candidate_and_their_count_takes_it_back_before_any_traffic(
+    place: Place,
+) -> None:
     model = place.model()
     with pod_metrics() as stable:
         place.kubelet.fate[place.name, "1"] = stable.ready

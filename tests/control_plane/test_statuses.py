@@ -1,4 +1,5 @@
-"""What an operator in this process tells of each state, on a real API server: its columns, its refusals."""
+"""What an operator in this process tells of each state, on a real API server:
+its columns, its refusals."""
 
 from __future__ import annotations
 
@@ -24,13 +25,21 @@ PACE = Pace(verify_seconds=60, settle_seconds=5)
 NAME = "support-bot"
 MODEL = {"mlflow": {"name": "bot", "alias": "champion"}}
 CORRUPT = '{"reason": "ModelCorrupt", "message": "12 bytes short"}\n'
-ENDED = {"name": "fetch", "restartCount": 1, "state": {"terminated": {"exitCode": 1, "message": CORRUPT}}}
+ENDED = {
+    "name": "fetch",
+    "restartCount": 1,
+    "state": {"terminated": {"exitCode": 1, "message": CORRUPT}},
+}
 
 
 @pytest.fixture
 def namespace(api: Api) -> str:
     name = f"t{time.time_ns() % 10**12}"
-    api.call("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    api.call(
+        "POST",
+        "/api/v1/namespaces",
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}},
+    )
     return name
 
 
@@ -47,7 +56,9 @@ class Shown:
         await self.world.deploy(NAME, **spec)
         wanted = self.world.cluster.objects["LLMDeployment", NAMESPACE, NAME]["spec"]
         meta = {"name": NAME, "namespace": self.namespace}
-        self.api.apply({"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": wanted})
+        self.api.apply(
+            {"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": wanted}
+        )
 
     async def look(self, times: int = 1, ready: int | None = None) -> None:
         for _ in range(times):
@@ -68,16 +79,23 @@ class Shown:
         path = path_of("LLMDeployment", self.namespace, NAME) + "/status"
         change = [{"op": "add", "path": "/status", "value": self.world.status(NAME)}]
         self.api.call("PATCH", path, change, "application/json-patch+json")
-        head, line = self.cluster.kubectl("get", "llmd", "-n", self.namespace, *options).splitlines()
+        head, line = self.cluster.kubectl(
+            "get", "llmd", "-n", self.namespace, *options
+        ).splitlines()
         print(head, line, sep="\n")
         assert options or len(line) <= 100
         starts = [match.start() for match in re.finditer(r"\S+", head)]
         ends = [*starts[1:], max(len(head), len(line))]
-        return {head[a:b].strip().lower(): line[a:b].strip() for a, b in zip(starts, ends, strict=True)}
+        return {
+            head[a:b].strip().lower(): line[a:b].strip() for a, b in zip(starts, ends, strict=True)
+        }
 
     def cells(self) -> tuple[str, ...]:
         found = self.row()
-        return tuple(found[name] for name in ("ready", "available", "reason", "version", "target", "pods", "desired"))
+        return tuple(
+            found[name]
+            for name in ("ready", "available", "reason", "version", "target", "pods", "desired")
+        )
 
 
 async def test_a_row_tells_an_outage_from_a_failed_candidate_and_both_versions(
@@ -85,7 +103,10 @@ async def test_a_row_tells_an_outage_from_a_failed_candidate_and_both_versions(
 ) -> None:
     shown = Shown(api, cluster, namespace)
     steps = [{"weight": 50, "holdSeconds": 600}]
-    spec: dict[str, Any] = {"replicas": 2, "rollout": {"strategy": "Canary", "canary": {"steps": steps}}}
+    spec: dict[str, Any] = {
+        "replicas": 2,
+        "rollout": {"strategy": "Canary", "canary": {"steps": steps}},
+    }
     await shown.deploy(**spec)
     await shown.look(2, ready=0)
     assert shown.cells() == ("Unknown", "False", "RollingOut", "", "1", "0", "2")
@@ -121,7 +142,9 @@ async def test_a_child_that_is_invalid_is_stuck_until_the_specification_changes(
     async def told(*tolerations: dict[str, str]) -> dict[str, dict[str, Any]]:
         spec = {"model": MODEL, "pod": {"tolerations": list(tolerations)}}
         meta = {"name": NAME, "namespace": namespace}
-        api.apply({"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": spec})
+        api.apply(
+            {"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": meta, "spec": spec}
+        )
         await reconcile(key, outside, PACE)
         live = api.get(key.kind, key.namespace, key.name) or {}
         return {each["type"]: each for each in live["status"]["conditions"]}

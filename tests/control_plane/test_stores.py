@@ -1,4 +1,5 @@
-"""Weights from an S3 store: through MLflow's proxy, at addresses that its server signs, and asked directly."""
+"""Weights from an S3 store: through MLflow's proxy, at addresses that its server signs,
+and asked directly."""
 
 import os
 import uuid
@@ -49,19 +50,25 @@ def pieces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def write(folder: Path) -> Path:
     write_model(folder)
-    (folder / "model.safetensors").write_bytes(safetensors({"a": WEIGHTS_BYTES})[:-8] + os.urandom(8))
+    (folder / "model.safetensors").write_bytes(
+        safetensors({"a": WEIGHTS_BYTES})[:-8] + os.urandom(8)
+    )
     return folder
 
 
 def pushed(server: str, source: Path) -> ModelConfig:
     name = f"bot-{uuid.uuid4().hex[:8]}"
     version = push(server, name, write(source))
-    return ModelConfig(name=name, mlflow=MlflowVersion(tracking_uri=server, name=name, version=version))
+    return ModelConfig(
+        name=name, mlflow=MlflowVersion(tracking_uri=server, name=name, version=version)
+    )
 
 
 def check(folder: Path, source: Path) -> None:
     assert is_whole(folder)
-    assert (folder / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_proxied_store_sends_whole_files(
@@ -72,7 +79,9 @@ def test_a_proxied_store_sends_whole_files(
     assert pieces == []
 
 
-def test_at_signed_addresses_large_files_come_in_pieces(server: str, tmp_path: Path, pieces: list[str]) -> None:
+def test_at_signed_addresses_large_files_come_in_pieces(
+    server: str, tmp_path: Path, pieces: list[str]
+) -> None:
     check(fetch(pushed(server, tmp_path / "source"), tmp_path / "models"), tmp_path / "source")
     assert pieces == [".part-model.safetensors"]
 
@@ -84,7 +93,10 @@ def test_a_store_that_is_asked_directly(
         monkeypatch.setenv(name, value)
     for file in write(tmp_path / "source").iterdir():
         client(store).upload_file(str(file), BUCKET, f"plain/bot/{file.name}")
-    check(fetch(ModelConfig(name="x", uri=f"s3://{BUCKET}/plain/bot"), tmp_path / "models"), tmp_path / "source")
+    check(
+        fetch(ModelConfig(name="x", uri=f"s3://{BUCKET}/plain/bot"), tmp_path / "models"),
+        tmp_path / "source",
+    )
     assert pieces == [".part-model.safetensors"]
     with pytest.raises(ModelNotFound):
         fetch(ModelConfig(name="x", uri=f"s3://{BUCKET}/plain/nothing"), tmp_path / "models")

@@ -1,4 +1,5 @@
-"""A name that is taken stops what would use it: no pod runs under somebody else's account or mounts their Secret."""
+"""A name that is taken stops what would use it:
+no pod runs under somebody else's account or mounts their Secret."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ def test_a_deployment_named_like_somebody_elses_account_or_secret_gets_no_pod(
     place.model()
     theirs(place, kind, name)
     place.deploy("payments")
-    stalled = eventually(lambda: c if (c := place.condition("Stalled", "payments"))["status"] == "True" else None)
+    stalled = eventually(
+        lambda: c if (c := place.condition("Stalled", "payments"))["status"] == "True" else None
+    )
     assert (stalled["reason"], name in stalled["message"]) == ("NameTaken", True)
     assert not place.api.list("Deployment", place.name)
     place.api.delete(kind, place.name, name)
     place.ready("payments")
 
 
-def test_running_pods_stay_and_no_other_joins_them_once_the_account_is_somebody_elses(place: Place) -> None:
+def test_running_pods_stay_and_no_other_joins_them_once_the_account_is_somebody_elses(
+    place: Place,
+) -> None:
     place.model()
     place.deploy()
     place.ready()
@@ -51,4 +56,6 @@ def test_running_pods_stay_and_no_other_joins_them_once_the_account_is_somebody_
     wanted = place.api.get("LLMDeployment", place.name, "bot") or {}
     eventually(lambda: place.status()["observedGeneration"] == wanted["metadata"]["generation"])
     assert place.condition("Ready")["reason"] == "NameTaken"
-    assert [each["metadata"]["uid"] for each in place.api.list("Pod", place.name)] == [pod["metadata"]["uid"]]
+    assert [each["metadata"]["uid"] for each in place.api.list("Pod", place.name)] == [
+        pod["metadata"]["uid"]
+    ]

@@ -1,4 +1,5 @@
-"""Three people of one namespace, with the chart's roles, try to get what is another's, and fail everywhere."""
+"""Three people of one namespace, with the chart's roles, try to get what is another's,
+and fail everywhere."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ SECRET_KINDS = ("Secret", "ConfigMap", "Pod", "LLMDeployment", "ApiKey", "Servic
 
 @dataclass
 class Town:
-    """Two namespaces: `mine`, with a person of each role, and `theirs`, with a model, a key and its Secrets."""
+    """Two namespaces: `mine`, with a person of each role,
+    and `theirs`, with a model, a key and its Secrets."""
 
     mine: Place
     theirs: Place
@@ -49,19 +51,31 @@ class Town:
 
 @pytest.fixture(scope="module")
 def town(
-    api: Api, operator: Operator, kubelet: PlayedKubelet, models: Models, tmp_path_factory: pytest.TempPathFactory
+    api: Api,
+    operator: Operator,
+    kubelet: PlayedKubelet,
+    models: Models,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Town]:
     mine, theirs = (Place(api, name, kubelet, models) for name in ("mine", "theirs"))
     people = {}
     for place in (mine, theirs):
-        api.call("POST", "/api/v1/namespaces", {"metadata": {"name": place.name, "labels": {"team": place.name}}})
+        api.call(
+            "POST",
+            "/api/v1/namespaces",
+            {"metadata": {"name": place.name, "labels": {"team": place.name}}},
+        )
         look_at(api, place.name)
     for role in ROLES:
         meta = {"name": role, "namespace": "mine"}
         api.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
         binding = {
             "metadata": meta,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": role,
+            },
             "subjects": [{"kind": "ServiceAccount", **meta}],
         }
         api.call("POST", "/apis/rbac.authorization.k8s.io/v1/namespaces/mine/rolebindings", binding)
@@ -101,25 +115,39 @@ def look_at(api: Api, namespace: str) -> None:
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "selects"}
     rule = {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get"]}
     api.call("POST", f"{rbac}/roles", {"metadata": meta, "rules": [rule]})
-    api.call("POST", f"{rbac}/rolebindings", {"metadata": meta, "roleRef": role, "subjects": [account]})
+    api.call(
+        "POST", f"{rbac}/rolebindings", {"metadata": meta, "roleRef": role, "subjects": [account]}
+    )
 
 
 def refused(person: Api, method: str, path: str, body: Any = None) -> bool:
     try:
-        person.call(method, path, body, "application/merge-patch+json" if method == "PATCH" else "application/json")
+        person.call(
+            method,
+            path,
+            body,
+            "application/merge-patch+json" if method == "PATCH" else "application/json",
+        )
     except Refusal as error:
         return error.status == 403
     return False
 
 
 def manifest(kind: str, name: str, **spec: Any) -> Json:
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name, "namespace": "mine"}, "spec": spec}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": "mine"},
+        "spec": spec,
+    }
 
 
 def stored(place: Place) -> str:
     """All that the Secrets of a namespace hold, in plain."""
     data = [each.get("data") or {} for each in place.api.list("Secret", place.name)]
-    return " ".join(base64.b64decode(value).decode(errors="replace") for each in data for value in each.values())
+    return " ".join(
+        base64.b64decode(value).decode(errors="replace") for each in data for value in each.values()
+    )
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -129,21 +157,32 @@ def test_another_namespace_is_closed(town: Town, role: str) -> None:
     for kind in SECRET_KINDS:
         for namespace in ("theirs", "llm-operator-system"):
             assert refused(person, "GET", path_of(kind, namespace)), (kind, namespace)
-            assert refused(person, "POST", path_of(kind, namespace), {"metadata": {"name": "x"}}), (kind, namespace)
+            assert refused(person, "POST", path_of(kind, namespace), {"metadata": {"name": "x"}}), (
+                kind,
+                namespace,
+            )
         assert refused(person, "DELETE", path_of(kind, "theirs", "bot")), kind
     for name in ("bot-keys", "bot-registry", "team-llm-key", "bot-operator-key"):
         assert refused(person, "GET", path_of("Secret", "theirs", name)), name
     assert refused(person, "GET", path_of("LLMDeployment", ""))
     assert refused(person, "GET", path_of("ApiKey", ""))
-    assert refused(person, "GET", "/apis/coordination.k8s.io/v1/namespaces/llm-operator-system/leases/llm-operator")
+    assert refused(
+        person,
+        "GET",
+        "/apis/coordination.k8s.io/v1/namespaces/llm-operator-system/leases/llm-operator",
+    )
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_nobody_writes_a_status_or_a_definition(town: Town, role: str) -> None:
     town.mine.key("forged", deployments=["bot"])
-    forged = {"status": {"model": {"name": "secret-model", "version": "1", "connection": "guarded"}}}
+    forged = {
+        "status": {"model": {"name": "secret-model", "version": "1", "connection": "guarded"}}
+    }
     for kind, name in (("LLMDeployment", "bot"), ("ApiKey", "forged")):
-        assert refused(town.people[role], "PATCH", path_of(kind, "mine", name) + "/status", forged), kind
+        assert refused(
+            town.people[role], "PATCH", path_of(kind, "mine", name) + "/status", forged
+        ), kind
     crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/llmdeployments.llm-operator.dev"
     assert refused(town.people[role], "PATCH", crd, {"metadata": {"labels": {"a": "b"}}})
 
@@ -155,11 +194,18 @@ def test_who_may_view_reads_no_key_and_changes_nothing(town: Town) -> None:
     assert viewer.get("ApiKey", "mine", "mine")
     assert refused(viewer, "GET", path_of("Secret", "mine", "mine-llm-key"))
     assert refused(viewer, "POST", path_of("ApiKey", "mine"), manifest("ApiKey", "more", owner="o"))
-    assert refused(viewer, "PATCH", path_of("LLMDeployment", "mine", "bot") + "/scale", {"spec": {"replicas": 9}})
+    assert refused(
+        viewer,
+        "PATCH",
+        path_of("LLMDeployment", "mine", "bot") + "/scale",
+        {"spec": {"replicas": 9}},
+    )
 
 
 @pytest.mark.parametrize("role", ["edit", "admin"])
-def test_another_namespaces_connection_gives_no_model_and_no_credentials(town: Town, role: str) -> None:
+def test_another_namespaces_connection_gives_no_model_and_no_credentials(
+    town: Town, role: str
+) -> None:
     stolen = {"name": "secret-model", "alias": "champion", "connection": "guarded"}
     adapter = {"name": "theirs", "mlflow": stolen}
     for name, spec in (
@@ -167,9 +213,17 @@ def test_another_namespaces_connection_gives_no_model_and_no_credentials(town: T
         (f"{role}-b", {"model": {"uri": "file:///model"}, "adapters": [adapter]}),
     ):
         town.people[role].apply(manifest("LLMDeployment", name, **spec))
-    told = eventually(lambda: c if (c := town.mine.condition("Stalled", f"{role}-a"))["status"] == "True" else None)
+    told = eventually(
+        lambda: (
+            c if (c := town.mine.condition("Stalled", f"{role}-a"))["status"] == "True" else None
+        )
+    )
     assert told["reason"] == "ConnectionNotPermitted"
-    eventually(lambda: town.mine.condition("AdaptersReady", f"{role}-b")["reason"] == "ConnectionNotPermitted")
+    eventually(
+        lambda: (
+            town.mine.condition("AdaptersReady", f"{role}-b")["reason"] == "ConnectionNotPermitted"
+        )
+    )
     assert not town.mine.api.list("Deployment", "mine", f"llm-operator.dev/deployment={role}-a")
     found = stored(town.mine)
     assert PASSWORD not in found
@@ -182,9 +236,13 @@ def test_another_namespaces_connection_gives_no_model_and_no_credentials(town: T
 def test_a_key_opens_nothing_of_another_namespace(town: Town, role: str) -> None:
     name = f"{role}-key"
     town.people[role].apply(manifest("ApiKey", name, owner="o", deployments=["bot"]))
-    town.people[role].apply(manifest("ApiKey", f"{name}-all", owner="o", selector={"matchLabels": {}}))
+    town.people[role].apply(
+        manifest("ApiKey", f"{name}-all", owner="o", selector={"matchLabels": {}})
+    )
     secret = eventually(lambda: town.mine.get("Secret", f"{name}-llm-key"))
-    eventually(lambda: town.mine.condition("Ready", name, "ApiKey")["reason"] == "DeploymentNotFound")
+    eventually(
+        lambda: town.mine.condition("Ready", name, "ApiKey")["reason"] == "DeploymentNotFound"
+    )
     key = base64.b64decode(secret["data"]["api-key"]).decode()
     theirs = town.theirs.get("LLMDeployment", "bot") or {}
     keys = stored(town.theirs)
@@ -194,13 +252,22 @@ def test_a_key_opens_nothing_of_another_namespace(town: Town, role: str) -> None
 
 @pytest.mark.parametrize("role", ["edit", "admin"])
 def test_no_pod_reads_the_operators_secrets_or_runs_as_somebody_else(town: Town, role: str) -> None:
-    reads = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": f"{role}-key-llm-key", "key": "api-key"}}}
+    reads = {
+        "name": "HF_TOKEN",
+        "valueFrom": {"secretKeyRef": {"name": f"{role}-key-llm-key", "key": "api-key"}},
+    }
     spec = {"model": {"uri": "file:///model"}}
-    town.people[role].apply(manifest("LLMDeployment", f"{role}-reads", **spec, pod={"env": [reads]}))
-    town.people[role].apply(manifest("LLMDeployment", role, **spec))  # There is a ServiceAccount of this name.
+    town.people[role].apply(
+        manifest("LLMDeployment", f"{role}-reads", **spec, pod={"env": [reads]})
+    )
+    town.people[role].apply(
+        manifest("LLMDeployment", role, **spec)
+    )  # There is a ServiceAccount of this name.
     for name, reason in ((f"{role}-reads", "SecretReserved"), (role, "NameTaken")):
         told = eventually(
-            lambda name=name: c if (c := town.mine.condition("Stalled", name))["status"] == "True" else None
+            lambda name=name: (
+                c if (c := town.mine.condition("Stalled", name))["status"] == "True" else None
+            )
         )
         assert told["reason"] == reason
         assert not town.mine.api.list("Deployment", "mine", f"llm-operator.dev/deployment={name}")
@@ -211,11 +278,17 @@ def test_a_right_that_is_taken_back_takes_the_credentials_with_it(api: Api, town
         api.patch("Namespace", "", "mine", {"metadata": {"labels": {"models": value}}})
 
     label("shared")
-    town.mine.deploy("lent", mlflow={"name": "secret-model", "alias": "champion", "connection": "guarded"})
+    town.mine.deploy(
+        "lent", mlflow={"name": "secret-model", "alias": "champion", "connection": "guarded"}
+    )
     town.mine.ready("lent")
     assert READER in stored(town.mine)
     label(None)
-    eventually(lambda: town.mine.condition("RegistryReachable", "lent")["reason"] == "ConnectionNotPermitted")
+    eventually(
+        lambda: (
+            town.mine.condition("RegistryReachable", "lent")["reason"] == "ConnectionNotPermitted"
+        )
+    )
     eventually(lambda: READER not in stored(town.mine))
     assert town.mine.condition("Available", "lent")["status"] == "True"
     api.delete("LLMDeployment", "mine", "lent")
@@ -228,10 +301,15 @@ def policy(api: Api, cluster: Cluster) -> Iterator[None]:
     command = [cluster.programs / "helm", "template", "llm-operator", ROOT / "charts" / "llm-operator",
                "--namespace", "llm-operator-system", "--set", "admissionPolicy.enabled=true",
                "--show-only", "templates/admissionpolicy.yaml"]  # fmt: skip
-    made = [*yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout)]
+    made = [
+        *yaml.safe_load_all(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+    ]
     root = "/apis/admissionregistration.k8s.io/v1"
     paths = [
-        f"{root}/validatingadmissionpolic" + ("ybindings" if "Binding" in each["kind"] else "ies") for each in made
+        f"{root}/validatingadmissionpolic" + ("ybindings" if "Binding" in each["kind"] else "ies")
+        for each in made
     ]
     for path, each in zip(paths, made, strict=True):
         api.call("POST", path, each)
@@ -244,7 +322,9 @@ def test_with_the_admission_policy_the_operators_account_writes_only_its_own(
     api: Api, town: Town, account: Path, policy: None
 ) -> None:
     thief = Api(account)
-    api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "own", "namespace": "mine"}})
+    api.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "own", "namespace": "mine"}}
+    )
 
     def denied(method: str, kind: str, name: str, body: Any = None) -> bool:
         try:
@@ -255,14 +335,21 @@ def test_with_the_admission_policy_the_operators_account_writes_only_its_own(
 
     eventually(lambda: denied("PATCH", "Secret", "own", {"data": {"a": "Yg=="}}))
     assert denied("DELETE", "Secret", "own")
-    assert denied("PATCH", "Secret", "own", {"metadata": {"labels": {"app.kubernetes.io/managed-by": "llm-operator"}}})
+    assert denied(
+        "PATCH",
+        "Secret",
+        "own",
+        {"metadata": {"labels": {"app.kubernetes.io/managed-by": "llm-operator"}}},
+    )
     assert denied("PATCH", "ServiceAccount", "admin", {"metadata": {"annotations": {"a": "b"}}})
     town.mine.model()
     town.mine.deploy("guarded")
     town.mine.ready("guarded")
     (pod,) = api.list("Pod", "mine", "llm-operator.dev/deployment=guarded")
     name = pod["metadata"]["name"]
-    assert denied("PATCH", "Pod", name, {"metadata": {"labels": {"llm-operator.dev/deployment": "other"}}})
+    assert denied(
+        "PATCH", "Pod", name, {"metadata": {"labels": {"llm-operator.dev/deployment": "other"}}}
+    )
     thief.patch("Pod", "mine", name, {"metadata": {"annotations": {"a": "b"}}})
     town.mine.key("guarded", deployments=["guarded"])
     eventually(lambda: town.mine.condition("Ready", "guarded", "ApiKey")["status"] == "True")

@@ -1,4 +1,5 @@
-"""Tiers and the database on a real API server, with the chart's rights: what reaches running pods, what is told."""
+"""Tiers and the database on a real API server,
+with the chart's rights: what reaches running pods, what is told."""
 
 from __future__ import annotations
 
@@ -31,14 +32,21 @@ def test_changed_tiers_reach_the_key_file_at_once_and_no_pod_is_replaced(place: 
     place.deploy(access={"defaultTier": "free", "tiers": [tier]})
     revision = place.ready()["stable"]["revision"]
     running = pods(place)
-    place.deploy(access={"defaultTier": "free", "tiers": [{**tier, "requestsPerMinute": 99, "tokensPerMonth": 10**12}]})
+    place.deploy(
+        access={
+            "defaultTier": "free",
+            "tiers": [{**tier, "requestsPerMinute": 99, "tokensPerMonth": 10**12}],
+        }
+    )
     eventually(lambda: key_file(place)["tiers"][0]["requestsPerMinute"] == 99)
     assert key_file(place)["tiers"][0]["tokensPerMonth"] == 10**12
     eventually(lambda: place.status()["observedGeneration"] == 2)
     assert (place.status()["stable"]["revision"], pods(place)) == (revision, running)
 
 
-def test_a_key_with_an_unknown_tier_is_told_and_heals_when_the_tier_is_written(place: Place) -> None:
+def test_a_key_with_an_unknown_tier_is_told_and_heals_when_the_tier_is_written(
+    place: Place,
+) -> None:
     place.model()
     place.deploy()
     place.key(deployments=["bot"], tier="gold")
@@ -51,7 +59,9 @@ def test_a_key_with_an_unknown_tier_is_told_and_heals_when_the_tier_is_written(p
 def test_a_missing_database_secret_is_told_and_found_when_it_is_made(place: Place) -> None:
     place.model()
     place.deploy(database={"secretRef": {"name": "usage-db", "key": "url"}})
-    told = eventually(lambda: c if (c := place.condition("UsagePersistent"))["status"] == "False" else None)
+    told = eventually(
+        lambda: c if (c := place.condition("UsagePersistent"))["status"] == "False" else None
+    )
     assert told["reason"] == "DatabaseSecretMissing"
     eventually(lambda: place.events("DatabaseSecretMissing"))
     meta = {"name": "usage-db", "namespace": place.name}

@@ -1,6 +1,8 @@
-"""An upgrade of the operator changes no pod: children as earlier operators applied them, then this one takes over.
+"""An upgrade of the operator changes no pod:
+children as earlier operators applied them, then this one takes over.
 
-tests/unit/operator/test_upgrade.py holds every recorded specification against the plans; hack/record adds a release.
+tests/unit/operator/test_upgrade.py holds every recorded specification against the plans;
+hack/record adds a release.
 """
 
 from __future__ import annotations
@@ -42,10 +44,20 @@ def upgraded(operator: Operator) -> Iterator[Operator]:
 
 
 def as_applied_before(place: Place, case: Json) -> None:
-    """The resource, its children and its status, as the old operator left them in the middle of its first roll-out."""
-    manifest = {"apiVersion": API_VERSION, "kind": "LLMDeployment", "metadata": {"name": BOT, "namespace": place.name}}
+    """The resource, its children and its status,
+    as the old operator left them in the middle of its first roll-out."""
+    manifest = {
+        "apiVersion": API_VERSION,
+        "kind": "LLMDeployment",
+        "metadata": {"name": BOT, "namespace": place.name},
+    }
     resource = place.api.apply({**manifest, "spec": case["in"]["spec"]})
-    owner = {"apiVersion": API_VERSION, "kind": "LLMDeployment", "name": BOT, "uid": resource["metadata"]["uid"]}
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "LLMDeployment",
+        "name": BOT,
+        "uid": resource["metadata"]["uid"],
+    }
     for recorded in case["out"]["objects"]:
         if recorded["kind"] == "ServiceMonitor":  # This cluster knows none.
             continue
@@ -59,19 +71,31 @@ def as_applied_before(place: Place, case: Json) -> None:
     status = {**case["out"]["status"], "observedGeneration": resource["metadata"]["generation"]}
     path = path_of("LLMDeployment", place.name, BOT) + "/status"
     told = {**manifest, "metadata": meta, "status": status}
-    place.api.call("PATCH", path, told, "application/apply-patch+yaml", fieldManager="llm-operator", force="true")
+    place.api.call(
+        "PATCH",
+        path,
+        told,
+        "application/apply-patch+yaml",
+        fieldManager="llm-operator",
+        force="true",
+    )
 
 
 def running(place: Place) -> list[str]:
-    """Pods with their restarts, all of them ready; bound by hand, as the recorded ones ask for no node of ours."""
+    """Pods with their restarts, all of them ready;
+    bound by hand, as the recorded ones ask for no node of ours."""
     wanted = sum(each["spec"]["replicas"] for each in place.api.list("Deployment", place.name))
     pods = place.api.list("Pod", place.name)
     for pod in pods:
         if not pod["spec"].get("nodeName"):
             target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
             path = f"/api/v1/namespaces/{place.name}/pods/{pod['metadata']['name']}/binding"
-            place.api.call("POST", path, {"target": target, "metadata": {"name": pod["metadata"]["name"]}})
-    ready = [p for p in pods if any(c["type"] == "Ready" for c in p["status"].get("conditions", []))]
+            place.api.call(
+                "POST", path, {"target": target, "metadata": {"name": pod["metadata"]["name"]}}
+            )
+    ready = [
+        p for p in pods if any(c["type"] == "Ready" for c in p["status"].get("conditions", []))
+    ]
     assert len(ready) == wanted, (len(ready), len(pods), wanted)
     return sorted(pod["metadata"]["uid"] for pod in pods)
 
@@ -79,7 +103,8 @@ def running(place: Place) -> list[str]:
 def templates(place: Place) -> dict[str, Json]:
     deployments = place.api.list("Deployment", place.name)
     return {
-        d["metadata"]["name"]: d["spec"]["template"] | {"generation": d["metadata"]["generation"]} for d in deployments
+        d["metadata"]["name"]: d["spec"]["template"] | {"generation": d["metadata"]["generation"]}
+        for d in deployments
     }
 
 
@@ -109,15 +134,25 @@ def test_a_new_operator_restarts_no_pod_of_an_old_one_until_it_is_asked_to(
 ) -> None:
     models.create(BOT, 8)
     models.promote(BOT, 3)
-    handler = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "n"}
+    handler = {
+        "apiVersion": "node.k8s.io/v1",
+        "kind": "RuntimeClass",
+        "metadata": {"name": "nvidia"},
+        "handler": "n",
+    }
     api.call("POST", "/apis/node.k8s.io/v1/runtimeclasses", handler)
     places: list[Place] = []
-    for file in [*sorted(RECORDED.glob("*/minimal.yaml")), *sorted(RECORDED.glob("*/everything.yaml"))]:
+    for file in [
+        *sorted(RECORDED.glob("*/minimal.yaml")),
+        *sorted(RECORDED.glob("*/everything.yaml")),
+    ]:
         place = Place(api, f"upgrade{len(places)}", kubelet, models)
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": place.name}})
         as_applied_before(place, yaml.safe_load(file.read_text()))
         places.append(place)
-    before = [(eventually(partial(running, place)), templates(place), written(place)) for place in places]
+    before = [
+        (eventually(partial(running, place)), templates(place), written(place)) for place in places
+    ]
 
     upgraded.start()
     for place, (pods, children, versions) in zip(places, before, strict=True):
@@ -128,9 +163,15 @@ def test_a_new_operator_restarts_no_pod_of_an_old_one_until_it_is_asked_to(
         assert running(place) == pods
         assert written(place) == versions
 
-    # Asked to, by any change of what shapes the pods: a new revision, from the new operator's template and image.
+    # Asked to, by any change of what shapes the pods:
+    # a new revision, from the new operator's template and image.
     place = places[0]
-    api.patch("LLMDeployment", place.name, BOT, {"spec": {"pod": {"annotations": {"example.com/operator": "next"}}}})
+    api.patch(
+        "LLMDeployment",
+        place.name,
+        BOT,
+        {"spec": {"pod": {"annotations": {"example.com/operator": "next"}}}},
+    )
     fresh = eventually(lambda: place.status(BOT)["candidate"])
     assert fresh["image"] == NEXT
     assert templates(place).items() >= before[0][1].items()

@@ -1,4 +1,5 @@
-"""What the API server tells to whoever watches: every state of a kind, not only those that a test happens to see."""
+"""What the API server tells to whoever watches:
+every state of a kind, not only those that a test happens to see."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def recorded(api: Api, kind: str, namespace: str) -> Iterator[list[Json]]:
         query = {"watch": "1"}
         patience = httpx.Timeout(20, read=300)
         try:
-            with api.client.stream("GET", path_of(kind, namespace), params=query, timeout=patience) as answer:
+            with api.client.stream(
+                "GET", path_of(kind, namespace), params=query, timeout=patience
+            ) as answer:
                 for line in answer.iter_lines():
                     if stop.is_set():
                         return
@@ -42,22 +45,29 @@ def recorded(api: Api, kind: str, namespace: str) -> Iterator[list[Json]]:
 @contextmanager
 def never_less_than(place: Place, least: int) -> Iterator[None]:
     """Whatever happens in here, so many ready pods are behind the Service `bot` all the time."""
-    with recorded(place.api, "Pod", place.name) as pods, recorded(place.api, "Service", place.name) as services:
+    with (
+        recorded(place.api, "Pod", place.name) as pods,
+        recorded(place.api, "Service", place.name) as services,
+    ):
         eventually(lambda: pods and services)
         began = moment(place.api, place.name)
         yield
-        # Each stream lags as it likes: a pod that is ready but not heard of would be counted as missing.
+        # Each stream lags as it likes: a pod that is ready but not heard of would be counted as
+        # missing.
         ended = heard_to_the_end(place, "Service", services)
         heard_to_the_end(place, "Pod", pods)
     assert min(behind(services, pods, began, ended)) >= least
 
 
 def heard_to_the_end(place: Place, kind: str, found: list[Json]) -> int:
-    """Wait until a recording has all that happened up to now; returns the resource version of now."""
+    """Wait until a recording has all that happened up to now;
+    returns the resource version of now."""
     note = {"metadata": {"annotations": {"test": str(time.time_ns())}}}
 
     def mark() -> Json:
-        staying = next(e for e in place.api.list(kind, place.name) if "deletionTimestamp" not in e["metadata"])
+        staying = next(
+            e for e in place.api.list(kind, place.name) if "deletionTimestamp" not in e["metadata"]
+        )
         return place.api.patch(kind, place.name, staying["metadata"]["name"], note)
 
     version = eventually(mark)["metadata"]["resourceVersion"]
@@ -65,15 +75,21 @@ def heard_to_the_end(place: Place, kind: str, found: list[Json]) -> int:
     return int(version)
 
 
-def behind(services: list[Json], pods: list[Json], since: int, until: int, service: str = "bot") -> list[int]:
-    """Ready pods that the Service selects, after every change of either between two resource versions.
+def behind(
+    services: list[Json], pods: list[Json], since: int, until: int, service: str = "bot"
+) -> list[int]:
+    """Ready pods that the Service selects,
+    after every change of either between two resource versions.
 
-    Two requests see two moments; resource versions put the states of both kinds into the one order in which they were.
+    Two requests see two moments;
+    resource versions put the states of both kinds into the one order in which they were.
     """
     selector: Json = {}
     known: dict[str, Json] = {}
     counted: list[int] = []
-    for state in sorted((*services, *pods), key=lambda each: int(each["metadata"]["resourceVersion"])):
+    for state in sorted(
+        (*services, *pods), key=lambda each: int(each["metadata"]["resourceVersion"])
+    ):
         if state["kind"] == "Pod":
             known[state["metadata"]["uid"]] = state
         elif state["metadata"]["name"] == service:

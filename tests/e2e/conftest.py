@@ -1,4 +1,5 @@
-"""The demo's road with a random two-layer model: control plane, MLflow, process node, and the operator as installed."""
+"""The demo's road with a random two-layer model:
+control plane, MLflow, process node, and the operator as installed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from unit.runtime import tiny_model
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two versions that answer differently, and a third whose weights are cut short."""
     folder = tmp_path_factory.mktemp("models")
-    made = {name: tiny_model.make(folder / name, seed=seed) for seed, name in enumerate(("first", "second", "corrupt"))}
+    made = {
+        name: tiny_model.make(folder / name, seed=seed)
+        for seed, name in enumerate(("first", "second", "corrupt"))
+    }
     weights = made["corrupt"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return made
@@ -31,17 +35,27 @@ def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[secrets_told
 
 @pytest.fixture(scope="session")
 def stack(
-    tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path], collector: secrets_told.Collector
+    tmp_path_factory: pytest.TempPathFactory,
+    models: dict[str, Path],
+    collector: secrets_told.Collector,
 ) -> Iterator[Stack]:
-    """A running stack with the operator installed from manifests/install.yaml and version 1 under `champion`."""
+    """A running stack with the operator installed from manifests/install.yaml and version 1 under
+    `champion`."""
     folder = tmp_path_factory.mktemp("stack")
     pods_have = (f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.address}",)
     with Stack(folder, provider="local", pods_have=pods_have) as running:
         running.start(progress=lambda _: None)
         push(running.mlflow.uri, MODEL, models["first"], alias="champion")
-        running.cluster.kubectl("apply", "--server-side", "-f", "-", stdin=running.install_manifest(poll_seconds=1))
         running.cluster.kubectl(
-            "-n", "llm-operator-system", "rollout", "status", "deployment/llm-operator", "--timeout=120s"
+            "apply", "--server-side", "-f", "-", stdin=running.install_manifest(poll_seconds=1)
+        )
+        running.cluster.kubectl(
+            "-n",
+            "llm-operator-system",
+            "rollout",
+            "status",
+            "deployment/llm-operator",
+            "--timeout=120s",
         )
         with secrets_told.searched(running.cluster.kubeconfig, tmp_path_factory):
             yield running

@@ -20,4 +20,6 @@ def greedy(folder: Path, prompt: str, max_tokens: int) -> str:
     tokenizer, model = _load(folder)
     inputs = tokenizer(prompt, return_tensors="pt")
     answer = model.generate(**inputs, do_sample=False, max_new_tokens=max_tokens)
-    return str(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return str(
+        tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    )

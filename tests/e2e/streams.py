@@ -7,10 +7,14 @@ from typing import Any
 import httpx
 
 
-async def texts_at_once(url: str, headers: dict[str, str], bodies: list[dict[str, Any]]) -> list[str]:
+async def texts_at_once(
+    url: str, headers: dict[str, str], bodies: list[dict[str, Any]]
+) -> list[str]:
     """The texts of all requests, each streamed on a connection of its own at the same time."""
     limits = httpx.Limits(max_connections=len(bodies))
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=300, limits=limits, trust_env=False) as session:
+    async with httpx.AsyncClient(
+        base_url=url, headers=headers, timeout=300, limits=limits, trust_env=False
+    ) as session:
         return await asyncio.gather(*(_text(session, body) for body in bodies))
 
 

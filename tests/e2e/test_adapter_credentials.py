@@ -1,4 +1,5 @@
-"""Adapters of a registry that wants a password: the serving container never has it, whatever becomes of the other."""
+"""Adapters of a registry that wants a password:
+the serving container never has it, whatever becomes of the other."""
 
 import json
 import os
@@ -49,8 +50,11 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(world: World, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    """Three versions of an adapter, the first being the champion, on a server of which the operator knows."""
+def guarded(
+    world: World, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guarded]:
+    """Three versions of an adapter, the first being the champion,
+    on a server of which the operator knows."""
     folder = tmp_path_factory.mktemp("guarded")
     for name, (user, password) in (("operator", ADMIN), ("pods", READER)):
         (folder / name).mkdir()
@@ -60,18 +64,29 @@ def guarded(world: World, models: dict[str, Path], tmp_path_factory: pytest.Temp
         patch.setenv("MLFLOW_TRACKING_USERNAME", ADMIN[0])
         patch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
         for seed, alias in enumerate(("champion", None, None)):
-            push(uri, ADAPTER, lora_models.save_adapter(models["first"], folder / str(seed), seed), alias=alias)
+            push(
+                uri,
+                ADAPTER,
+                lora_models.save_adapter(models["first"], folder / str(seed), seed),
+                alias=alias,
+            )
         connection = {
             "trackingUri": uri,
             "credentialsFolder": str(folder / "operator"),
             "podCredentialsFolder": str(folder / "pods"),
         }
         namespace = ("-n", "llm-operator-system")
-        config = json.loads(world.kubectl("get", "cm", "llm-operator", *namespace, "-o", "json"))["data"]
-        text = config["config.yaml"].replace("connections:", f"connections:\n  guarded: {json.dumps(connection)}")
+        config = json.loads(world.kubectl("get", "cm", "llm-operator", *namespace, "-o", "json"))[
+            "data"
+        ]
+        text = config["config.yaml"].replace(
+            "connections:", f"connections:\n  guarded: {json.dumps(connection)}"
+        )
         change = json.dumps({"data": {"config.yaml": text}})
         world.kubectl("patch", "cm", "llm-operator", *namespace, "--type=merge", "-p", change)
-        world.kubectl("annotate", "pod", "--all", *namespace, "told=yes")  # It looks at its ConfigMap at once.
+        world.kubectl(
+            "annotate", "pod", "--all", *namespace, "told=yes"
+        )  # It looks at its ConfigMap at once.
         yield Guarded(uri, folder / "pods")
 
 
@@ -79,7 +94,9 @@ def guarded(world: World, models: dict[str, Path], tmp_path_factory: pytest.Temp
 def client(world: World, guarded: Guarded) -> Iterator[httpx.Client]:
     world.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
     world.kubectl("wait", f"llmd/{NAME}", "--for=condition=Ready", "--timeout=180s")
-    with httpx.Client(base_url=world.stack.service_url(NAME), timeout=60, trust_env=False) as session:
+    with httpx.Client(
+        base_url=world.stack.service_url(NAME), timeout=60, trust_env=False
+    ) as session:
         world.until(lambda: answer(session) is not None, "the adapter")
         yield session
     world.kubectl("delete", "llmd", NAME, "--timeout=60s")
@@ -112,7 +129,9 @@ def processes(pod: dict[str, Any], word: str) -> list[int]:
         with suppress(OSError):
             command = (entry / "cmdline").read_bytes()
             told = command + (entry / "environ").read_bytes()
-            if word.encode() in command and any(pod["metadata"][each].encode() in told for each in ("uid", "name")):
+            if word.encode() in command and any(
+                pod["metadata"][each].encode() in told for each in ("uid", "name")
+            ):
                 found.append(int(entry.name))
     return found
 
@@ -120,11 +139,15 @@ def processes(pod: dict[str, Any], word: str) -> list[int]:
 def mounted(world: World, pod: dict[str, Any], container: dict[str, Any]) -> bytes:
     """All that the container's volumes hold."""
     volumes = world.stack.folder / "node" / "pods" / pod["metadata"]["uid"] / "volumes"
-    files = [file for each in container["volumeMounts"] for file in (volumes / each["name"]).rglob("*")]
+    files = [
+        file for each in container["volumeMounts"] for file in (volumes / each["name"]).rglob("*")
+    ]
     return b"\n".join(file.read_bytes() for file in files if file.is_file())
 
 
-def test_the_serving_container_has_no_credentials_in_files_or_environment(client: httpx.Client, world: World) -> None:
+def test_the_serving_container_has_no_credentials_in_files_or_environment(
+    client: httpx.Client, world: World
+) -> None:
     pod = the_pod(world)
     secret = READER[1].encode()
     (runtime,), adapters = pod["spec"]["containers"], pod["spec"]["initContainers"][-1]
@@ -145,7 +168,9 @@ def test_a_moved_version_waits_for_credentials_that_work_and_the_one_before_answ
     change = {"username": READER[0], "password": LATER}
     ask(guarded.uri, "2.0/mlflow/users/update-password", ADMIN, method="PATCH", **change)
     set_alias(guarded.uri, ADAPTER, "champion", "2")
-    world.until(lambda: world.condition("AdaptersReady", NAME)["reason"] == "RegistryDenied", "the refusal")
+    world.until(
+        lambda: world.condition("AdaptersReady", NAME)["reason"] == "RegistryDenied", "the refusal"
+    )
     assert answer(client) == first
     guarded.set_password(LATER)
     world.until(lambda: version(world) == "2", "the new version")
@@ -162,7 +187,10 @@ def test_a_killed_fetcher_comes_back_and_the_server_serves_on(
     before = answer(client)
     for process in processes(the_pod(world), "llm_runtime.fetcher"):
         os.kill(process, signal.SIGKILL)
-    world.until(lambda: the_pod(world)["status"]["initContainerStatuses"][-1]["restartCount"] == 1, "its restart")
+    world.until(
+        lambda: the_pod(world)["status"]["initContainerStatuses"][-1]["restartCount"] == 1,
+        "its restart",
+    )
     world.until(lambda: answer(client) == before, "the same answer")
     assert the_pod(world)["status"]["containerStatuses"][0]["restartCount"] == 0
     set_alias(guarded.uri, ADAPTER, "champion", "3")

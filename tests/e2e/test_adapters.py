@@ -1,4 +1,5 @@
-"""An adapter's alias moves: the new version answers in every pod, no request fails, and no pod starts anew."""
+"""An adapter's alias moves: the new version answers in every pod, no request fails,
+and no pod starts anew."""
 
 import base64
 import json
@@ -45,7 +46,9 @@ def client(world: World) -> Iterator[httpx.Client]:
     world.kubectl("wait", f"llmd/{NAME}", "--for=condition=Ready", "--timeout=180s")
     world.kubectl("wait", "llmkey/advisors", "--for=condition=Ready", "--timeout=60s")
     headers = {"Authorization": f"Bearer {key(world)}"}
-    with httpx.Client(base_url=world.stack.service_url(NAME), headers=headers, timeout=60, trust_env=False) as session:
+    with httpx.Client(
+        base_url=world.stack.service_url(NAME), headers=headers, timeout=60, trust_env=False
+    ) as session:
         yield session
     world.kubectl("delete", "llmd", NAME, "--timeout=60s")
     world.kubectl("delete", "llmkey", "advisors")
@@ -53,7 +56,9 @@ def client(world: World) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def versions(models: dict[str, Path], world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+def versions(
+    models: dict[str, Path], world: World, tmp_path_factory: pytest.TempPathFactory
+) -> str:
     """Two versions of an adapter for the first model; the first is `champion`."""
     folder = tmp_path_factory.mktemp("adapters")
     for seed, alias in enumerate(("champion", None)):
@@ -67,7 +72,9 @@ def versions(models: dict[str, Path], world: World, tmp_path_factory: pytest.Tem
 
 
 def key(world: World) -> str:
-    return base64.b64decode(world.stack.get("secret", "advisors-llm-key")["data"]["api-key"]).decode()
+    return base64.b64decode(
+        world.stack.get("secret", "advisors-llm-key")["data"]["api-key"]
+    ).decode()
 
 
 def pods(world: World) -> list[tuple[str, int]]:
@@ -75,7 +82,10 @@ def pods(world: World) -> list[tuple[str, int]]:
     selector = f"llm-operator.dev/deployment={NAME}"
     listed = json.loads(world.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     return sorted(
-        (pod["metadata"]["uid"], sum(each["restartCount"] for each in pod["status"]["containerStatuses"]))
+        (
+            pod["metadata"]["uid"],
+            sum(each["restartCount"] for each in pod["status"]["containerStatuses"]),
+        )
         for pod in listed
     )
 
@@ -94,9 +104,15 @@ def test_a_moved_alias_answers_in_all_pods_and_nobody_notices(
     assert len(before) == 2
     assert answer(client, legal).status_code == 404
     adapters = [{"name": "legal", "mlflow": {"name": versions, "alias": "champion"}}]
-    world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"adapters": adapters}}))
-    world.until(lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods")
-    loop = RequestLoop(str(client.base_url).rstrip("/"), key(world), legal, "hello", clients=2, max_tokens=8).start()
+    world.kubectl(
+        "patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"adapters": adapters}})
+    )
+    world.until(
+        lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods"
+    )
+    loop = RequestLoop(
+        str(client.base_url).rstrip("/"), key(world), legal, "hello", clients=2, max_tokens=8
+    ).start()
     try:
         world.until(lambda: loop.tally.requests >= 8, "requests before the move")
         (old,) = loop.tally.answers
@@ -110,17 +126,25 @@ def test_a_moved_alias_answers_in_all_pods_and_nobody_notices(
             settled = settled if loop.tally.answers[old] == last else now
     finally:
         tally = loop.stop()
-    print(f"all pods answered {settled - moved:.1f} s after the alias moved; {tally.requests} requests, none failed")
+    print(
+        f"all pods answered {settled - moved:.1f} s after the alias moved; {tally.requests}"
+        " requests, none failed"
+    )
     assert tally.failures == []
     assert world.llmd(NAME)["status"]["adapters"][0]["version"] == "2"
     assert pods(world) == before
-    world.until(lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "the operator to see it")
+    world.until(
+        lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "the operator to see it"
+    )
     assert world.llmd(NAME)["status"]["adapters"][0]["readyReplicas"] == 2
 
 
 def test_a_removed_adapter_is_gone_and_the_pods_are_not(client: httpx.Client, world: World) -> None:
     before = pods(world)
     world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", '{"spec": {"adapters": []}}')
-    world.until(lambda: all(answer(client, f"{NAME}:legal").status_code == 404 for _ in range(6)), "it to go")
+    world.until(
+        lambda: all(answer(client, f"{NAME}:legal").status_code == 404 for _ in range(6)),
+        "it to go",
+    )
     assert answer(client, NAME).is_success
     assert pods(world) == before

@@ -1,4 +1,5 @@
-"""Ready is never said of dead pods: every process of the runtime is killed, by its id, and the conditions follow."""
+"""Ready is never said of dead pods: every process of the runtime is killed, by its id,
+and the conditions follow."""
 
 import os
 import signal
@@ -36,8 +37,11 @@ def mortal(world: World) -> Iterator[World]:
 
 
 def runtimes(world: World) -> list[int]:
-    """The processes of this deployment's servers: their configuration lies in a folder of their pod."""
-    pods = world.kubectl("get", "pods", "-l", f"llm-operator.dev/deployment={NAME}", "-o", "name").split()
+    """The processes of this deployment's servers:
+    their configuration lies in a folder of their pod."""
+    pods = world.kubectl(
+        "get", "pods", "-l", f"llm-operator.dev/deployment={NAME}", "-o", "name"
+    ).split()
     uids = [world.kubectl("get", pod, "-o", "jsonpath={.metadata.uid}") for pod in pods]
     names = [pod.removeprefix("pod/") for pod in pods]
     found = []
@@ -56,7 +60,9 @@ def of_worker(pid: int) -> bool:
 
 def engines(world: World) -> list[int]:
     """The engine's process of each server, a child of it."""
-    children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in runtimes(world)]
+    children = [
+        Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in runtimes(world)
+    ]
     return [int(child) for each in children for child in each if of_worker(int(child))]
 
 
@@ -70,7 +76,9 @@ def restarts(world: World) -> int:
     return sum(int(count) for count in world.kubectl("get", "pods", *chosen).split())
 
 
-def test_a_killed_engine_has_its_container_started_again_at_once_and_its_cause_told(mortal: World) -> None:
+def test_a_killed_engine_has_its_container_started_again_at_once_and_its_cause_told(
+    mortal: World,
+) -> None:
     before = restarts(mortal)
     victims = engines(mortal)
     assert victims
@@ -78,13 +86,20 @@ def test_a_killed_engine_has_its_container_started_again_at_once_and_its_cause_t
     os.kill(victims[0], signal.SIGKILL)
     mortal.until(lambda: restarts(mortal) == before + 1, "the container to be started again", 30)
     print(f"engine killed → container started again: {time.monotonic() - killed:.1f} s")
-    mortal.until(lambda: "EngineKilled" in mortal.condition("Ready", NAME)["message"], "the cause", 30)
+    mortal.until(
+        lambda: "EngineKilled" in mortal.condition("Ready", NAME)["message"], "the cause", 30
+    )
     print(f"engine killed → cause told: {time.monotonic() - killed:.1f} s")
     mortal.until(lambda: mortal.condition("Ready", NAME)["status"] == "True", "the pod to be back")
     print(f"engine killed → ready again: {time.monotonic() - killed:.1f} s")
     assert "containers were restarted" in mortal.condition("Ready", NAME)["message"]
     events = mortal.kubectl(
-        "get", "events", "--field-selector", f"involvedObject.name={NAME}", "-o", "jsonpath={.items[*].reason}"
+        "get",
+        "events",
+        "--field-selector",
+        f"involvedObject.name={NAME}",
+        "-o",
+        "jsonpath={.items[*].reason}",
     )
     assert events.split().count("EngineKilled") == 1
 
@@ -96,6 +111,11 @@ def test_ready_is_taken_back_within_seconds_when_all_processes_are_killed(mortal
     for pid in victims:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    mortal.until(lambda: mortal.condition("Ready", NAME)["status"] != "True", "Ready to be taken back", 10)
-    print(f"killed → Ready={mortal.condition('Ready', NAME)['status']}: {time.monotonic() - killed:.1f} s")
+    mortal.until(
+        lambda: mortal.condition("Ready", NAME)["status"] != "True", "Ready to be taken back", 10
+    )
+    print(
+        f"killed → Ready={mortal.condition('Ready', NAME)['status']}:"
+        f" {time.monotonic() - killed:.1f} s"
+    )
     mortal.until(lambda: mortal.condition("Ready", NAME)["status"] == "True", "the pods to be back")

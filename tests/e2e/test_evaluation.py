@@ -1,4 +1,5 @@
-"""A quiet service: nobody asks, and a version that answers every tenth record wrongly is refused all the same."""
+"""A quiet service: nobody asks, and a version that answers every tenth record wrongly is refused
+all the same."""
 
 import json
 import re
@@ -46,7 +47,8 @@ def test_a_version_that_is_wrong_on_a_tenth_of_a_dataset_is_refused_and_its_twin
 ) -> None:
     other = tiny_model.make(tmp_path / "other", seed=7)
     versions = {
-        name: push(stack.mlflow.uri, NAME, folder) for name, folder in (("first", models["first"]), ("other", other))
+        name: push(stack.mlflow.uri, NAME, folder)
+        for name, folder in (("first", models["first"]), ("other", other))
     }
     records = []
     for number in range(RECORDS):
@@ -55,9 +57,13 @@ def test_a_version_that_is_wrong_on_a_tenth_of_a_dataset_is_refused_and_its_twin
         good = re.escape(greedy(models["first"], said, TOKENS))
         # The other version is as right as the first, but for every tenth record.
         also = "" if number % 10 == 0 else f"|{re.escape(greedy(other, said, TOKENS))}"
-        records.append({"inputs": {"question": question}, "expectations": {"pattern": f"^({good}{also})$"}})
+        records.append(
+            {"inputs": {"question": question}, "expectations": {"pattern": f"^({good}{also})$"}}
+        )
     mlflow.set_tracking_uri(stack.mlflow.uri)
-    mlflow.genai.datasets.create_dataset(name="quiet-golden", experiment_id="0").merge_records(records)
+    mlflow.genai.datasets.create_dataset(name="quiet-golden", experiment_id="0").merge_records(
+        records
+    )
     set_alias(stack.mlflow.uri, NAME, "champion", versions["first"])
     world.kubectl("apply", "-f", "-", stdin=DEPLOYMENT)
     try:
@@ -77,7 +83,9 @@ def test_a_version_that_is_wrong_on_a_tenth_of_a_dataset_is_refused_and_its_twin
         twin = push(stack.mlflow.uri, NAME, models["first"])
         set_alias(stack.mlflow.uri, NAME, "champion", twin)
         world.until(lambda: world.llmd(NAME)["status"]["stable"]["version"] == twin, "the twin")
-        assert "passed: gate evaluation quiet-golden" in world.llmd(NAME)["status"]["stable"]["judged"]
+        assert (
+            "passed: gate evaluation quiet-golden" in world.llmd(NAME)["status"]["stable"]["judged"]
+        )
     finally:
         world.kubectl("delete", f"llmd/{NAME}")
 

@@ -1,7 +1,8 @@
-"""Promotions under a constant load of streams: every strategy, and the way back from versions that do not deserve it.
+"""Promotions under a constant load of streams: every strategy,
+and the way back from versions that do not deserve it.
 
-The tests share one LLMDeployment with two pods and run in order. Nobody who asks may notice: no request fails, none is
-cut.
+The tests share one LLMDeployment with two pods and run in order. Nobody who asks may notice: no
+request fails, none is cut.
 """
 
 import base64
@@ -54,8 +55,11 @@ spec: {{owner: team@example.com, deployments: [{NAME}]}}
 
 
 @pytest.fixture(scope="module")
-def versions(stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Registered versions by what they are: two as they should be, one that answers wrong, one that is slow."""
+def versions(
+    stack: Stack, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Registered versions by what they are:
+    two as they should be, one that answers wrong, one that is slow."""
     folder = tmp_path_factory.mktemp("versions")
     wrong = tiny_model.make(folder / "wrong", seed=7)
     slow = tiny_model.make(folder / "slow", seed=8, layers=64)
@@ -104,10 +108,15 @@ class Promo:
         return time.monotonic()
 
     def rollout(self, **fields: Any) -> None:
-        """Choose how, once what was before has ended: pods that still ran would only be taken back into service."""
+        """Choose how, once what was before has ended:
+        pods that still ran would only be taken back into service."""
         stable = self.status["stable"]["revision"]
-        self.world.until(lambda: not pods_of(self, stable, "!="), "the pods of other revisions to end")
-        self.world.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"rollout": fields}}))
+        self.world.until(
+            lambda: not pods_of(self, stable, "!="), "the pods of other revisions to end"
+        )
+        self.world.kubectl(
+            "patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"rollout": fields}})
+        )
 
     def key(self) -> str:
         secret = self.world.stack.get("secret", f"{NAME}-team-llm-key")
@@ -118,20 +127,26 @@ class Promo:
 
     @contextmanager
     def load(self, clients: int = 4) -> Iterator[Tally]:
-        """Requests all the time, every other one a stream of about a second; none may fail or be cut."""
+        """Requests all the time, every other one a stream of about a second;
+        none may fail or be cut."""
         url = self.world.stack.service_url(NAME)
-        loop = RequestLoop(url, self.key(), NAME, PROMPT, clients, max_tokens=150, pause_seconds=0.3).start()
+        loop = RequestLoop(
+            url, self.key(), NAME, PROMPT, clients, max_tokens=150, pause_seconds=0.3
+        ).start()
         try:
             self.world.until(lambda: loop.tally.requests >= 2 * clients, "requests before")
             yield loop.tally
             before = loop.tally.requests
-            self.world.until(lambda: loop.tally.requests >= before + 2 * clients, "requests afterwards")
+            self.world.until(
+                lambda: loop.tally.requests >= before + 2 * clients, "requests afterwards"
+            )
         finally:
             tally = loop.stop()
         assert tally.failures == []
 
     def answers_of_both(self, tally: Tally) -> None:
-        """Not before long, perhaps: a client that keeps its connection stays with its pod until that pod leaves."""
+        """Not before long, perhaps: a client that keeps its connection stays with its pod until
+        that pod leaves."""
         self.world.until(lambda: len(tally.answers) == 2, "an answer of each version")
 
 
@@ -142,15 +157,23 @@ def test_blue_green_switches_without_a_failed_or_cut_request(promo: Promo) -> No
         promo.world.until(lambda: promo.serves("second"), "the second version")
         seconds = time.monotonic() - began
         promo.answers_of_both(tally)
-    print(f"blue-green: {seconds:.1f} s from the alias to the new version, {tally.requests} requests, 0 failed")
+    print(
+        f"blue-green: {seconds:.1f} s from the alias to the new version, {tally.requests} requests,"
+        " 0 failed"
+    )
 
 
 def test_canary_walks_its_steps_without_a_failed_or_cut_request(promo: Promo) -> None:
-    steps = [{"weight": 34, "holdSeconds": HOLD_SECONDS}, {"weight": 50, "holdSeconds": HOLD_SECONDS}]
+    steps = [
+        {"weight": 34, "holdSeconds": HOLD_SECONDS},
+        {"weight": 50, "holdSeconds": HOLD_SECONDS},
+    ]
     promo.rollout(strategy="Canary", canary={"steps": steps})
     with promo.load() as tally:
         promo.promote("first")
-        promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == 34, "the first step")
+        promo.world.until(
+            lambda: (promo.status.get("candidate") or {}).get("weight") == 34, "the first step"
+        )
         promo.world.until(lambda: promo.serves("first"), "the first version")
         promo.answers_of_both(tally)
     print(f"canary: {tally.requests} requests, 0 failed")
@@ -166,7 +189,9 @@ def test_rolling_replaces_pod_by_pod_without_a_failed_or_cut_request(promo: Prom
 
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Canary", "Rolling"])
-def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: Promo, strategy: str) -> None:
+def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(
+    promo: Promo, strategy: str
+) -> None:
     promo.rollout(strategy=strategy)
     try:
         with promo.load() as tally:
@@ -178,7 +203,9 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
             gone = time.monotonic() - failed
         assert len(tally.answers) == 1, "no client saw the wrong version"
         assert gone <= GONE_SECONDS
-        promo.world.until(lambda: verdict(promo, "wrong").startswith("Failed: "), "the verdict in MLflow")
+        promo.world.until(
+            lambda: verdict(promo, "wrong").startswith("Failed: "), "the verdict in MLflow"
+        )
         assert promo.world.condition("Available", NAME)["status"] == "True"
         print(f"{strategy}: taken back, its pods gone {gone:.1f} s after the gate failed")
     finally:
@@ -186,7 +213,9 @@ def test_a_version_that_answers_wrong_gets_no_traffic_and_is_taken_back(promo: P
         promo.world.until(lambda: promo.serves("second"), "the way back")
 
 
-def test_a_version_whose_answers_to_copies_differ_gets_no_traffic_and_is_taken_back(promo: Promo) -> None:
+def test_a_version_whose_answers_to_copies_differ_gets_no_traffic_and_is_taken_back(
+    promo: Promo,
+) -> None:
     gate = {"shadowAgreement": {"minExact": 0.9}, "minRequests": 20}
     stable = next(name for name in promo.versions if promo.serves(name))
     promo.rollout(strategy="BlueGreen", shadow={"holdSeconds": 120}, gates=[gate])
@@ -211,12 +240,16 @@ def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(
     promo: Promo, strategy: str, weight: int
 ) -> None:
     gates = [{"maxInterTokenP95Ratio": 1.5, "minRequests": 100}]
-    promo.rollout(strategy=strategy, canary={"steps": [{"weight": 34, "holdSeconds": 60}]}, gates=gates)
+    promo.rollout(
+        strategy=strategy, canary={"steps": [{"weight": 34, "holdSeconds": 60}]}, gates=gates
+    )
     try:
         with promo.load() as tally:
             known = set(tally.answers)
             promo.promote("slow")
-            promo.world.until(lambda: (promo.status.get("candidate") or {}).get("weight") == weight, "its traffic")
+            promo.world.until(
+                lambda: (promo.status.get("candidate") or {}).get("weight") == weight, "its traffic"
+            )
             before = tally.requests
             began = time.monotonic()
             promo.world.until(lambda: gate_failed(promo, "slow"), "the gate to fail")
@@ -230,8 +263,8 @@ def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(
         assert "maxInterTokenP95Ratio" in candidate["message"]
         assert promo.world.condition("Available", NAME)["status"] == "True"
         print(
-            f"{strategy}, slow: {slow} of {during} requests went to it; judged {failed - began:.1f} s after it got "
-            f"traffic, its pods gone {gone:.1f} s later: {candidate['message']}"
+            f"{strategy}, slow: {slow} of {during} requests went to it; judged {failed - began:.1f}"
+            f" s after it got traffic, its pods gone {gone:.1f} s later: {candidate['message']}"
         )
     finally:
         promo.promote("second")
@@ -241,13 +274,18 @@ def test_a_slow_version_never_gets_more_than_its_weight_and_is_taken_back(
 def test_without_load_the_new_version_answers_soon(promo: Promo) -> None:
     promo.rollout(strategy="BlueGreen", gates=None)
     coming = "first" if promo.serves("second") else "second"
-    client = httpx.Client(base_url=promo.world.stack.service_url(NAME), headers=promo.headers(), trust_env=False)
+    client = httpx.Client(
+        base_url=promo.world.stack.service_url(NAME), headers=promo.headers(), trust_env=False
+    )
     with client:
         assert answered_by(client) != promo.versions[coming]
         began = promo.promote(coming)
-        promo.world.until(lambda: answered_by(client) == promo.versions[coming], "an answer of the new version")
+        promo.world.until(
+            lambda: answered_by(client) == promo.versions[coming], "an answer of the new version"
+        )
         print(
-            f"without load: {time.monotonic() - began:.1f} s from the alias to an answer of the new version, two pods"
+            f"without load: {time.monotonic() - began:.1f} s from the alias to an answer of the new"
+            " version, two pods"
         )
     promo.world.until(lambda: promo.serves(coming), "the roll-out's end")
 
@@ -261,7 +299,10 @@ def answered_by(client: httpx.Client) -> str:
 
 def gate_failed(promo: Promo, version: str) -> bool:
     candidate = promo.status.get("candidate") or {}
-    return candidate.get("version") == promo.versions[version] and candidate.get("reason") == "GateFailed"
+    return (
+        candidate.get("version") == promo.versions[version]
+        and candidate.get("reason") == "GateFailed"
+    )
 
 
 def pods_of(promo: Promo, revision: str, equals: str = "=") -> str:

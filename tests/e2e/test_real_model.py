@@ -1,4 +1,5 @@
-"""The runtime alone with a real instruction-tuned model: 32 clients at once read what `generate` says to each."""
+"""The runtime alone with a real instruction-tuned model:
+32 clients at once read what `generate` says to each."""
 
 import os
 import sys
@@ -17,7 +18,12 @@ from e2e.streams import texts_at_once
 pytestmark = [pytest.mark.e2e, pytest.mark.torch]
 
 TOPICS = ("rain", "bread", "the moon", "Lisbon", "a violin", "sleep", "chess", "the sea")
-STARTS = ("Explain in one sentence: ", "Write a short story about ", "A poem on ", "The most important fact about ")
+STARTS = (
+    "Explain in one sentence: ",
+    "Write a short story about ",
+    "A poem on ",
+    "The most important fact about ",
+)
 PROMPTS = [f"{start}{topic}" for start in STARTS for topic in TOPICS]
 MAX_TOKENS = 24
 
@@ -44,7 +50,13 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PATH": os.environ["PATH"],
     }
     folder = tmp_path_factory.mktemp("runtime")
-    child = Child("runtime", [sys.executable, "-m", "llm_runtime", "serve"], folder / "log", env=env, cwd=folder)
+    child = Child(
+        "runtime",
+        [sys.executable, "-m", "llm_runtime", "serve"],
+        folder / "log",
+        env=env,
+        cwd=folder,
+    )
     try:
         wait_until(child, lambda: answers(f"http://127.0.0.1:{port}/readyz"), timeout_seconds=180)
         yield f"http://127.0.0.1:{port}"
@@ -55,5 +67,7 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def test_32_streams_of_a_real_model_each_equal_generate(url: str, model: Path) -> None:
     body = {"model": "smollm", "temperature": 0, "max_tokens": MAX_TOKENS}
     texts = await texts_at_once(url, {}, [{**body, "prompt": prompt} for prompt in PROMPTS])
-    assert len(set(texts)) > len(PROMPTS) / 2  # Two short answers may be the same; all alike would prove nothing.
+    assert (
+        len(set(texts)) > len(PROMPTS) / 2
+    )  # Two short answers may be the same; all alike would prove nothing.
     assert texts == [greedy(model, prompt, MAX_TOKENS) for prompt in PROMPTS]

@@ -21,7 +21,9 @@ class World:
         return self.stack.get("llmd", name)
 
     def condition(self, kind: str, name: str = MODEL) -> dict[str, Any]:
-        found = [c for c in self.llmd(name).get("status", {}).get("conditions", []) if c["type"] == kind]
+        found = [
+            c for c in self.llmd(name).get("status", {}).get("conditions", []) if c["type"] == kind
+        ]
         return found[0] if found else {"status": "absent", "reason": "", "message": ""}
 
     def until(self, holds: Callable[[], Any], what: str, timeout_seconds: float = 180) -> Any:
@@ -30,14 +32,21 @@ class World:
             if result := holds():
                 return result
             time.sleep(0.25)
-        raise AssertionError(f"not within {timeout_seconds} s: {what}\n{self.kubectl('describe', 'llmd')}")
+        raise AssertionError(
+            f"not within {timeout_seconds} s: {what}\n{self.kubectl('describe', 'llmd')}"
+        )
 
     def serves(self, version: str) -> bool:
         status = self.llmd().get("status", {})
-        return status.get("stable", {}).get("version") == version and self.condition("Ready")["status"] == "True"
+        return (
+            status.get("stable", {}).get("version") == version
+            and self.condition("Ready")["status"] == "True"
+        )
 
     def alias(self, version: str, alias: str = "champion") -> None:
         set_alias(self.stack.mlflow.uri, MODEL, alias, version)
 
     def events(self) -> str:
-        return self.kubectl("get", "events", "-o", "custom-columns=REASON:.reason,MESSAGE:.message", "--no-headers")
+        return self.kubectl(
+            "get", "events", "-o", "custom-columns=REASON:.reason,MESSAGE:.message", "--no-headers"
+        )

@@ -1,6 +1,8 @@
-"""The built images, run as a cluster runs them. `make test-images` names them; without an engine nothing here runs.
+"""The built images, run as a cluster runs them.
+`make test-images` names them; without an engine nothing here runs.
 
-Every container has a read-only root, no capabilities, no network, and the user that the image gives it.
+Every container has a read-only root, no capabilities, no network,
+and the user that the image gives it.
 """
 
 import ast
@@ -18,7 +20,9 @@ GUARDED = ["--rm", "--read-only", "--network", "none", "--cap-drop", "ALL", "--s
 MEGABYTE = 1_000_000
 LARGEST = {"operator": 250 * MEGABYTE, "cpu": 1_250 * MEGABYTE, "cuda": 5_400 * MEGABYTE}
 
-pytestmark = pytest.mark.skipif(not IMAGES, reason="no images are named: make build-docker test-images")
+pytestmark = pytest.mark.skipif(
+    not IMAGES, reason="no images are named: make build-docker test-images"
+)
 
 
 @pytest.fixture(params=["operator", "runtime"])
@@ -31,7 +35,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def run(name: str, *command: str, entrypoint: str = "") -> subprocess.CompletedProcess[str]:
     way = ["--entrypoint", entrypoint] if entrypoint else []
-    return subprocess.run([DOCKER, "run", *GUARDED, *way, IMAGES[name], *command], capture_output=True, text=True)
+    return subprocess.run(
+        [DOCKER, "run", *GUARDED, *way, IMAGES[name], *command], capture_output=True, text=True
+    )
 
 
 def shell(name: str, script: str) -> str:
@@ -47,7 +53,9 @@ def python(name: str, program: str) -> str:
 
 
 def inspected(name: str) -> dict[str, Any]:
-    done = subprocess.run([DOCKER, "image", "inspect", IMAGES[name]], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [DOCKER, "image", "inspect", IMAGES[name]], capture_output=True, text=True, check=True
+    )
     found: dict[str, Any] = json.loads(done.stdout)[0]
     return found
 
@@ -79,7 +87,11 @@ def test_it_has_no_installer_and_no_compiler(name: str) -> None:
     tools = "pip pip3 uv cc gcc g++ c++ clang make perl apt-get git"
     assert shell(name, f"for tool in {tools}; do command -v $tool || true; done") == ""
     assert (
-        python(name, "import importlib.util as u; print([m for m in ('pip', 'ensurepip') if u.find_spec(m)])") == "[]"
+        python(
+            name,
+            "import importlib.util as u; print([m for m in ('pip', 'ensurepip') if u.find_spec(m)])",
+        )
+        == "[]"
     )
 
 
@@ -89,7 +101,8 @@ def test_no_file_can_be_changed_by_its_user(name: str) -> None:
 
 
 def test_bytecode_is_there_once_and_for_what_is_loaded(name: str) -> None:
-    """Two of one module, `x.pyc` and `__pycache__/x.*.pyc`, take space for nothing; none makes each start slow."""
+    """Two of one module, `x.pyc` and `__pycache__/x.*.pyc`, take space for nothing;
+    none makes each start slow."""
     assert shell(name, "find /opt -name '*.pyc' ! -path '*/__pycache__/*'") == ""
     program = f"""
 import sys, llm_{name}.__main__
@@ -106,7 +119,9 @@ def test_it_says_what_it_is_made_of(name: str) -> None:
     named = {component["name"] for component in bill["components"]}
     assert {"operator": "kopf", "runtime": "torch"}[name] in named
     installed = set(
-        python(name, "from importlib.metadata import distributions as d; print(*{p.name for p in d()})").split()
+        python(
+            name, "from importlib.metadata import distributions as d; print(*{p.name for p in d()})"
+        ).split()
     )
     assert installed - {"llm-operator"} == named - {"llm-operator"}
 
@@ -157,7 +172,8 @@ def test_the_runtime_computes_on_a_cpu() -> None:
 
 
 def test_every_library_of_the_runtime_finds_those_that_it_is_linked_with() -> None:
-    """By a name anywhere in the image: torch and NVIDIA's packages load each other's before they are asked for."""
+    """By a name anywhere in the image: torch and NVIDIA's packages load each other's before they
+    are asked for."""
     if "runtime" not in IMAGES:
         pytest.skip("no runtime image is named")
     program = """

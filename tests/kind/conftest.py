@@ -1,4 +1,5 @@
-"""The suite on kind: `make e2e-kind` has made cluster and images; the modules share one installation, in this order."""
+"""The suite on kind: `make e2e-kind` has made cluster and images;
+the modules share one installation, in this order."""
 
 import base64
 import os
@@ -57,8 +58,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KindCluster]:
 
 
 @pytest.fixture(scope="session")
-def mlflow(cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A real registry on this machine that pods reach; three versions of `support-bot`, the third with cut weights."""
+def mlflow(
+    cluster: KindCluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
+    """A real registry on this machine that pods reach;
+    three versions of `support-bot`, the third with cut weights."""
     env = {
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
@@ -100,7 +104,9 @@ def bot(site: Site) -> Front:
     """The sample `support-bot` with its key, as README says."""
     samples = ROOT / "manifests" / "samples"
     began = time.monotonic()
-    site.cluster.kubectl("apply", "-f", str(samples / "support-bot.yaml"), "-f", str(samples / "web-team-key.yaml"))
+    site.cluster.kubectl(
+        "apply", "-f", str(samples / "support-bot.yaml"), "-f", str(samples / "web-team-key.yaml")
+    )
     front = Front(site, "support-bot")
     front.ready()
     note("apply of the sample → Ready, weights fetched", f"{time.monotonic() - began:.1f} s")

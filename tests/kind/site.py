@@ -1,4 +1,5 @@
-"""The product as it is shipped: images, chart and a kind cluster, with an MLflow server beside it."""
+"""The product as it is shipped: images, chart and a kind cluster,
+with an MLflow server beside it."""
 
 import base64
 import json
@@ -33,7 +34,8 @@ class Site:
     def image_values(self) -> dict[str, Any]:
         """What everybody who installs has to say: where the images and the registry are."""
         operator, runtime = (
-            image.rpartition(":") for image in (self.cluster.operator_image, self.cluster.runtime_image)
+            image.rpartition(":")
+            for image in (self.cluster.operator_image, self.cluster.runtime_image)
         )
         return {
             "image": {"repository": operator[0], "tag": operator[2]},
@@ -42,10 +44,21 @@ class Site:
         }
 
     def helm(self, verb: str, *options: str, chart: Path = CHART, **values: Any) -> float:
-        """`helm install` or `upgrade` with these values over the images'; the seconds until it is rolled out."""
+        """`helm install` or `upgrade` with these values over the images';
+        the seconds until it is rolled out."""
         chosen = merged(self.image_values(), values)
         started = time.monotonic()
-        command = (verb, RELEASE, str(chart), "--namespace", NAMESPACE, "--create-namespace", "--values", "-", *options)
+        command = (
+            verb,
+            RELEASE,
+            str(chart),
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--values",
+            "-",
+            *options,
+        )
         self.cluster.helm(*command, stdin=json.dumps(chosen))
         self.rolled_out()
         return time.monotonic() - started
@@ -88,7 +101,9 @@ class Front(World):
         self.name = name
 
     def ready(self, timeout_seconds: int = 240) -> None:
-        self.kubectl("wait", f"llmd/{self.name}", "--for=condition=Ready", f"--timeout={timeout_seconds}s")
+        self.kubectl(
+            "wait", f"llmd/{self.name}", "--for=condition=Ready", f"--timeout={timeout_seconds}s"
+        )
 
     def is_ready(self) -> bool:
         return bool(self.condition("Ready", self.name)["status"] == "True")
@@ -97,7 +112,8 @@ class Front(World):
         return dict(self.llmd(self.name).get("status", {}))
 
     def told(self, *words: str) -> bool:
-        """Whether the status or an Event of this very deployment says one of these: Events outlive their objects."""
+        """Whether the status or an Event of this very deployment says one of these:
+        Events outlive their objects."""
         fields = f"involvedObject.uid={self.llmd(self.name)['metadata']['uid']}"
         events = self.kubectl("get", "events", "--field-selector", fields, "-o", "json")
         return any(word in events + json.dumps(self.status()) for word in words)
@@ -109,7 +125,9 @@ class Front(World):
     @contextmanager
     def load(self, key: str = "", clients: int = 4, max_tokens: int = 60) -> Iterator[Tally]:
         """Requests all the time, every other one a stream; none may fail or be cut."""
-        loop = RequestLoop(self.url, key, self.name, PROMPT, clients, max_tokens, pause_seconds=0.2).start()
+        loop = RequestLoop(
+            self.url, key, self.name, PROMPT, clients, max_tokens, pause_seconds=0.2
+        ).start()
         try:
             self.until(lambda: loop.tally.requests >= 2 * clients, "requests before")
             yield loop.tally
@@ -117,12 +135,18 @@ class Front(World):
             self.until(lambda: loop.tally.requests >= before + 2 * clients, "requests afterwards")
         finally:
             tally = loop.stop()
-        assert tally.failures == [], f"{len(tally.failures)} of {tally.requests} requests failed: {tally.failures[:5]}"
+        assert tally.failures == [], (
+            f"{len(tally.failures)} of {tally.requests} requests failed: {tally.failures[:5]}"
+        )
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two trees of values, as helm merges them."""
-    both = {key: merged(below[key], value) for key, value in above.items() if isinstance(value, dict) and key in below}
+    both = {
+        key: merged(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and key in below
+    }
     return {**below, **above, **both}
 
 
@@ -136,4 +160,6 @@ def seconds_since_made(pod: dict[str, Any], condition: str) -> float:
 def inside(pod: dict[str, Any], cluster: KindCluster, *command: str) -> str:
     """Run a command in the serving container of a pod."""
     meta = pod["metadata"]
-    return cluster.kubectl("-n", meta["namespace"], "exec", meta["name"], "-c", "runtime", "--", *command)
+    return cluster.kubectl(
+        "-n", meta["namespace"], "exec", meta["name"], "-c", "runtime", "--", *command
+    )

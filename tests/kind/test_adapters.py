@@ -1,4 +1,5 @@
-"""A guarded registry on real kubelets: what fetches adapters has its account, what serves does not."""
+"""A guarded registry on real kubelets:
+what fetches adapters has its account, what serves does not."""
 
 import json
 from collections.abc import Iterator
@@ -47,7 +48,8 @@ for file in files:
             found.append(str(file))
 print(json.dumps({"read": read, "found": found}))
 """
-"""All files of all volumes, and the environment of each process; the secret comes by standard input."""
+"""All files of all volumes, and the environment of each process;
+the secret comes by standard input."""
 TOLD = f"{contract.MODELS_MOUNT}/told"
 PLANTED = f"""
 import os, sys
@@ -82,7 +84,9 @@ def registry(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 def secret(name: str, account: tuple[str, str]) -> str:
     data = dict(zip(("username", "password"), account, strict=True))
-    return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
+    return json.dumps(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,10 @@ def guarded(site: Site, registry: None) -> Iterator[Front]:
 
 
 def deploy(front: Front, *adapters: str) -> None:
-    listed = [{"name": name, "mlflow": {"name": name, "version": 1, "connection": "guarded"}} for name in adapters]
+    listed = [
+        {"name": name, "mlflow": {"name": name, "version": 1, "connection": "guarded"}}
+        for name in adapters
+    ]
     body = {**DEPLOYMENT, "spec": {**DEPLOYMENT["spec"], "adapters": listed}}
     front.site.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(body))
 
@@ -115,13 +122,26 @@ def the_pod(front: Front) -> dict[str, Any]:
 
 
 def search(front: Front, container: str) -> dict[str, list[str]]:
-    """Which files of this container were read, and which of them tell the password of the pods' account."""
-    command = ("exec", "-i", the_pod(front)["metadata"]["name"], "-c", container, "--", "python", "-c", SEARCH)
+    """Which files of this container were read,
+    and which of them tell the password of the pods' account."""
+    command = (
+        "exec",
+        "-i",
+        the_pod(front)["metadata"]["name"],
+        "-c",
+        container,
+        "--",
+        "python",
+        "-c",
+        SEARCH,
+    )
     found: dict[str, list[str]] = json.loads(front.site.cluster.kubectl(*command, stdin=READER[1]))
     return found
 
 
-def test_the_container_that_serves_has_no_credentials_and_the_one_beside_it_has(guarded: Front) -> None:
+def test_the_container_that_serves_has_no_credentials_and_the_one_beside_it_has(
+    guarded: Front,
+) -> None:
     guarded.until(lambda: answer(guarded, "legal") is not None, "the adapter's answer")
     beside = search(guarded, "adapters")
     assert any(file.endswith(f"/{contract.REGISTRIES_FILE}") for file in beside["found"]), beside
@@ -141,18 +161,29 @@ def test_an_adapter_that_is_added_answers_from_the_pod_that_runs(guarded: Front)
     after = the_pod(guarded)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     states = after["status"]["initContainerStatuses"] + after["status"]["containerStatuses"]
-    assert {state["name"]: state["restartCount"] for state in states} == {"fetch": 0, "adapters": 0, "runtime": 0}
+    assert {state["name"]: state["restartCount"] for state in states} == {
+        "fetch": 0,
+        "adapters": 0,
+        "runtime": 0,
+    }
 
 
-def test_what_the_server_writes_is_not_run_by_the_container_that_fetches(site: Site, guarded: Front) -> None:
-    """A pod whose sandbox is made anew, as after a restart of its node, runs its init containers on its old volumes."""
+def test_what_the_server_writes_is_not_run_by_the_container_that_fetches(
+    site: Site, guarded: Front
+) -> None:
+    """A pod whose sandbox is made anew, as after a restart of its node,
+    runs its init containers on its old volumes."""
     pod = the_pod(guarded)
     write = f"open('{contract.SCRATCH_MOUNT}/typer.py', 'w').write({PLANTED!r})"
     inside(pod, site.cluster, "python", "-c", write)
     node = pod["spec"]["nodeName"]
-    sandbox = site.cluster.node_exec(node, "crictl", "pods", "--name", pod["metadata"]["name"], "--quiet")
+    sandbox = site.cluster.node_exec(
+        node, "crictl", "pods", "--name", pod["metadata"]["name"], "--quiet"
+    )
     site.cluster.node_exec(node, "crictl", "stopp", sandbox.strip())
-    guarded.until(lambda: the_pod(guarded)["status"]["containerStatuses"][0]["restartCount"], "its restart")
+    guarded.until(
+        lambda: the_pod(guarded)["status"]["containerStatuses"][0]["restartCount"], "its restart"
+    )
     guarded.until(lambda: answer(guarded, "legal") is not None, "the adapter's answer")
     serving = search(guarded, "runtime")
     assert TOLD in serving["read"], "the server runs what it wrote"
@@ -163,4 +194,7 @@ def test_the_credentials_go_with_the_deployment(site: Site, guarded: Front) -> N
     assert site.get("secret", f"{NAME}-adapters")["data"]
     site.cluster.kubectl("delete", "llmd", NAME, "--wait=true", "--timeout=90s")
     names = (f"{NAME}-adapters", f"{NAME}-registry")
-    guarded.until(lambda: not site.cluster.kubectl("get", "secret", *names, "--ignore-not-found"), "no Secret of it")
+    guarded.until(
+        lambda: not site.cluster.kubectl("get", "secret", *names, "--ignore-not-found"),
+        "no Secret of it",
+    )

@@ -1,4 +1,5 @@
-"""Processes that die on a real kubelet: what clients see, how soon the pod is back, and what the status says."""
+"""Processes that die on a real kubelet:
+what clients see, how soon the pod is back, and what the status says."""
 
 import json
 import time
@@ -40,7 +41,8 @@ while pathlib.Path(f"/proc/{sys.argv[1]}").exists() and time.monotonic() < deadl
         held.append(bytearray(b"x" * (4 << 20)))
     time.sleep(0.05)
 """
-# Takes a container's id; leaves it 48 MiB beyond what can't be dropped, in either version of control groups.
+# Takes a container's id; leaves it 48 MiB beyond what can't be dropped,
+# in either version of control groups.
 SQUEEZE = """
 room() { awk -v name=$1 '$1 == name {print $2 + 48 * 1048576}' $2; }
 for folder in $(find /sys/fs/cgroup -type d -name "*$1*"); do
@@ -74,7 +76,8 @@ def engine_of(site: Site) -> str:
 
 
 def run_out_of_memory(site: Site, pod: dict[str, Any], engine: str) -> None:
-    """Ask for a little more memory than there is: the kernel ends the largest process, which is the engine."""
+    """Ask for a little more memory than there is:
+    the kernel ends the largest process, which is the engine."""
     container = runtime_status(site)["containerID"].rpartition("/")[2]
     site.cluster.node_exec(pod["spec"]["nodeName"], "sh", "-euc", SQUEEZE, "squeeze", container)
     with suppress(KindError):  # The command may end with its container.
@@ -98,30 +101,45 @@ def test_a_dead_engine_is_told_and_back_within_seconds(site: Site, mortal: Front
     anew = time.monotonic() - began
     mortal.until(mortal.is_ready, "Ready again", 120)
     mortal.until(
-        lambda: httpx.get(f"{mortal.url}/readyz", trust_env=False, timeout=5).status_code == 200, "answers", 30
+        lambda: httpx.get(f"{mortal.url}/readyz", trust_env=False, timeout=5).status_code == 200,
+        "answers",
+        30,
     )
     back = time.monotonic() - began
-    note(f"engine {how}", f"cause told {cause:.1f} s, container anew {anew:.1f} s, ready {back:.1f} s")
+    note(
+        f"engine {how}",
+        f"cause told {cause:.1f} s, container anew {anew:.1f} s, ready {back:.1f} s",
+    )
     ended = runtime_status(site)["lastState"]["terminated"]
     assert (ended["exitCode"], ended["reason"]) != (0, "Completed")
 
 
 def test_a_limit_that_is_too_small_is_told_with_the_field_to_raise(site: Site, bot: Front) -> None:
-    small = DEPLOYMENT.replace("memory: 1536Mi", "memory: 200Mi").replace("memory: 256Mi", "memory: 64Mi")
+    small = DEPLOYMENT.replace("memory: 1536Mi", "memory: 200Mi").replace(
+        "memory: 256Mi", "memory: 64Mi"
+    )
     site.cluster.kubectl("apply", "-f", "-", stdin=small)
     front = Front(site, NAME)
     try:
-        front.until(lambda: front.told("ModelTooLarge", "OutOfMemory", "WillNotFit"), "the reason", 120)
+        front.until(
+            lambda: front.told("ModelTooLarge", "OutOfMemory", "WillNotFit"), "the reason", 120
+        )
         note("limit of 200 Mi", "{reason}: {message}".format(**front.condition("Ready", NAME)))
         assert "memory" in front.condition("Ready", NAME)["message"]
     finally:
         site.cluster.kubectl("delete", "llmd", NAME, "--wait=true", "--timeout=90s")
 
 
-def test_an_image_that_cannot_be_pulled_never_takes_over_and_becomes_stalled(site: Site, mortal: Front) -> None:
+def test_an_image_that_cannot_be_pulled_never_takes_over_and_becomes_stalled(
+    site: Site, mortal: Front
+) -> None:
     patch = {"spec": {"image": "127.0.0.1:9/nobody/llm-runtime:9"}}
     mortal.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps(patch))
-    mortal.until(lambda: mortal.condition("Ready", NAME)["reason"] == "ImagePullFailed", "ImagePullFailed", 30)
+    mortal.until(
+        lambda: mortal.condition("Ready", NAME)["reason"] == "ImagePullFailed",
+        "ImagePullFailed",
+        30,
+    )
     assert "spec.image" in mortal.condition("Ready", NAME)["message"]
     mortal.until(lambda: mortal.condition("Stalled", NAME)["status"] == "True", "Stalled", 120)
     assert mortal.condition("Available", NAME)["status"] == "True"

@@ -1,4 +1,5 @@
-"""A first hour with the product: install with the chart's defaults, apply the samples, ask from inside and outside."""
+"""A first hour with the product: install with the chart's defaults,
+apply the samples, ask from inside and outside."""
 
 import json
 from pathlib import Path
@@ -14,7 +15,10 @@ from kindstack.shell import KindError
 pytestmark = pytest.mark.kind
 
 SAMPLES = ROOT / "manifests" / "samples"
-CLIENT = "import urllib.request as r; print(r.urlopen('http://{name}.{namespace}.svc/v1/models', timeout=10).status)"
+CLIENT = (
+    "import urllib.request as r; print(r.urlopen('http://{name}.{namespace}.svc/v1/models',"
+    " timeout=10).status)"
+)
 RESTRICTED = """
 apiVersion: v1
 kind: Namespace
@@ -51,7 +55,8 @@ print(json.dumps({
 
 
 def test_the_operator_gets_ready_with_default_values(site: Site) -> None:
-    """`site` has installed it. All replicas are ready, none was restarted, and each took seconds."""
+    """`site` has installed it.
+    All replicas are ready, none was restarted, and each took seconds."""
     pods = site.operator_pods()
     assert len(pods) == 2
     assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0, 0]
@@ -82,7 +87,9 @@ def test_an_open_sample_answers_by_its_name_in_the_clusters_dns(site: Site, bot:
     playground = Front(site, "playground")
     playground.ready()
     (pod,) = site.pods(bot.name)
-    asked = inside(pod, site.cluster, "python", "-c", CLIENT.format(name="playground", namespace="default"))
+    asked = inside(
+        pod, site.cluster, "python", "-c", CLIENT.format(name="playground", namespace="default")
+    )
     assert asked.strip() == "200"
     site.cluster.kubectl("delete", "llmd", "playground")
 
@@ -94,7 +101,9 @@ def test_an_open_sample_answers_by_its_name_in_the_clusters_dns(site: Site, bot:
         ("without-registry.yaml", "translator", "PodUnschedulable"),
     ],
 )
-def test_a_sample_that_asks_for_what_is_not_here_says_what(site: Site, sample: str, name: str, reason: str) -> None:
+def test_a_sample_that_asks_for_what_is_not_here_says_what(
+    site: Site, sample: str, name: str, reason: str
+) -> None:
     front = Front(site, name)
     site.cluster.kubectl("apply", "-f", str(SAMPLES / sample))
     try:
@@ -107,13 +116,22 @@ def test_a_sample_that_asks_for_what_is_not_here_says_what(site: Site, sample: s
 def test_a_pod_may_do_nothing_that_it_need_not(site: Site, bot: Front) -> None:
     (pod,) = site.pods(bot.name)
     seen = json.loads(inside(pod, site.cluster, "python", "-c", PROBE))
-    assert seen == {"uid": 65532, "capabilities": 0, "seccomp": "2", "root": False, "tmp": True, "token": False}
+    assert seen == {
+        "uid": 65532,
+        "capabilities": 0,
+        "seccomp": "2",
+        "root": False,
+        "tmp": True,
+        "token": False,
+    }
 
 
 def test_a_namespace_with_pod_security_restricted_admits_and_serves(site: Site) -> None:
     site.cluster.kubectl("apply", "-f", "-", stdin=RESTRICTED)
     try:
-        site.cluster.kubectl("-n", "strict", "wait", "llmd/guarded", "--for=condition=Ready", "--timeout=180s")
+        site.cluster.kubectl(
+            "-n", "strict", "wait", "llmd/guarded", "--for=condition=Ready", "--timeout=180s"
+        )
         url = site.service_url("guarded", "strict")
         assert httpx.get(f"{url}/v1/models", trust_env=False, timeout=10).status_code == 200
     finally:

@@ -1,4 +1,5 @@
-"""The network that the rest of this tier stands on: node to node, the cluster's DNS, and from outside."""
+"""The network that the rest of this tier stands on:
+node to node, the cluster's DNS, and from outside."""
 
 import json
 
@@ -17,17 +18,26 @@ def test_this_machine_and_pods_of_both_nodes_reach_a_service(cluster: KindCluste
     try:
         serve = ["python", "-m", "http.server", "8080", "--directory", "/opt/app"]
         for node in cluster.nodes:
-            cluster.kubectl("apply", "-f", "-", stdin=pod(namespace, node, cluster.operator_image, serve))
-        cluster.kubectl("-n", namespace, "expose", "pod", cluster.nodes[-1], "--name=web", "--port=8080")
-        cluster.kubectl("-n", namespace, "wait", "pods", "--all", "--for=condition=Ready", "--timeout=120s")
+            cluster.kubectl(
+                "apply", "-f", "-", stdin=pod(namespace, node, cluster.operator_image, serve)
+            )
+        cluster.kubectl(
+            "-n", namespace, "expose", "pod", cluster.nodes[-1], "--name=web", "--port=8080"
+        )
+        cluster.kubectl(
+            "-n", namespace, "wait", "pods", "--all", "--for=condition=Ready", "--timeout=120s"
+        )
         address = cluster.service_address("web", namespace)
         assert eventually(lambda: httpx.get(address, trust_env=False)).status_code == 200
         ask = (
-            "import urllib.request as r; print(r.urlopen('http://web.reach.svc.cluster.local:8080', timeout=10).status)"
+            "import urllib.request as r; print(r.urlopen('http://web.reach.svc.cluster.local:8080',"
+            " timeout=10).status)"
         )
         for node in cluster.nodes:
             asked = eventually(
-                lambda node=node: cluster.kubectl("-n", namespace, "exec", node, "--", "python", "-c", ask)
+                lambda node=node: cluster.kubectl(
+                    "-n", namespace, "exec", node, "--", "python", "-c", ask
+                )
             )
             assert asked.strip() == "200", node
     finally:
@@ -40,6 +50,9 @@ def pod(namespace: str, node: str, image: str, command: list[str]) -> str:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": node, "namespace": namespace, "labels": {"node": node}},
-            "spec": {"nodeName": node, "containers": [{"name": "main", "image": image, "command": command}]},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "main", "image": image, "command": command}],
+            },
         }
     )

@@ -1,4 +1,5 @@
-"""Nodes and their programs go away and come back: two replicas lose no request, and the status names the node."""
+"""Nodes and their programs go away and come back:
+two replicas lose no request, and the status names the node."""
 
 import json
 import time
@@ -77,18 +78,24 @@ def test_a_node_whose_kubelet_is_silent_is_named_and_serves_on(site: Site, sprea
         began = time.monotonic()
         spread.until(spread.is_ready, "Ready again", 120)
     back = time.monotonic() - began
-    note("kubelet stopped", f"NodeLost after {told:.1f} s, back {back:.1f} s, {tally.requests} requests, 0 failed")
+    note(
+        "kubelet stopped",
+        f"NodeLost after {told:.1f} s, back {back:.1f} s, {tally.requests} requests, 0 failed",
+    )
 
 
 def move_one_to(site: Site, spread: Front, node: str) -> None:
-    """Both pods may be on one node, after a drain or since the other was busy: one is deleted, and spread again."""
+    """Both pods may be on one node, after a drain or since the other was busy:
+    one is deleted, and spread again."""
     if node not in nodes_of(site):
         site.cluster.kubectl("delete", "pod", site.pods(NAME)[0]["metadata"]["name"])
         spread.until(lambda: node in nodes_of(site) and spread.is_ready(), "one pod on each node")
 
 
 @pytest.mark.parametrize("program", ["kubelet", "containerd"])
-def test_a_restarted_node_program_costs_no_request_and_no_container(site: Site, spread: Front, program: str) -> None:
+def test_a_restarted_node_program_costs_no_request_and_no_container(
+    site: Site, spread: Front, program: str
+) -> None:
     restarts = {pod["metadata"]["uid"]: restart_count(pod) for pod in site.pods(NAME)}
     with spread.load(clients=2):
         for node in site.cluster.nodes:
@@ -104,11 +111,17 @@ def restart_count(pod: dict[str, dict[str, list[dict[str, int]]]]) -> int:
 def test_a_restarted_api_server_costs_no_request(site: Site, spread: Front) -> None:
     plane = next(node for node in site.cluster.nodes if "control-plane" in node)
     with spread.load(clients=2):
-        container = site.cluster.node_exec(plane, "crictl", "ps", "-q", "--name", "kube-apiserver").split()[0]
+        container = site.cluster.node_exec(
+            plane, "crictl", "ps", "-q", "--name", "kube-apiserver"
+        ).split()[0]
         site.cluster.node_exec(plane, "crictl", "stop", container)
         spread.until(lambda: answers(site), "the API server", 120)
         site.cluster.kubectl("scale", "llmd", NAME, "--replicas=3")
-        spread.until(lambda: len(site.pods(NAME)) == 3 and spread.is_ready(), "the operator to hear again", 180)
+        spread.until(
+            lambda: len(site.pods(NAME)) == 3 and spread.is_ready(),
+            "the operator to hear again",
+            180,
+        )
     site.cluster.kubectl("scale", "llmd", NAME, "--replicas=2")
 
 
@@ -122,10 +135,14 @@ def answers(site: Site) -> bool:
 def test_killed_operators_cost_no_request_and_come_back(site: Site, spread: Front) -> None:
     before = {pod["metadata"]["name"] for pod in site.operator_pods()}
     with spread.load(clients=2):
-        site.cluster.kubectl("-n", NAMESPACE, "delete", "pod", *sorted(before), "--grace-period=0", "--force")
+        site.cluster.kubectl(
+            "-n", NAMESPACE, "delete", "pod", *sorted(before), "--grace-period=0", "--force"
+        )
         site.rolled_out()
         after = {pod["metadata"]["name"] for pod in site.operator_pods()}
-        spread.until(lambda: leader(site).startswith(tuple(after)), "one of the new operators to lead")
+        spread.until(
+            lambda: leader(site).startswith(tuple(after)), "one of the new operators to lead"
+        )
         site.cluster.kubectl("scale", "llmd", NAME, "--replicas=3")
         spread.until(lambda: len(site.pods(NAME)) == 3 and spread.is_ready(), "its work")
     site.cluster.kubectl("scale", "llmd", NAME, "--replicas=2")
@@ -140,21 +157,28 @@ FULL = "held = [open(f'/tmp/{n}', 'wb').write(b'x' * (16 << 20)) for n in range(
 
 
 def test_a_pod_that_its_node_evicts_is_told_and_replaced(site: Site, bot: Front) -> None:
-    """Over its limit of local disk, as that is what a test can bring about; kubelets end such a pod without grace."""
+    """Over its limit of local disk, as that is what a test can bring about;
+    kubelets end such a pod without grace."""
     front = Front(site, "hoarder")
     limits = "resources: {requests: {cpu: 50m, memory: 256Mi}, limits: {ephemeral-storage: 64Mi}}"
     own = DEPLOYMENT.replace(f"name: {NAME}}}", "name: hoarder}", 1)
     site.cluster.kubectl(
-        "apply", "-f", "-", stdin=own.replace("resources: {requests: {cpu: 50m, memory: 256Mi}}", limits)
+        "apply",
+        "-f",
+        "-",
+        stdin=own.replace("resources: {requests: {cpu: 50m, memory: 256Mi}}", limits),
     )
     try:
         front.ready()
         evicted = site.pods("hoarder")[0]
         inside(evicted, site.cluster, "python", "-c", FULL)
-        # The kubelet was seen to measure a container's files only after 115 s, when it had been restarted.
+        # The kubelet was seen to measure a container's files only after 115 s,
+        # when it had been restarted.
         front.until(lambda: front.told("PodEvicted"), "PodEvicted", 300)
         front.until(lambda: evicted["metadata"]["name"] not in serving(site), "its end", 60)
-        front.until(lambda: front.is_ready() and front.status()["readyReplicas"] == 2, "another pod", 120)
+        front.until(
+            lambda: front.is_ready() and front.status()["readyReplicas"] == 2, "another pod", 120
+        )
     finally:
         site.cluster.kubectl("delete", "llmd", "hoarder", "--wait=true", "--timeout=90s")
 

@@ -1,4 +1,5 @@
-"""The chart's NetworkPolicies: what the product needs goes on, what they forbid is refused, and off opens it again."""
+"""The chart's NetworkPolicies: what the product needs goes on, what they forbid is refused,
+and off opens it again."""
 
 import json
 import time
@@ -22,13 +23,15 @@ WEBHOOKS = 8090
 RUNTIME = 8000
 PORT = 8080
 PROMETHEUS = 9090
-"""Of the pods beside the product; the allowed one stands for a Prometheus, which the operator's gates ask."""
+"""Of the pods beside the product;
+the allowed one stands for a Prometheus, which the operator's gates ask."""
 SECRET = "0123456789abcdef" * 4
 SIGNED_WITH = "mlflow-default"
 TEAM = "walled-team"
 NOT_ENFORCED = (
-    "this cluster enforces no NetworkPolicies: a pod behind one that lets nobody in was reached. See `kubectl -n "
-    "kube-system logs ds/kube-router`, or name a node image (KIND_IMAGE) whose network plugin enforces them"
+    "this cluster enforces no NetworkPolicies: a pod behind one that lets nobody in was reached."
+    " See `kubectl -n kube-system logs ds/kube-router`, or name a node image (KIND_IMAGE) whose"
+    " network plugin enforces them"
 )
 DENY_ALL: dict[str, Any] = {
     "apiVersion": "networking.k8s.io/v1",
@@ -79,7 +82,17 @@ class Pod:
     container: str = "main"
 
     def python(self, script: str, *arguments: object) -> str:
-        command = ("exec", self.name, "-c", self.container, "--", "python", "-c", script, *map(str, arguments))
+        command = (
+            "exec",
+            self.name,
+            "-c",
+            self.container,
+            "--",
+            "python",
+            "-c",
+            script,
+            *map(str, arguments),
+        )
         return self.cluster.kubectl("-n", self.namespace, *command).strip()
 
     def finds(self, host: str, port: int) -> str:
@@ -90,7 +103,9 @@ class Pod:
         """A policy, or a pod that is new to it, takes a moment to be known on every node."""
 
         def holds() -> bool:
-            assert (seen := self.finds(host, port)) == expected, f"{self.namespace}/{self.name} → {host}:{port}: {seen}"
+            assert (seen := self.finds(host, port)) == expected, (
+                f"{self.namespace}/{self.name} → {host}:{port}: {seen}"
+            )
             return True
 
         eventually(holds)
@@ -102,7 +117,8 @@ class Pod:
 
 @dataclass(frozen=True)
 class Peers:
-    """Pods beside the product: one that may ask, one of another namespace, one of that of the pods that serve."""
+    """Pods beside the product: one that may ask,
+    one of another namespace, one of that of the pods that serve."""
 
     allowed: Pod
     stranger: Pod
@@ -111,13 +127,16 @@ class Peers:
 
 @pytest.fixture(scope="module")
 def peers(cluster: KindCluster) -> Iterator[Peers]:
-    """They run on different nodes, so that both ways of a packet are seen: within a node and between two."""
+    """They run on different nodes, so that both ways of a packet are seen:
+    within a node and between two."""
     made = Peers(
         allowed=Pod(cluster, "monitoring", "scraper"),
         stranger=Pod(cluster, "strangers", "stranger"),
         neighbour=Pod(cluster, "default", "neighbour"),
     )
-    nodes = dict(zip((made.stranger, made.neighbour, made.allowed), (cluster.nodes * 2)[:3], strict=True))
+    nodes = dict(
+        zip((made.stranger, made.neighbour, made.allowed), (cluster.nodes * 2)[:3], strict=True)
+    )
     for pod, node in nodes.items():
         if pod.namespace != "default":
             cluster.kubectl("create", "namespace", pod.namespace)
@@ -152,7 +171,9 @@ def enforced(cluster: KindCluster, peers: Peers) -> None:
     try:
         for pod in (peers.allowed, peers.neighbour):
             eventually(lambda pod=pod: pod.finds(address, PORT) == "closed")
-        note("NetworkPolicy applied → enforced from both nodes", f"{time.monotonic() - began:.1f} s")
+        note(
+            "NetworkPolicy applied → enforced from both nodes", f"{time.monotonic() - began:.1f} s"
+        )
     except AssertionError:
         pytest.fail(NOT_ENFORCED)
     finally:
@@ -164,7 +185,11 @@ def policies(cluster: KindCluster) -> dict[str, Any]:
     """Of the operator and of the pods that serve; these are also asked from outside the cluster."""
     network = ".".join(cluster.host_address().split(".")[:2]) + ".0.0/16"
     outside = {"ipBlock": {"cidr": network}}
-    runtime = {"namespaces": ["default"], "ingressFrom": [MONITORING, outside], "egressPorts": [PROMETHEUS]}
+    runtime = {
+        "namespaces": ["default"],
+        "ingressFrom": [MONITORING, outside],
+        "egressPorts": [PROMETHEUS],
+    }
     return {"enabled": True, "ingressFrom": [MONITORING], "runtime": runtime}
 
 
@@ -179,7 +204,8 @@ def values(**more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def walls(site: Site, bot: Front, peers: Peers, enforced: None) -> Iterator[None]:
-    """The policies are on. The namespace `monitoring` may ask; this machine may ask the pods that serve."""
+    """The policies are on. The namespace `monitoring` may ask;
+    this machine may ask the pods that serve."""
     literal = f"--from-literal=webhookSecret={SECRET}"
     site.cluster.kubectl("-n", NAMESPACE, "create", "secret", "generic", SIGNED_WITH, literal)
     prometheus = f"http://{peers.allowed.address}:{PROMETHEUS}"
@@ -190,11 +216,17 @@ def walls(site: Site, bot: Front, peers: Peers, enforced: None) -> Iterator[None
 
 
 def operators(site: Site) -> list[Pod]:
-    return [Pod(site.cluster, NAMESPACE, pod["metadata"]["name"], "operator") for pod in site.operator_pods()]
+    return [
+        Pod(site.cluster, NAMESPACE, pod["metadata"]["name"], "operator")
+        for pod in site.operator_pods()
+    ]
 
 
 def runtimes(site: Site) -> list[Pod]:
-    return [Pod(site.cluster, "default", pod["metadata"]["name"], "runtime") for pod in site.pods("support-bot")]
+    return [
+        Pod(site.cluster, "default", pod["metadata"]["name"], "runtime")
+        for pod in site.pods("support-bot")
+    ]
 
 
 def doors(site: Site) -> list[tuple[str, int]]:
@@ -213,17 +245,25 @@ def test_an_operator_that_starts_behind_policies_gets_ready(site: Site, walls: N
     site.cluster.kubectl("-n", NAMESPACE, "rollout", "restart", f"deployment/{RELEASE}")
     site.rolled_out()
     note("operators restarted behind NetworkPolicies", f"{time.monotonic() - began:.1f} s")
-    assert "Succeeded" in site.cluster.helm("test", RELEASE, "--namespace", NAMESPACE, "--timeout", "120s")
+    assert "Succeeded" in site.cluster.helm(
+        "test", RELEASE, "--namespace", NAMESPACE, "--timeout", "120s"
+    )
 
 
 def test_a_pod_that_starts_behind_policies_fetches_gets_ready_and_answers(
     site: Site, bot: Front, peers: Peers, walls: None
 ) -> None:
-    """The sample, with weights from the registry, the kubelet's probes, a new key, and a client that is let in."""
+    """The sample, with weights from the registry, the kubelet's probes, a new key,
+    and a client that is let in."""
     old = {pod["metadata"]["uid"] for pod in site.pods(bot.name)}
-    site.cluster.kubectl("delete", "pod", "-l", f"llm-operator.dev/deployment={bot.name}", "--wait=true")
+    site.cluster.kubectl(
+        "delete", "pod", "-l", f"llm-operator.dev/deployment={bot.name}", "--wait=true"
+    )
     bot.until(
-        lambda: old.isdisjoint(pod["metadata"]["uid"] for pod in site.pods(bot.name)) and bot.is_ready(), "new pods"
+        lambda: (
+            old.isdisjoint(pod["metadata"]["uid"] for pod in site.pods(bot.name)) and bot.is_ready()
+        ),
+        "new pods",
     )
     site.cluster.kubectl("apply", "-f", "-", stdin=KEY)
     try:
@@ -242,7 +282,9 @@ def test_a_promotion_by_alias_is_noticed(site: Site, bot: Front, walls: None) ->
         note(f"promotion to {version} behind NetworkPolicies", f"{time.monotonic() - began:.1f} s")
 
 
-def test_metrics_are_scraped_from_the_allowed_namespace(site: Site, peers: Peers, walls: None) -> None:
+def test_metrics_are_scraped_from_the_allowed_namespace(
+    site: Site, peers: Peers, walls: None
+) -> None:
     for pod in operators(site):
         assert "llm_operator_leader" in eventually(
             lambda pod=pod: peers.allowed.python(GET, f"http://{pod.address}:{METRICS}/metrics")
@@ -254,7 +296,8 @@ def test_metrics_are_scraped_from_the_allowed_namespace(site: Site, peers: Peers
 
 
 def test_a_stand_by_hands_a_webhook_on_to_the_leader(site: Site, peers: Peers, walls: None) -> None:
-    """Both are of one policy, and kube-router is content with a rule of either direction: unit tests want both."""
+    """Both are of one policy, and kube-router is content with a rule of either direction:
+    unit tests want both."""
     replicas = operators(site)
     assert len(replicas) == 2
     for pod in replicas:
@@ -262,9 +305,14 @@ def test_a_stand_by_hands_a_webhook_on_to_the_leader(site: Site, peers: Peers, w
         assert eventually(lambda url=url: peers.allowed.python(DELIVER, url, SECRET)) == "202"
 
 
-def test_a_client_outside_the_cluster_is_let_in_by_its_address_only(site: Site, bot: Front, walls: None) -> None:
+def test_a_client_outside_the_cluster_is_let_in_by_its_address_only(
+    site: Site, bot: Front, walls: None
+) -> None:
     """This machine comes with its own address, or with that of the node whose route it takes."""
-    assert eventually(lambda: httpx.get(f"{bot.url}/livez", timeout=10, trust_env=False)).status_code == 200
+    assert (
+        eventually(lambda: httpx.get(f"{bot.url}/livez", timeout=10, trust_env=False)).status_code
+        == 200
+    )
     for name in (f"{RELEASE}-metrics", f"{RELEASE}-webhooks"):
         with pytest.raises((httpx.ConnectError, httpx.ConnectTimeout)):
             httpx.get(site.service_url(name, NAMESPACE), timeout=10, trust_env=False)
@@ -277,7 +325,9 @@ def test_others_reach_neither_operator_nor_runtime(site: Site, peers: Peers, wal
         peers.neighbour.found("closed", host, port)
 
 
-def test_the_operator_asks_the_pods_and_prometheus_and_nobody_else(site: Site, peers: Peers, walls: None) -> None:
+def test_the_operator_asks_the_pods_and_prometheus_and_nobody_else(
+    site: Site, peers: Peers, walls: None
+) -> None:
     peers.allowed.found("open", peers.stranger.address, PORT)
     for operator in operators(site):
         operator.found("open", "kube-dns.kube-system.svc", 53)

@@ -1,4 +1,5 @@
-"""The samples that need more than small nodes have: smaller requests, and beside them what they name."""
+"""The samples that need more than small nodes have:
+smaller requests, and beside them what they name."""
 
 import base64
 import json
@@ -46,7 +47,8 @@ def delete(site: Site, objects: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def database(site: Site) -> Iterator[Postgres]:
-    """Postgres on this machine, which pods reach as they would reach any server, and the Secret with its address."""
+    """Postgres on this machine, which pods reach as they would reach any server,
+    and the Secret with its address."""
     with postgres(site.cluster.host_address()) as server:
         literal = f"--from-literal=url={server.create()}"
         site.cluster.kubectl("create", "secret", "generic", "usage-db", literal)
@@ -57,7 +59,9 @@ def database(site: Site) -> Iterator[Postgres]:
 def test_tiers_hold_over_two_replicas_and_usage_is_in_postgres(
     site: Site, bot: Front, database: Postgres, tmp_path: Path
 ) -> None:
-    push(site.mlflow.uri, "help-desk", tiny_model.make(tmp_path / "model", seed=5), alias="champion")
+    push(
+        site.mlflow.uri, "help-desk", tiny_model.make(tmp_path / "model", seed=5), alias="champion"
+    )
     spec = {"owner": "somebody@example.com", "deployments": ["help-desk"]}
     tiered = sample("tiered.yaml")
     objects = [*tiered, {**tiered[1], "metadata": {"name": "somebody"}, "spec": spec}]
@@ -67,7 +71,9 @@ def test_tiers_hold_over_two_replicas_and_usage_is_in_postgres(
         front.ready()
         assert front.status()["readyReplicas"] == 2
         assert front.condition("UsagePersistent", "help-desk")["status"] == "True"
-        site.cluster.kubectl("wait", "llmkey/partner", "llmkey/somebody", "--for=condition=Ready", "--timeout=60s")
+        site.cluster.kubectl(
+            "wait", "llmkey/partner", "llmkey/somebody", "--for=condition=Ready", "--timeout=60s"
+        )
         gold = [asked(front, site.key("partner")) for _ in range(20)]
         free_tier = [asked(front, site.key("somebody")) for _ in range(30)]
         assert gold == [200] * 20
@@ -81,7 +87,11 @@ def test_tiers_hold_over_two_replicas_and_usage_is_in_postgres(
 
 def asked(front: Front, key: str) -> int:
     """With a connection of its own each time, so that both replicas are asked."""
-    body = {"model": front.name, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    body = {
+        "model": front.name,
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 2,
+    }
     headers = {"Authorization": f"Bearer {key}"}
     url = f"{front.url}/v1/chat/completions"
     return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60).status_code
@@ -90,7 +100,9 @@ def asked(front: Front, key: str) -> int:
 def rows(site: Site, database: Postgres) -> int:
     url = base64.b64decode(site.get("secret", "usage-db")["data"]["url"]).decode()
     name = url.rpartition("/")[2]
-    return int(database.psql(name, "SELECT count(*) FROM inference_log WHERE completion_tokens > 0"))
+    return int(
+        database.psql(name, "SELECT count(*) FROM inference_log WHERE completion_tokens > 0")
+    )
 
 
 def test_two_replicas_share_a_volume_of_weights(site: Site, bot: Front, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What clusters do around the product: no DNS, proxies, a registry that only the operator reaches, foreign volumes."""
+"""What clusters do around the product: no DNS, proxies,
+a registry that only the operator reaches, foreign volumes."""
 
 import time
 from collections.abc import Iterator
@@ -37,16 +38,29 @@ def around(site: Site) -> Iterator[Front]:
 
 
 def scale_dns(site: Site, replicas: int) -> None:
-    site.cluster.kubectl("-n", "kube-system", "scale", "deployment", "coredns", f"--replicas={replicas}")
+    site.cluster.kubectl(
+        "-n", "kube-system", "scale", "deployment", "coredns", f"--replicas={replicas}"
+    )
     if replicas:
-        site.cluster.kubectl("-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s")
+        site.cluster.kubectl(
+            "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"
+        )
     else:
         site.cluster.kubectl(
-            "-n", "kube-system", "wait", "pod", "-l", "k8s-app=kube-dns", "--for=delete", "--timeout=60s"
+            "-n",
+            "kube-system",
+            "wait",
+            "pod",
+            "-l",
+            "k8s-app=kube-dns",
+            "--for=delete",
+            "--timeout=60s",
         )
 
 
-def test_an_operator_gets_ready_and_works_while_the_clusters_dns_is_down(site: Site, around: Front) -> None:
+def test_an_operator_gets_ready_and_works_while_the_clusters_dns_is_down(
+    site: Site, around: Front
+) -> None:
     scale_dns(site, 0)
     try:
         began = time.monotonic()
@@ -75,25 +89,42 @@ def test_a_proxy_with_networks_in_no_proxy_is_no_hindrance(site: Site, around: F
 
 def promote(site: Site, front: Front, version: str) -> None:
     set_alias(site.mlflow.uri, "support-bot", "around", version)
-    front.until(lambda: front.status()["stable"]["version"] == version and front.is_ready(), f"version {version}")
+    front.until(
+        lambda: front.status()["stable"]["version"] == version and front.is_ready(),
+        f"version {version}",
+    )
 
 
-def test_a_registry_that_only_the_operator_reaches_is_told_as_such(site: Site, around: Front) -> None:
+def test_a_registry_that_only_the_operator_reaches_is_told_as_such(
+    site: Site, around: Front
+) -> None:
     """As behind a firewall that knows the operator's namespace: pods are refused at the nodes."""
     server = httpx.URL(site.mlflow.uri)
     towards = f"-d {server.host} -p tcp --dport {server.port}"
     operators = [pod["status"]["podIP"] for pod in site.operator_pods()]
-    rules = [f"{towards} -j REJECT", *(f"-s {address} {towards} -j ACCEPT" for address in operators)]
+    rules = [
+        f"{towards} -j REJECT",
+        *(f"-s {address} {towards} -j ACCEPT" for address in operators),
+    ]
     front = Front(site, "cut-off")
     try:
         firewall(site, "-I", rules)
-        site.cluster.kubectl("apply", "-f", "-", stdin=DEPLOYMENT.replace(f"name: {NAME}}}", "name: cut-off}", 1))
+        site.cluster.kubectl(
+            "apply", "-f", "-", stdin=DEPLOYMENT.replace(f"name: {NAME}}}", "name: cut-off}", 1)
+        )
         front.until(
-            lambda: front.condition("Ready", "cut-off")["reason"] == "RegistryUnreachable", "the pods' word", 120
+            lambda: front.condition("Ready", "cut-off")["reason"] == "RegistryUnreachable",
+            "the pods' word",
+            120,
         )
         note("a registry that pods can't reach", front.condition("Ready", "cut-off")["message"])
-        assert front.condition("RegistryReachable", "cut-off")["status"] == "True", "the operator reaches it"
-        assert "can't reach the registry, whatever the operator can" in front.condition("Ready", "cut-off")["message"]
+        assert front.condition("RegistryReachable", "cut-off")["status"] == "True", (
+            "the operator reaches it"
+        )
+        assert (
+            "can't reach the registry, whatever the operator can"
+            in front.condition("Ready", "cut-off")["message"]
+        )
     finally:
         firewall(site, "-D", rules)
     front.ready()
@@ -107,14 +138,18 @@ def firewall(site: Site, verb: str, rules: list[str]) -> None:
 
 
 def test_a_volume_of_another_owner_is_named(site: Site) -> None:
-    own = DEPLOYMENT.replace(f"name: {NAME}}}", "name: foreign}", 1).replace("alias: around", "version: 1")
+    own = DEPLOYMENT.replace(f"name: {NAME}}}", "name: foreign}", 1).replace(
+        "alias: around", "version: 1"
+    )
     cache = "  modelCache: {persistentVolumeClaim: {claimName: foreign}}\n"
     front = Front(site, "foreign")
     with volume(site, "foreign", owner=1234):
         site.cluster.kubectl("apply", "-f", "-", stdin=own + cache)
         try:
             front.until(
-                lambda: "this is user 65532" in front.condition("Ready", "foreign")["message"], "both owners", 90
+                lambda: "this is user 65532" in front.condition("Ready", "foreign")["message"],
+                "both owners",
+                90,
             )
             said = front.condition("Ready", "foreign")["message"]
             note("a volume of another owner", said)

@@ -46,14 +46,28 @@ def test_an_upgrade_restarts_no_pod_and_fails_no_request(site: Site, lasting: Fr
     note("helm upgrade", f"{seconds:.1f} s, {tally.requests} requests, 0 failed")
 
 
-def test_older_crds_do_no_harm_and_an_upgrade_brings_the_new_fields(site: Site, lasting: Front, tmp_path: Path) -> None:
+def test_older_crds_do_no_harm_and_an_upgrade_brings_the_new_fields(
+    site: Site, lasting: Front, tmp_path: Path
+) -> None:
     field = {"spec": {"image": site.cluster.runtime_image}}
     site.helm("upgrade", chart=chart_with_older_crds(tmp_path / "chart"))
-    lasting.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {**field["spec"], "replicas": 2}}))
-    lasting.until(lambda: len(site.pods(NAME)) == 2 and lasting.is_ready(), "this operator's work over older CRDs")
+    lasting.kubectl(
+        "patch",
+        "llmd",
+        NAME,
+        "--type=merge",
+        "-p",
+        json.dumps({"spec": {**field["spec"], "replicas": 2}}),
+    )
+    lasting.until(
+        lambda: len(site.pods(NAME)) == 2 and lasting.is_ready(),
+        "this operator's work over older CRDs",
+    )
     assert "image" not in lasting.llmd(NAME)["spec"], "the older CRD knows no such field"
     site.helm("upgrade")
-    lasting.kubectl("patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"replicas": 1}}))
+    lasting.kubectl(
+        "patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"replicas": 1}})
+    )
     patched = lasting.kubectl(
         "patch",
         "llmd",
@@ -74,19 +88,25 @@ def chart_with_older_crds(folder: Path) -> Path:
     shutil.copytree(CHART, folder)
     file = folder / "files" / "crds" / "llmdeployments.yaml"
     crd = yaml.safe_load(file.read_text())
-    del crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["image"]
+    del crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"][
+        "image"
+    ]
     file.write_text(yaml.safe_dump(crd, sort_keys=False))
     return folder
 
 
-def test_uninstalled_everything_serves_on_and_a_new_install_takes_it_over(site: Site, lasting: Front) -> None:
+def test_uninstalled_everything_serves_on_and_a_new_install_takes_it_over(
+    site: Site, lasting: Front
+) -> None:
     before = uids(site)
     with lasting.load(clients=2):
         site.cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
         assert NAME in site.cluster.kubectl("get", "llmd", "-o", "name")
         site.helm("install")
         site.cluster.kubectl("scale", "llmd", NAME, "--replicas=2")
-        lasting.until(lambda: len(site.pods(NAME)) == 2 and lasting.is_ready(), "the new operator's work")
+        lasting.until(
+            lambda: len(site.pods(NAME)) == 2 and lasting.is_ready(), "the new operator's work"
+        )
     assert before < uids(site)
 
 
@@ -97,7 +117,10 @@ def test_from_the_manifest_to_helm_as_the_docs_say(site: Site, lasting: Front) -
     text = (ROOT / "manifests" / "install.yaml").read_text()
     for old, new in (
         ("llm-operator:0.1.0", f"{values['image']['repository']}:{values['image']['tag']}"),
-        ("llm-runtime:0.1.0", f"{values['runtime']['image']['repository']}:{values['runtime']['image']['tag']}"),
+        (
+            "llm-runtime:0.1.0",
+            f"{values['runtime']['image']['repository']}:{values['runtime']['image']['tag']}",
+        ),
         ("http://mlflow.mlflow.svc.cluster.local:5000", site.mlflow.uri),
     ):
         assert old in text
@@ -108,4 +131,7 @@ def test_from_the_manifest_to_helm_as_the_docs_say(site: Site, lasting: Front) -
         site.helm("install")
     site.helm("install", "--take-ownership", "--force-conflicts")
     assert uids(site) == before
-    assert json.loads(site.cluster.helm("list", "--namespace", NAMESPACE, "-o", "json"))[0]["status"] == "deployed"
+    assert (
+        json.loads(site.cluster.helm("list", "--namespace", NAMESPACE, "-o", "json"))[0]["status"]
+        == "deployed"
+    )

@@ -11,14 +11,19 @@ SIZE = "50Gi"
 
 @contextmanager
 def volume(site: Site, name: str, owner: int = 65532) -> Iterator[None]:
-    """A claim of this name whose folder belongs to `owner`, 65532 being the runtime's user; it outlives its pods.
+    """A claim of this name whose folder belongs to `owner`, 65532 being the runtime's user;
+    it outlives its pods.
 
     A kubelet leaves such a folder as it is: fsGroup does nothing to it.
     """
     node = site.cluster.nodes[-1]
     folder = f"/var/lib/volumes/{name}"
-    site.cluster.node_exec(node, "install", "-d", "-o", str(owner), "-g", str(owner), "-m", "0755", folder)
-    here = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
+    site.cluster.node_exec(
+        node, "install", "-d", "-o", str(owner), "-g", str(owner), "-m", "0755", folder
+    )
+    here = {
+        "matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]
+    }
     common = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
     made = {
         "apiVersion": "v1",

@@ -1,4 +1,5 @@
-"""The API of this operator: LLMDeployment and ApiKey as Pydantic models, and the CRDs made from them."""
+"""The API of this operator: LLMDeployment and ApiKey as Pydantic models,
+and the CRDs made from them."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,12 @@ Json = dict[str, Any]
 
 
 def _column(name: str, path: str, kind: str = "string", priority: int = 0) -> Json:
-    return {"name": name, "type": kind, "jsonPath": path, **({"priority": priority} if priority else {})}
+    return {
+        "name": name,
+        "type": kind,
+        "jsonPath": path,
+        **({"priority": priority} if priority else {}),
+    }
 
 
 def _condition(kind: str, field: str) -> str:
@@ -70,15 +76,27 @@ _AGE = _column("Age", ".metadata.creationTimestamp", "date")
 def _unseen(kind: str, status: str) -> Json:
     message = "no operator has looked at it yet"
     moment = "1970-01-01T00:00:00Z"
-    return {"type": kind, "status": status, "reason": "Pending", "message": message, "lastTransitionTime": moment}
+    return {
+        "type": kind,
+        "status": status,
+        "reason": "Pending",
+        "message": message,
+        "lastTransitionTime": moment,
+    }
 
 
 UNSEEN: Json = {"conditions": [_unseen("Ready", "Unknown"), _unseen("Reconciling", "True")]}
-"""The status until the operator writes one: kstatus takes a resource without conditions for finished."""
+"""The status until the operator writes one:
+kstatus takes a resource without conditions for finished."""
 
 
 def _definition(
-    kind: str, plural: str, short: list[str], root: type[BaseModel], status: type[BaseModel], **extra: Any
+    kind: str,
+    plural: str,
+    short: list[str],
+    root: type[BaseModel],
+    status: type[BaseModel],
+    **extra: Any,
 ) -> Json:
     schema = structural(root)
     schema["properties"] |= {
@@ -87,7 +105,13 @@ def _definition(
         "metadata": {"type": "object"},
         "status": structural(status) | {"default": UNSEEN},
     }
-    version = {"name": VERSION, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}, **extra}
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        **extra,
+    }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",

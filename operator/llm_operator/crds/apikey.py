@@ -14,7 +14,8 @@ MOMENT = (
     r"^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
     r"(\.[0-9]{1,9})?([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$"
 )
-"""RFC 3339 without what only the format date-time takes: the year 0, leap seconds, offsets of more than a day."""
+"""RFC 3339 without what only the format date-time takes:
+the year 0, leap seconds, offsets of more than a day."""
 
 
 class DeploymentSelector(LabelSelector):
@@ -33,16 +34,19 @@ class ApiKeySpec(Section):
         )
     )
     owner: Annotated[str, Field(max_length=256)] = ""
-    """Person or team that holds the key, such as `web-team@example.com`, for logs and usage reports."""
+    """Person or team that holds the key, such as `web-team@example.com`,
+    for logs and usage reports."""
     deployments: (
         Annotated[
             tuple[ObjectName, ...],
-            Field(min_length=1, max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            Field(
+                min_length=1, max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}
+            ),
         ]
         | None
     ) = None
-    """Names of the LLMDeployments in this namespace that accept the key. Write exactly one of `deployments` and
-    `selector`."""
+    """Names of the LLMDeployments in this namespace that accept the key. Write exactly one of
+    `deployments` and `selector`."""
     selector: (
         Annotated[
             DeploymentSelector,
@@ -59,16 +63,21 @@ class ApiKeySpec(Section):
     ) = None
     """Labels of the LLMDeployments in this namespace that accept the key."""
     tier: TierName | None = None
-    """Tier of the key, by its name in `spec.access.tiers` of the LLMDeployments. Absent: the default tier of each."""
+    """Tier of the key, by its name in `spec.access.tiers` of the LLMDeployments.
+    Absent: the default tier of each."""
     limits: LimitsSpec = LimitsSpec()
     """Limits of this key alone; each one overrides that of its tier."""
     adapters: (
-        Annotated[tuple[Short, ...], Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"})] | None
+        Annotated[
+            tuple[Short, ...],
+            Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
     ) = None
     """Names of the adapters that the key may use beside the model itself. Absent or empty: all."""
     expires_at: Annotated[datetime, Field(json_schema_extra={"pattern": MOMENT})] | None = None
-    """Time from which the key is refused, in RFC 3339, such as `2027-01-31T00:00:00Z`. Absent: the key never
-    expires."""
+    """Time from which the key is refused, in RFC 3339, such as `2027-01-31T00:00:00Z`. Absent: the
+    key never expires."""
     secret_name: Annotated[ObjectName, Field(max_length=253)] | None = None
     """Secret that the key is written to, under `api-key`. Absent: `<name>-llm-key`."""
     suspended: bool = False

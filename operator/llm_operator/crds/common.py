@@ -1,4 +1,5 @@
-"""Bounded building blocks that several resources use; every string, list and map has a maximum (CEL cost)."""
+"""Bounded building blocks that several resources use;
+every string, list and map has a maximum (CEL cost)."""
 
 import re
 from collections.abc import Callable
@@ -24,8 +25,12 @@ def cut(characters: int) -> BeforeValidator:
 
 
 # Object names as Kubernetes wants them (RFC 1123 label), told at once and not by a failing child.
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+ObjectName = Annotated[
+    str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+]
+LabelValue = Annotated[
+    str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")
+]
 LabelMap = Annotated[dict[str, LabelValue], Field(max_length=32)]
 AnnotationMap = Annotated[dict[str, Text], Field(max_length=32)]
 QUALIFIED = (
@@ -35,16 +40,24 @@ QUALIFIED = (
 NamedLabels = Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED))]
 NamedAnnotations = Annotated[AnnotationMap, Field(json_schema_extra=rules(QUALIFIED))]
 
-# Kubernetes' own pattern, but for the digits of the exponent: 1e999999 is a number that takes minutes to write down.
-QUANTITY_PATTERN = r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]{1,2}))?$"
+# Kubernetes' own pattern, but for the digits of the exponent:
+# 1e999999 is a number that takes minutes to write down.
+QUANTITY_PATTERN = (
+    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?[0-9]{1,2}))?$"
+)
 
 
 def _int_or_string(pattern: str, *checks: tuple[str, str]) -> Callable[[dict[str, Any]], None]:
-    """What Kubernetes calls IntOrString: `pattern` then holds for strings only, `checks` (CEL) for both."""
+    """What Kubernetes calls IntOrString:
+    `pattern` then holds for strings only, `checks` (CEL) for both."""
 
     def edit(schema: dict[str, Any]) -> None:
         schema.pop("type", None)
-        schema |= {"x-kubernetes-int-or-string": True, "pattern": pattern, **(rules(*checks) if checks else {})}
+        schema |= {
+            "x-kubernetes-int-or-string": True,
+            "pattern": pattern,
+            **(rules(*checks) if checks else {}),
+        }
 
     return edit
 
@@ -52,7 +65,9 @@ def _int_or_string(pattern: str, *checks: tuple[str, str]) -> Callable[[dict[str
 Quantity = Annotated[
     str,
     BeforeValidator(str),
-    Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=_int_or_string(QUANTITY_PATTERN)),
+    Field(
+        max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=_int_or_string(QUANTITY_PATTERN)
+    ),
 ]
 """A Kubernetes quantity: 24Gi, 500m, 2."""
 
@@ -79,7 +94,9 @@ _SUFFIXES = {
 
 def quantity_value(quantity: str) -> Decimal:
     """The number that a quantity stands for, in its base unit. Raises ValueError."""
-    match = re.fullmatch(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)([A-Za-z]*)", quantity)
+    match = re.fullmatch(
+        r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2})?)([A-Za-z]*)", quantity
+    )
     if match is None or match[2] not in _SUFFIXES:
         raise ValueError(f"{quantity!r} is not a quantity: write 1Mi, 500m or 2")
     return Decimal(match[1]) * _SUFFIXES[match[2]]
@@ -102,7 +119,9 @@ def _between(least_bytes: int, most: str, example: str) -> tuple[AfterValidator,
     compared = "!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('{}')) {} 0"
     rules = ((compared.format(least_bytes, ">="), advice), (compared.format(most, "<="), limit))
     extra = _int_or_string(QUANTITY_PATTERN, *rules)
-    return AfterValidator(check), Field(max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=extra)
+    return AfterValidator(check), Field(
+        max_length=32, pattern=QUANTITY_PATTERN, json_schema_extra=extra
+    )
 
 
 Size = Annotated[str, BeforeValidator(str), *_between(1, "1Pi", "8Gi")]
@@ -137,7 +156,9 @@ class Condition(Section):
     """Whether the condition holds; Unknown means that it could not be determined."""
     observed_generation: int | None = Field(default=None, json_schema_extra={"format": "int64"})
     """The metadata.generation that the condition was computed from."""
-    last_transition_time: Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
+    last_transition_time: Annotated[
+        str, Field(max_length=64, json_schema_extra={"format": "date-time"})
+    ]
     """Time at which `status` last changed, in RFC 3339."""
     reason: Annotated[str, Field(max_length=64), cut(63)]
     """Cause in one CamelCase word; docs/reference.md lists all of them."""
@@ -147,5 +168,8 @@ class Condition(Section):
 
 Conditions = Annotated[
     tuple[Condition, ...],
-    Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    Field(
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    ),
 ]

@@ -1,12 +1,26 @@
-"""LLMDeployment: one endpoint that serves one registered model and follows its alias, stage or version."""
+"""LLMDeployment: one endpoint that serves one registered model and follows its alias,
+stage or version."""
 
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.access import AccessSpec
-from llm_operator.crds.common import ImageReference, NamedAnnotations, NamedLabels, ObjectName, Quantity, Size
-from llm_operator.crds.model import DEFAULT_ADAPTER_EXISTS, MAX_ADAPTERS, AdapterName, AdapterSpec, ModelSpec
+from llm_operator.crds.common import (
+    ImageReference,
+    NamedAnnotations,
+    NamedLabels,
+    ObjectName,
+    Quantity,
+    Size,
+)
+from llm_operator.crds.model import (
+    DEFAULT_ADAPTER_EXISTS,
+    MAX_ADAPTERS,
+    AdapterName,
+    AdapterSpec,
+    ModelSpec,
+)
 from llm_operator.crds.pod import PodSpec, Resources
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.crds.schema import Section, described_by, rules
@@ -24,8 +38,8 @@ class EngineSpec(Section):
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
     max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
     kv_cache_memory: Size | None = None
-    """Memory for the KV cache, as a quantity such as `8Gi`. Absent: four fifths of what is free after loading; on a CPU
-    without a memory limit, at most 4 GiB."""
+    """Memory for the KV cache, as a quantity such as `8Gi`. Absent: four fifths of what is free
+    after loading; on a CPU without a memory limit, at most 4 GiB."""
     prefix_caching: bool = True
     quantization: Literal["none", "int8"] = "none"
 
@@ -34,8 +48,8 @@ class AutoscalingMetric(Section):
     """A metric that decides how many pods run."""
 
     type: Literal["CPU", "QueueDepth", "RunningRequests", "TokensPerSecond"]
-    """Metric to follow. CPU: average utilization in percent of the CPU request. The others are the pods' own metrics,
-    which need a metrics adapter in the cluster."""
+    """Metric to follow. CPU: average utilization in percent of the CPU request. The others are the
+    pods' own metrics, which need a metrics adapter in the cluster."""
     target: Annotated[int, Field(ge=1, le=1_000_000)]
     """Average per pod that the autoscaler keeps, in the unit of the metric (percent for CPU)."""
 
@@ -58,8 +72,8 @@ class ScalingRules(Section):
     """Seconds of past recommendations to consider, of which the most cautious counts. Absent: the
     HorizontalPodAutoscaler's default."""
     select_policy: Literal["Max", "Min", "Disabled"] | None = None
-    """Which policy counts when there are several: Max allows the largest change, Min the smallest, Disabled none.
-    Absent: Max."""
+    """Which policy counts when there are several: Max allows the largest change, Min the smallest,
+    Disabled none. Absent: Max."""
     policies: Annotated[tuple[ScalingPolicy, ...], Field(max_length=8)] | None = None
     """Policies that bound each scaling step. Absent: the HorizontalPodAutoscaler's defaults."""
 
@@ -78,7 +92,10 @@ class AutoscalingSpec(Section):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            ("self.minReplicas <= self.maxReplicas", "minReplicas must not be greater than maxReplicas")
+            (
+                "self.minReplicas <= self.maxReplicas",
+                "minReplicas must not be greater than maxReplicas",
+            )
         )
     )
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -119,18 +136,19 @@ class ModelCacheSpec(Section):
     persistent_volume_claim: ClaimSource | None = None
     """Shared volume on which each version is downloaded once for all pods."""
     empty_dir: EmptyDirSource | None = None
-    """Folder of each pod, so that every pod downloads for itself, as it does without `modelCache`."""
+    """Folder of each pod, so that every pod downloads for itself,
+    as it does without `modelCache`."""
     max_size: Size | None = None
-    """Size of all versions on the volume together, as a quantity such as `200Gi`. A new version removes those least
-    recently used, never one in use. Absent: all versions are kept."""
+    """Size of all versions on the volume together, as a quantity such as `200Gi`. A new version
+    removes those least recently used, never one in use. Absent: all versions are kept."""
 
 
 class ServiceMonitorSpec(Section):
     """A ServiceMonitor for the Prometheus Operator."""
 
     enabled: Literal["Auto", "Enabled", "Disabled"] = "Auto"
-    """Auto: made when the cluster has the ServiceMonitor CRD. Enabled: a missing CRD is reported in a condition.
-    Disabled: never made."""
+    """Auto: made when the cluster has the ServiceMonitor CRD. Enabled: a missing CRD is reported in
+    a condition. Disabled: never made."""
     interval: Annotated[str, Field(max_length=16, pattern=r"^[0-9]+(ms|s|m|h)$")] = "15s"
     """How often Prometheus scrapes the pods, such as `30s` or `1m`."""
     labels: NamedLabels | None = None
@@ -166,18 +184,22 @@ class LLMDeploymentSpec(Section):
             tuple[AdapterSpec, ...],
             Field(
                 max_length=MAX_ADAPTERS,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+                json_schema_extra={
+                    "x-kubernetes-list-type": "map",
+                    "x-kubernetes-list-map-keys": ["name"],
+                },
             ),
         ]
         | None
     ) = None
     """LoRA adapters to load beside the model. Running pods pick up every change without a restart.
 
-    Writing the list for the first time, even empty, adds a container that fetches adapters to the pods: a new revision.
+    Writing the list for the first time, even empty,
+    adds a container that fetches adapters to the pods: a new revision.
     """
     default_adapter: AdapterName | None = None
-    """Adapter that answers for the bare name of the model; `<name>:base` then is the model alone. A change needs no new
-    pods. Absent: the bare name is the model."""
+    """Adapter that answers for the bare name of the model; `<name>:base` then is the model alone. A
+    change needs no new pods. Absent: the bare name is the model."""
     engine: EngineSpec = EngineSpec()
     """How the engine runs the model."""
     server: ServerSpec = ServerSpec()
@@ -189,8 +211,9 @@ class LLMDeploymentSpec(Section):
     autoscaling: AutoscalingSpec | None = None
     """HorizontalPodAutoscaler that sets `replicas`. Absent: the number of pods is fixed."""
     image: ImageReference | None = None
-    """Runtime image of the pods, such as `registry.example.com/llm-runtime:1.4-cpu`. A changed image makes a new
-    revision. Absent: the image in the operator's configuration when the revision is made."""
+    """Runtime image of the pods, such as `registry.example.com/llm-runtime:1.4-cpu`. A changed
+    image makes a new revision. Absent: the image in the operator's configuration when the revision
+    is made."""
     resources: Resources | None = None
     """Compute resources of the serving container, such as `limits: {nvidia.com/gpu: 1}`."""
     rollout: RolloutSpec = RolloutSpec()
@@ -220,7 +243,10 @@ class LLMDeploymentRoot(Section):
             ),
             (
                 "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                "metadata.name becomes a Service name: start with a letter, then letters, digits and -, no dots",
+                (
+                    "metadata.name becomes a Service name: start with a letter, then letters,"
+                    " digits and -, no dots"
+                ),
             ),
         )
     )

@@ -9,35 +9,57 @@ from llm_operator.crds.schema import Section, described_by, rules
 from llm_runtime.contract import AdapterConfig, ModelConfig
 
 MAX_ADAPTERS = 8
-"""Half of what an engine holds: each may be replaced while requests still run with its old version."""
+"""Half of what an engine holds: each may be replaced while requests still run with its old
+version."""
 
-AdapterName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+AdapterName = Annotated[
+    str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
 DEFAULT_ADAPTER_EXISTS = (
-    "!has(self.defaultAdapter) || (has(self.adapters) && self.adapters.exists(a, a.name == self.defaultAdapter))",
+    (
+        "!has(self.defaultAdapter) || (has(self.adapters) && self.adapters.exists(a, a.name =="
+        " self.defaultAdapter))"
+    ),
     "defaultAdapter must be the name of one of adapters",
 )
 ONE_REFERENCE = (
     "[has(self.alias), has(self.version), has(self.stage)].filter(x, x).size() == 1",
-    "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in MLflow)",
+    (
+        "write exactly one of alias (follows promotions), version (pinned) or stage (deprecated in"
+        " MLflow)"
+    ),
 )
 
 ONE_SOURCE = (
     "has(self.mlflow) != has(self.uri)",
-    "write exactly one of mlflow (a registered model, whose promotions are followed) and uri (files elsewhere)",
+    (
+        "write exactly one of mlflow (a registered model, whose promotions are followed) and uri"
+        " (files elsewhere)"
+    ),
 )
 URI = (
     (
         "self.matches('^(hf|pvc|file|s3|gs|abfss)://')",
-        "write hf://org/name@commit, pvc://claim/folder, file:///folder, s3://…, gs://… or abfss://…; a registered "
-        "model of MLflow is written as model.mlflow",
+        (
+            "write hf://org/name@commit, pvc://claim/folder, file:///folder, s3://…, gs://… or"
+            " abfss://…; a registered model of MLflow is written as model.mlflow"
+        ),
     ),
     (
-        "!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[0-9a-f]{40}$')",
-        "write hf://org/name@ and the 40 digits of a commit: branches and tags move, and pods would differ "
-        "(git ls-remote https://huggingface.co/org/name shows them)",
+        (
+            "!self.startsWith('hf://') ||"
+            " self.matches('^hf://[A-Za-z0-9._-]+/[A-Za-z0-9._-]+@[0-9a-f]{40}$')"
+        ),
+        (
+            "write hf://org/name@ and the 40 digits of a commit: branches and tags move, and pods"
+            " would differ (git ls-remote https://huggingface.co/org/name shows them)"
+        ),
     ),
     (
-        "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$')",
+        (
+            "!self.startsWith('pvc://') ||"
+            " self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$')"
+        ),
         "write pvc://claim/folder, the claim being a PersistentVolumeClaim of this namespace",
     ),
     (
@@ -48,7 +70,10 @@ URI = (
         "!self.matches('^(s3|gs|abfss)://') || self.matches('^[a-z0-9]+://[^/]+/[^/]')",
         "write the bucket and the folder in it, like s3://models/support-bot/3",
     ),
-    ("!self.contains('..') && !self.matches('[[:space:]?#]')", "write the address without `..`, spaces, ? and #"),
+    (
+        "!self.contains('..') && !self.matches('[[:space:]?#]')",
+        "write the address without `..`, spaces, ? and #",
+    ),
 )
 
 
@@ -65,9 +90,15 @@ class MlflowModel(Section):
                 min_length=1,
                 max_length=256,
                 json_schema_extra=rules(
-                    ("!self.matches('^[0-9]+$')", "MLflow aliases are never numbers: write `version` for a number"),
+                    (
+                        "!self.matches('^[0-9]+$')",
+                        "MLflow aliases are never numbers: write `version` for a number",
+                    ),
                     ("!self.startsWith('@')", "write the alias without @"),
-                    ("self != 'latest'", "`latest` is reserved by MLflow: name an alias of the model or a `version`"),
+                    (
+                        "self != 'latest'",
+                        "`latest` is reserved by MLflow: name an alias of the model or a `version`",
+                    ),
                 ),
             ),
         ]
@@ -92,24 +123,30 @@ class MlflowModel(Section):
             ),
         ),
     ] = ""
-    """Folder inside the version's artifacts, such as `model/final`, where they hold several models."""
+    """Folder inside the version's artifacts, such as `model/final`,
+    where they hold several models."""
 
 
 class ServedModel(MlflowModel):
-    """The registered model that an LLMDeployment serves, and whether new versions roll out by themselves."""
+    """The registered model that an LLMDeployment serves,
+    and whether new versions roll out by themselves."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             ONE_REFERENCE,
             (
                 "self.updatePolicy == 'Auto' || !has(self.version)",
-                "updatePolicy Manual goes with alias or stage: a pinned version moves only when you change it",
+                (
+                    "updatePolicy Manual goes with alias or stage: a pinned version moves only when"
+                    " you change it"
+                ),
             ),
         )
     )
     update_policy: Literal["Auto", "Manual"] = "Auto"
-    """Auto: a moved alias starts a roll-out. Manual: the new version is reported in the condition UpdateAvailable and
-    waits until the annotation llm-operator.dev/approve-version has its number."""
+    """Auto: a moved alias starts a roll-out. Manual: the new version is reported in the condition
+    UpdateAvailable and waits until the annotation llm-operator.dev/approve-version has its
+    number."""
 
 
 class CredentialsSecret(Section):
@@ -126,13 +163,16 @@ class ModelSpec(Section):
     model_config = ConfigDict(json_schema_extra=rules(ONE_SOURCE))
     mlflow: ServedModel | None = None
     """Registered model in MLflow, whose promotions are followed."""
-    uri: Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=rules(*URI))] | None = None
-    """Address of model files outside a registry: `hf://org/name@<commit>`, `pvc://claim/folder`, `file:///folder` in
-    the image, `s3://`, `gs://` or `abfss://`. Nothing is polled: write another address for another version."""
+    uri: (
+        Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=rules(*URI))] | None
+    ) = None
+    """Address of model files outside a registry: `hf://org/name@<commit>`, `pvc://claim/folder`,
+    `file:///folder` in the image, `s3://`, `gs://` or `abfss://`. Nothing is polled: write another
+    address for another version."""
     credentials_secret_ref: CredentialsSecret | None = None
-    """Secret whose keys become environment variables of the container that fetches the model, and of no other:
-    HF_TOKEN, HF_ENDPOINT, AWS_ and others. For a model in MLflow only those of an artifact store are taken (AWS_,
-    AZURE_, MLFLOW_S3_)."""
+    """Secret whose keys become environment variables of the container that fetches the model, and
+    of no other: HF_TOKEN, HF_ENDPOINT, AWS_ and others. For a model in MLflow only those of an
+    artifact store are taken (AWS_, AZURE_, MLFLOW_S3_)."""
     system_prompt: Annotated[str, Field(max_length=32_768)] = ""
     chat_template: Annotated[str, Field(max_length=65_536)] = ""
 

@@ -1,7 +1,8 @@
-"""The parts of a pod that the author of an LLMDeployment may choose, with Kubernetes' own names and meanings.
+"""The parts of a pod that the author of an LLMDeployment may choose,
+with Kubernetes' own names and meanings.
 
-Named fields, no free-form template: whoever may create an LLMDeployment must not gain hostPath volumes, another
-ServiceAccount or a privileged container through it.
+Named fields, no free-form template: whoever may create an LLMDeployment must not gain hostPath
+volumes, another ServiceAccount or a privileged container through it.
 """
 
 import re
@@ -28,7 +29,8 @@ RUNTIME_SETTINGS = (
     "ENGINE__STEP_TRACE", "SERVER__LOG_FILE", "SERVER__LOG_FILE_BYTES", "SERVER__LOG_FILE_BACKUPS",
     "SERVER__LAZY_LOAD", "DATABASE__FLUSH_SECONDS", "DATABASE__MAX_PENDING_ROWS", "LOG_LEVEL", "DEBUG",
 )  # fmt: skip
-"""What the runtime reads and no field of an LLMDeployment says. All else that it reads is the operator's to write."""
+"""What the runtime reads and no field of an LLMDeployment says.
+All else that it reads is the operator's to write."""
 _CONFIGURED = (
     r"(MODEL|ADAPTERS|DEFAULT_ADAPTER|ENGINE|SERVER|AUTHENTICATION|TIERS|DEFAULT_TIER|DATABASE|MODEL_CACHE_BYTES)"
     r"(__.*)?"
@@ -57,7 +59,8 @@ ENV_RULES = (
         "(spec.image), and ask for GPUs by spec.resources",
     ),
 )
-"""CEL, the pattern that it refuses, what to write instead. The operator holds stored objects against the pattern."""
+"""CEL, the pattern that it refuses, what to write instead.
+The operator holds stored objects against the pattern."""
 Weight = Annotated[int, Field(ge=1, le=100)]
 _OWN_LABELS = (
     "self.all(k, !k.startsWith('llm-operator.dev/') && !k.startsWith('app.kubernetes.io/'))",
@@ -80,7 +83,9 @@ class Toleration(Section):
     """Value of the taint, for operator Equal."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Effect of the taint. Absent: all effects match."""
-    toleration_seconds: Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})] | None = None
+    toleration_seconds: (
+        Annotated[int, Field(ge=0, le=2**53, json_schema_extra={"format": "int64"})] | None
+    ) = None
     """Seconds for which a NoExecute taint is tolerated. Absent: for ever."""
 
 
@@ -162,7 +167,8 @@ class PodTerm(Section):
     namespaces: Annotated[tuple[Short, ...], Field(max_length=16)] | None = None
     """Namespaces of the other pods. Absent: this one."""
     topology_key: Key
-    """Node label whose value makes an area, such as `kubernetes.io/hostname` or `topology.kubernetes.io/zone`."""
+    """Node label whose value makes an area,
+    such as `kubernetes.io/hostname` or `topology.kubernetes.io/zone`."""
 
 
 class PreferredPodTerm(Section):
@@ -177,9 +183,9 @@ class PreferredPodTerm(Section):
 class PodAffinity(Section):
     """Rules on the other pods beside which pods are scheduled."""
 
-    required_during_scheduling_ignored_during_execution: Annotated[tuple[PodTerm, ...], Field(max_length=16)] | None = (
-        None
-    )
+    required_during_scheduling_ignored_during_execution: (
+        Annotated[tuple[PodTerm, ...], Field(max_length=16)] | None
+    ) = None
     """Rules that must be met; a pod stays pending where they can't be."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[tuple[PreferredPodTerm, ...], Field(max_length=16)] | None
@@ -206,8 +212,8 @@ class TopologySpread(Section):
     topology_key: Key
     """Node label whose value makes an area, such as `topology.kubernetes.io/zone`."""
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"]
-    """DoNotSchedule: a pod stays pending where `maxSkew` can't be kept. ScheduleAnyway: it is scheduled where the
-    difference is least."""
+    """DoNotSchedule: a pod stays pending where `maxSkew` can't be kept. ScheduleAnyway: it is
+    scheduled where the difference is least."""
     label_selector: LabelSelector | None = None
     """Selects the pods that are counted. Absent: the pods of this LLMDeployment."""
 
@@ -248,12 +254,15 @@ def env_refusal(name: str) -> str | None:
 
 
 class EnvVar(Section):
-    """An environment variable of the serving container; the container that fetches with registry credentials never gets
-    it."""
+    """An environment variable of the serving container; the container that fetches with registry
+    credentials never gets it."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            ("!(has(self.value) && has(self.valueFrom))", "write either value or valueFrom, not both"),
+            (
+                "!(has(self.value) && has(self.valueFrom))",
+                "write either value or valueFrom, not both",
+            ),
             (
                 "!(self.name in ['HOME', 'DATABASE_URL', 'REDIS_URL', 'MODEL_PATH'])",
                 "HOME, DATABASE_URL, REDIS_URL and MODEL_PATH are the operator's: write spec.database for the second "
@@ -267,7 +276,9 @@ class EnvVar(Section):
             ),
         )
     )
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+    name: Annotated[
+        str, Field(min_length=1, max_length=128, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
+    ]
     """Name of the environment variable, such as `LOG_LEVEL`."""
     value: Text | None = None
     """Value of the variable as it is."""
@@ -334,7 +345,8 @@ class Resources(Section):
 
 
 def _by(*keys: str) -> dict[str, Any]:
-    """A list whose entries the API server tells apart by these fields in a pod: two of the same can't be applied."""
+    """A list whose entries the API server tells apart by these fields in a pod:
+    two of the same can't be applied."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": list(keys)}
 
 
@@ -360,19 +372,28 @@ class PodSpec(Section):
     runtime_class_name: Line | None = None
     """Name of the pods' RuntimeClass, `nvidia` on many GPU clusters. Absent: the node's default."""
     image_pull_secrets: (
-        Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_by("name"))] | None
+        Annotated[tuple[ImagePullSecret, ...], Field(max_length=8, json_schema_extra=_by("name"))]
+        | None
     ) = None
     """Secrets with credentials for the registry of the runtime image."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """When the kubelet pulls the runtime image. Absent: Always for the tag latest and for no tag, otherwise
-    IfNotPresent."""
+    """When the kubelet pulls the runtime image. Absent: Always for the tag latest and for no tag,
+    otherwise IfNotPresent."""
     fetch_resources: Resources | None = None
-    """Compute resources of the init container that fetches the model. Absent: those in the operator's configuration."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_by("name"))] | None = None
+    """Compute resources of the init container that fetches the model.
+    Absent: those in the operator's configuration."""
+    env: (
+        Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=_by("name"))] | None
+    ) = None
     """Environment variables of the serving container, such as `LOG_LEVEL`."""
-    labels: Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = None
+    labels: Annotated[LabelMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS))] | None = (
+        None
+    )
     """Further labels of the pods."""
     annotations: (
-        Annotated[AnnotationMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS, _NO_PROFILES))] | None
+        Annotated[
+            AnnotationMap, Field(json_schema_extra=rules(QUALIFIED, _OWN_LABELS, _NO_PROFILES))
+        ]
+        | None
     ) = None
     """Further annotations of the pods."""

@@ -10,13 +10,19 @@ Json = dict[str, Any]
 
 
 class Section(BaseModel):
-    """A part of a custom resource: camelCase in YAML, frozen in Python, docstrings become descriptions.
+    """A part of a custom resource: camelCase in YAML,
+    frozen in Python, docstrings become descriptions.
 
-    Unknown fields are ignored when reading (a newer CRD may be installed) and refused by the API server's own pruning.
+    Unknown fields are ignored when reading (a newer CRD may be installed)
+    and refused by the API server's own pruning.
     """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -24,7 +30,8 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def described_by(source: type[BaseModel]) -> Callable[[type[AnySection]], type[AnySection]]:
-    """Fields without a docstring have the description of the same field of `source`: a setting is described once."""
+    """Fields without a docstring have the description of the same field of `source`:
+    a setting is described once."""
 
     def describe(section: type[AnySection]) -> type[AnySection]:
         for name, field in section.model_fields.items():
@@ -37,14 +44,20 @@ def described_by(source: type[BaseModel]) -> Callable[[type[AnySection]], type[A
 
 def rules(*rules: tuple[str, str]) -> Json:
     """CEL rules as (expression, message) pairs; the message says what to write instead."""
-    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
+    return {
+        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]
+    }
 
 
 def one_of(fields: str, where: str) -> tuple[str, str]:
-    """The rule that exactly one of these fields, with spaces between them, is written; `where`: in what."""
+    """The rule that exactly one of these fields, with spaces between them, is written;
+    `where`: in what."""
     names = fields.split()
     given = ", ".join(f"has(self.{name})" for name in names)
-    return f"[{given}].filter(x, x).size() == 1", f"write exactly one of {', '.join(names)} per {where}"
+    return (
+        f"[{given}].filter(x, x).size() == 1",
+        f"write exactly one of {', '.join(names)} per {where}",
+    )
 
 
 def structural(model: type[BaseModel]) -> Json:
@@ -77,10 +90,13 @@ def _clean(schema: Json, definitions: dict[str, Json], path: tuple[str, ...]) ->
         kept |= {"minimum": schema["exclusiveMinimum"], "exclusiveMinimum": True}
     if "properties" in schema:
         kept["properties"] = {
-            name: _clean(field, definitions, (*path, name)) for name, field in schema["properties"].items()
+            name: _clean(field, definitions, (*path, name))
+            for name, field in schema["properties"].items()
         }
     if isinstance(schema.get("additionalProperties"), dict):
-        kept["additionalProperties"] = _clean(schema["additionalProperties"], definitions, (*path, "*"))
+        kept["additionalProperties"] = _clean(
+            schema["additionalProperties"], definitions, (*path, "*")
+        )
     if "items" in schema:
         kept["items"] = _clean(schema["items"], definitions, (*path, "[]"))
     if not kept.get("type") and not kept.get("x-kubernetes-int-or-string"):
@@ -101,6 +117,9 @@ def _flatten(schema: Json, definitions: dict[str, Json], path: tuple[str, ...]) 
             inner = choices[0] if len(choices) == 1 else {}
             if len(choices) > 1 and not schema.get("x-kubernetes-int-or-string"):
                 raise ValueError(f"{'.'.join(path)}: a union, Kubernetes schemas have none")
-        joined = [*inner.get("x-kubernetes-validations", []), *schema.get("x-kubernetes-validations", [])]
+        joined = [
+            *inner.get("x-kubernetes-validations", []),
+            *schema.get("x-kubernetes-validations", []),
+        ]
         schema = {**inner, **schema} | ({"x-kubernetes-validations": joined} if joined else {})
     return dict(schema)

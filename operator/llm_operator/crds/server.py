@@ -2,7 +2,8 @@
 
 import re
 
-# The parser of the standard library's `re`; `sre_parse`, its public name, is deprecated without a successor.
+# The parser of the standard library's `re`;
+# `sre_parse`, its public name, is deprecated without a successor.
 import re._parser as parser  # type: ignore[import-not-found]
 from typing import Annotated, Literal
 
@@ -33,17 +34,24 @@ class FilterPatternSpec(Section):
     @field_validator("regex")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        # CEL can't compile; here a slip is told in a condition, and no pod is started to find it. Read by Python's
-        # parser and compiled by RE2, as in the pods: `re` may compile for seconds, in which all other objects wait.
+        # CEL can't compile; here a slip is told in a condition, and no pod is started to find it.
+        # Read by Python's parser and compiled by RE2, as in the pods: `re` may compile for seconds,
+        # in which all other objects wait.
         options = re2.Options()
         options.log_errors = False
         try:
             parser.parse(value)
             found = re2.compile(value, options)
         except (re.error, re2.error, OverflowError, RecursionError) as error:
-            said = str(error.args[0], errors="replace") if isinstance(error.args[0], bytes) else str(error)
+            said = (
+                str(error.args[0], errors="replace")
+                if isinstance(error.args[0], bytes)
+                else str(error)
+            )
             hint = "look-around and back-references are not supported"
-            raise ValueError(f"{value!r} is not a regular expression of Python ({hint}): {said}") from None
+            raise ValueError(
+                f"{value!r} is not a regular expression of Python ({hint}): {said}"
+            ) from None
         if found.search(""):
             raise ValueError(f"{value!r} matches the empty text, and so everywhere")
         return value
@@ -51,7 +59,8 @@ class FilterPatternSpec(Section):
 
 @described_by(FiltersConfig)
 class FiltersSpec(Section):
-    """Filters for personal data in prompts and answers: e-mail addresses, phone, card and account numbers and more."""
+    """Filters for personal data in prompts and answers:
+    e-mail addresses, phone, card and account numbers and more."""
 
     # Not "Off": YAML reads it as false, which is no string.
     pii: Literal["Disabled", "Mask", "Reject"] = "Disabled"
@@ -61,7 +70,10 @@ class FiltersSpec(Section):
             tuple[FilterPatternSpec, ...],
             Field(
                 max_length=32,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+                json_schema_extra={
+                    "x-kubernetes-list-type": "map",
+                    "x-kubernetes-list-map-keys": ["name"],
+                },
             ),
         ]
         | None
@@ -101,8 +113,8 @@ class ServerSpec(Section):
     completion_cache: CompletionCacheSpec = CompletionCacheSpec()
     sessions: SessionsSpec = SessionsSpec()
     trusted_proxies: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
-    """Addresses or networks of proxies whose `X-Forwarded-For` is trusted, such as `10.0.0.0/8`; `*` is all. Absent:
-    those inside the pod."""
+    """Addresses or networks of proxies whose `X-Forwarded-For` is trusted, such as `10.0.0.0/8`;
+    `*` is all. Absent: those inside the pod."""
     cors_origins: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
     trusted_hosts: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
     log_format: Literal["json", "console"] = "json"
@@ -123,10 +135,11 @@ class DatabaseSpec(Section):
     """Where usage, budgets and conversations are stored, for all pods and beyond them."""
 
     secret_ref: SecretKey | None = None
-    """Secret with the address of the database, `postgresql://user:password@host/database`. Absent: SQLite in each pod,
-    lost with it."""
+    """Secret with the address of the database, `postgresql://user:password@host/database`. Absent:
+    SQLite in each pod, lost with it."""
     redis_secret_ref: SecretKey | None = None
-    """Secret with the address of a Redis or Valkey, `redis://host:6379/0`, which then keeps what pods share of a
-    minute's limits. Absent: Postgres keeps it; with SQLite each pod counts for itself."""
+    """Secret with the address of a Redis or Valkey, `redis://host:6379/0`, which then keeps what
+    pods share of a minute's limits. Absent: Postgres keeps it; with SQLite each pod counts for
+    itself."""
     retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
     store_prompts: bool = False

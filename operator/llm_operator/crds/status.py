@@ -27,7 +27,8 @@ class ModelStatus(Section):
     name: Annotated[str, Field(max_length=1024)]
     """Name of the registered model; for a uri, the repository or folder."""
     version: Short
-    """Number of the version; for a uri, the first digits of the commit, or of a digest of the address."""
+    """Number of the version;
+    for a uri, the first digits of the commit, or of a digest of the address."""
     alias: Annotated[str, Field(max_length=256)] | None = None
     """Alias that the version was found by."""
     stage: Short | None = None
@@ -39,14 +40,16 @@ class ModelStatus(Section):
     run_id: Annotated[Short, cut(63)] | None = None
     """MLflow run that made the version."""
     registered_at: Time | None = None
-    """Time at which the version was registered, according to the registry. Another time under the same number is
-    another version."""
+    """Time at which the version was registered, according to the registry. Another time under the
+    same number is another version."""
     anew: Short | None = None
-    """Mark of a number that was registered anew while it was in use, which tells its revisions from those before."""
+    """Mark of a number that was registered anew while it was in use,
+    which tells its revisions from those before."""
     resolved_at: Time | None = None
     """Time at which this version was first seen under the reference."""
     available: AvailableVersion | None = None
-    """Version that the reference points to now, while updatePolicy Manual keeps it from being rolled out."""
+    """Version that the reference points to now,
+    while updatePolicy Manual keeps it from being rolled out."""
 
 
 class AdapterStatus(Section):
@@ -67,10 +70,11 @@ class AdapterStatus(Section):
     sub_path: Annotated[str, Field(max_length=1024)] | None = None
     """Folder inside the version's artifacts that is the adapter."""
     registered_at: Time | None = None
-    """Time at which the version was registered, according to the registry. Another time under the same number is
-    another version."""
+    """Time at which the version was registered, according to the registry. Another time under the
+    same number is another version."""
     anew: Short | None = None
-    """Mark of a number that was registered anew while it was in use, which tells its files from those before."""
+    """Mark of a number that was registered anew while it was in use,
+    which tells its files from those before."""
     ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Number of ready pods in which this version answers."""
     resolved_at: Time | None = None
@@ -103,14 +107,15 @@ class GateVerdict(Section):
     name: Annotated[str, Field(max_length=320), cut(320)]
     """Name of the gate, such as `maxErrorRate`."""
     state: Literal["Passed", "Failed", "Waiting", "Inconclusive"]
-    """Waiting: there is no result yet. Inconclusive: neither surely passed nor surely failed; rollout.onInconclusive
-    decides."""
+    """Waiting: there is no result yet. Inconclusive: neither surely passed nor surely failed;
+    rollout.onInconclusive decides."""
     estimate: Annotated[str, Field(max_length=64)] | None = None
     """Value that was measured for the candidate."""
     threshold: Annotated[str, Field(max_length=64)] | None = None
     """Value that the gate allows."""
     low: Annotated[str, Field(max_length=64)] | None = None
-    """Lower end of the interval: the true value is below it in at most one of 100 roll-outs, all gates together."""
+    """Lower end of the interval: the true value is below it in at most one of 100 roll-outs,
+    all gates together."""
     high: Annotated[str, Field(max_length=64)] | None = None
     """Upper end of the interval: the true value is above it in at most one of 20 roll-outs."""
     samples: int | None = Field(default=None, json_schema_extra={"format": "int64"})
@@ -135,17 +140,20 @@ class CandidateStatus(RevisionStatus):
     replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Rolling: number of pods that the candidate was given so far."""
     step: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Canary: number of the current step, from 1; one more than there are steps while the candidate grows to all
-    pods."""
+    """Canary: number of the current step, from 1; one more than there are steps while the candidate
+    grows to all pods."""
     weight: int | None = Field(default=None, json_schema_extra={"format": "int32"})
-    """Largest share of the traffic that the candidate gets now, in percent; 0: none. BlueGreen: 100 once the Service
-    has switched to it."""
+    """Largest share of the traffic that the candidate gets now, in percent; 0: none. BlueGreen: 100
+    once the Service has switched to it."""
     shadowed_since: Time | None = None
-    """Time since which the candidate is sent copies of requests; rollout.shadow.holdSeconds counts from here."""
+    """Time since which the candidate is sent copies of requests;
+    rollout.shadow.holdSeconds counts from here."""
     step_started_at: Time | None = None
-    """Time at which the hold of the step, or after the switch, began, as all its pods were ready."""
+    """Time at which the hold of the step,
+    or after the switch, began, as all its pods were ready."""
     undecided_since: Time | None = None
-    """Time at which the hold was over and a gate was inconclusive; rollout.maxHoldSeconds counts from here."""
+    """Time at which the hold was over and a gate was inconclusive;
+    rollout.maxHoldSeconds counts from here."""
     traffic_since: Time | None = None
     """Time at which the candidate first got traffic."""
     restarts: int | None = Field(default=None, json_schema_extra={"format": "int32"})
@@ -153,13 +161,14 @@ class CandidateStatus(RevisionStatus):
     progressed_at: Time | None = None
     """Time at which the roll-out last made progress; its deadline counts from here."""
     paused: bool | None = None
-    """Whether the roll-out stays where it is: the annotation llm-operator.dev/rollout says so, or no pods are
-    wanted."""
+    """Whether the roll-out stays where it is: the annotation llm-operator.dev/rollout says so, or
+    no pods are wanted."""
     gates: Annotated[tuple[GateVerdict, ...], Field(max_length=10)] | None = None
     """Result of each gate for the candidate."""
 
     outcome: Literal["Failed"] | None = None
-    """Failed: the candidate was given up; a new version or a changed specification is tried afresh."""
+    """Failed: the candidate was given up;
+    a new version or a changed specification is tried afresh."""
     reason: Annotated[Short, cut(63)] | None = None
     """Cause of the failure in one CamelCase word."""
     message: Annotated[Text, cut(4096)] | None = None
@@ -178,8 +187,9 @@ class HistoryEntry(Section):
     ended_at: Time | None = None
     """Time at which the revision ended."""
     outcome: Literal["Superseded", "RolledBack", "Failed", "Replaced"]
-    """Superseded: it served until the next took over. RolledBack: it served until the annotation rollback-to took it
-    back. Failed: its roll-out failed. Replaced: it was given up for a newer one before it served."""
+    """Superseded: it served until the next took over. RolledBack: it served until the annotation
+    rollback-to took it back. Failed: its roll-out failed. Replaced: it was given up for a newer one
+    before it served."""
     message: Annotated[Text, cut(1024)] | None = None
     """Explanation of why the revision ended."""
     judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
@@ -197,7 +207,8 @@ class DirectiveStatus(Section):
     value: Annotated[str, Field(max_length=256), cut(256)]
     """Value of the annotation."""
     revision: Annotated[Short, cut(63)] | None = None
-    """Revision that the annotation is about; it has no effect on any other roll-out. Absent: it is about none."""
+    """Revision that the annotation is about;
+    it has no effect on any other roll-out. Absent: it is about none."""
     instead_of: Short | None = None
     """Revision that was wanted when rollback-to was written; a newer wish ends the rollback."""
 
@@ -214,7 +225,11 @@ class LLMDeploymentStatus(Section):
     adapters: Annotated[
         tuple[AdapterStatus, ...],
         Field(
-            max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+            max_length=8,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
         ),
     ] = ()
     """Versions that the adapters' references last resolved to."""

@@ -1,4 +1,5 @@
-"""One evaluation: read the dataset, ask both sides the same records, score, compare, and write a run."""
+"""One evaluation: read the dataset, ask both sides the same records, score, compare,
+and write a run."""
 
 import asyncio
 import itertools
@@ -68,9 +69,14 @@ async def evaluate(task: Task, connection: Connection) -> EvaluationOutcome:
         sample = _sample(task, dataset, known)
         judged, broken = await _Asking(task).all(sample)
         found = _outcome(task, judged, len(sample), broken)
-        notes = [f"{len(judged)} of {len(dataset.records)} records of dataset {dataset.name}, {known}", found.message]
+        notes = [
+            f"{len(judged)} of {len(dataset.records)} records of dataset {dataset.name}, {known}",
+            found.message,
+        ]
         notes.append(await _written(task, tracking, dataset, known, judged, found))
-        return EvaluationOutcome(found.score, found.drop, found.samples, "; ".join(filter(None, notes)))
+        return EvaluationOutcome(
+            found.score, found.drop, found.samples, "; ".join(filter(None, notes))
+        )
     except (Unusable, Away) as fault:
         return EvaluationOutcome(waiting=str(fault))
     finally:
@@ -82,8 +88,8 @@ def _sample(task: Task, dataset: Dataset, known: str) -> list[Record]:
         raise Unusable(f"dataset {dataset.name} has no records: add some")
     if task.spec.digest not in (None, known):
         raise Unusable(
-            f"dataset {dataset.name} was changed: its records have the digest {known}, the gate asks for "
-            f"{task.spec.digest}: correct the dataset or the gate"
+            f"dataset {dataset.name} was changed: its records have the digest {known}, the gate"
+            f" asks for {task.spec.digest}: correct the dataset or the gate"
         )
     sample = ordered(dataset.records)[: task.spec.sample]
     for record in sample:
@@ -110,7 +116,8 @@ class _Asking:
         self._broken = ""
 
     async def all(self, sample: Sequence[Record]) -> tuple[list[Judged], str]:
-        """The records that both sides answered in time, in their order, and why stable is no measure (empty: it is)."""
+        """The records that both sides answered in time, in their order,
+        and why stable is no measure (empty: it is)."""
         found: dict[int, Judged] = {}
         left = iter(enumerate(sample))
 
@@ -119,18 +126,24 @@ class _Asking:
                 found[index] = await self._judged(record)
 
         try:
-            async with asyncio.timeout(self._task.spec.deadline_seconds), asyncio.TaskGroup() as group:
+            async with (
+                asyncio.timeout(self._task.spec.deadline_seconds),
+                asyncio.TaskGroup() as group,
+            ):
                 for _ in range(AT_ONCE):
                     group.create_task(work())
         except TimeoutError:
-            log.warning("%d of %d records were answered before the deadline", len(found), len(sample))
+            log.warning(
+                "%d of %d records were answered before the deadline", len(found), len(sample)
+            )
         except ExceptionGroup as faults:
             raise faults.exceptions[0] from None
         finally:
             await self._pods.close()
             for judge in self._judges.values():
                 await judge.close()
-        # A later record may be answered where an earlier one was not: those behind a gap would be the quick ones.
+        # A later record may be answered where an earlier one was not:
+        # those behind a gap would be the quick ones.
         whole = list(itertools.takewhile(lambda index: index in found, range(len(sample))))
         return [found[index] for index in whole], self._broken
 
@@ -150,7 +163,11 @@ class _Asking:
         specs = self._task.spec.scorers
         if trouble:
             return Answer("", trouble, (0.0,) * len(specs))
-        return Answer(text, "", tuple([await self._score(n, spec, record, text) for n, spec in enumerate(specs)]))
+        return Answer(
+            text,
+            "",
+            tuple([await self._score(n, spec, record, text) for n, spec in enumerate(specs)]),
+        )
 
     async def _score(self, index: int, spec: ScorerSpec, record: Record, text: str) -> float:
         if spec.type == "Judge":
@@ -158,8 +175,14 @@ class _Asking:
         return scorers.score(spec, record, text)
 
     async def _ask(self, side: Side, record: Record) -> tuple[str, str]:
-        """The text of an answer, or what the model did wrong. Raises Away where no pod of the side answers."""
-        asked = {**record.asked, "model": self._task.name, "max_tokens": self._task.spec.max_tokens, "temperature": 0}
+        """The text of an answer, or what the model did wrong.
+        Raises Away where no pod of the side answers."""
+        asked = {
+            **record.asked,
+            "model": self._task.name,
+            "max_tokens": self._task.spec.max_tokens,
+            "temperature": 0,
+        }
         until = time.monotonic() + PATIENCE_SECONDS
         if not side.addresses:
             raise Away(f"revision {side.revision} has no ready pod")
@@ -206,7 +229,12 @@ def _outcome(task: Task, judged: Sequence[Judged], asked: int, broken: str) -> E
 
 
 async def _written(
-    task: Task, tracking: Tracking, dataset: Dataset, known: str, judged: Sequence[Judged], found: EvaluationOutcome
+    task: Task,
+    tracking: Tracking,
+    dataset: Dataset,
+    known: str,
+    judged: Sequence[Judged],
+    found: EvaluationOutcome,
 ) -> str:
     """What is to be told of the run. The verdict does not wait for it."""
     if not task.write:
@@ -219,15 +247,23 @@ async def _written(
     return f"run {run_id}" + (f" without its records, as {trouble}" if trouble else "")
 
 
-def _run(task: Task, dataset: Dataset, known: str, judged: Sequence[Judged], found: EvaluationOutcome) -> Run:
+def _run(
+    task: Task, dataset: Dataset, known: str, judged: Sequence[Judged], found: EvaluationOutcome
+) -> Run:
     lines = "".join(json.dumps(_told(task, each), ensure_ascii=False) + "\n" for each in judged)
     of_judged = digest(each.record for each in judged)
     metrics = {"records": float(len(judged))}
     for name, estimate in (("score", found.score), ("drop", found.drop)):
         if estimate is not None:
-            metrics |= {name: estimate.figure, f"{name}.low": estimate.low, f"{name}.high": estimate.high}
+            metrics |= {
+                name: estimate.figure,
+                f"{name}.low": estimate.low,
+                f"{name}.high": estimate.high,
+            }
     for index, spec in enumerate(task.spec.scorers):
-        metrics[f"candidate.{index + 1}.{spec.type}"] = sum(e.candidate.scores[index] for e in judged) / len(judged)
+        metrics[f"candidate.{index + 1}.{spec.type}"] = sum(
+            e.candidate.scores[index] for e in judged
+        ) / len(judged)
         of_stable = [each.stable.scores[index] for each in judged if each.stable is not None]
         if of_stable:
             metrics[f"stable.{index + 1}.{spec.type}"] = sum(of_stable) / len(of_stable)
@@ -262,8 +298,14 @@ def _told(task: Task, judged: Judged) -> dict[str, object]:
     def side(answer: Answer | None) -> dict[str, object] | None:
         if answer is None:
             return None
-        scores = {f"{n + 1}.{spec.type}": answer.scores[n] for n, spec in enumerate(task.spec.scorers)}
+        scores = {
+            f"{n + 1}.{spec.type}": answer.scores[n] for n, spec in enumerate(task.spec.scorers)
+        }
         return {"answer": answer.text, "trouble": answer.trouble, "scores": scores}
 
-    record = {"id": judged.record.id, "inputs": judged.record.inputs, "expectations": judged.record.expectations}
+    record = {
+        "id": judged.record.id,
+        "inputs": judged.record.inputs,
+        "expectations": judged.record.expectations,
+    }
     return {**record, "candidate": side(judged.candidate), "stable": side(judged.stable)}

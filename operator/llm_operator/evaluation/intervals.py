@@ -1,9 +1,10 @@
 """Bounds for the mean of scores, and of differences of pairs. Pure.
 
-Waudby-Smith, Ramdas 2024, "Estimating means of bounded random variables by betting" (JRSS B 86:1), section 4: whoever
-bets that the mean is above m, with stakes that depend on earlier scores alone, ever multiplies the capital by 1 / a
-with a probability of at most `a` if it is not (Ville). The lower bound is the largest m at which the capital got there.
-It holds for scores of any distribution in [0, 1], for few of them, for equal ones, and wherever one stops.
+Waudby-Smith, Ramdas 2024, "Estimating means of bounded random variables by betting" (JRSS B 86:1),
+section 4: whoever bets that the mean is above m, with stakes that depend on earlier scores alone,
+ever multiplies the capital by 1 / a with a probability of at most `a` if it is not (Ville). The
+lower bound is the largest m at which the capital got there. It holds for scores of any distribution
+in [0, 1], for few of them, for equal ones, and wherever one stops.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ HALVINGS = 30
 
 
 def lower(scores: Sequence[float], alpha: float) -> float:
-    """A bound that the true mean of scores in [0, 1] is below with a probability of at most `alpha`.
+    """A bound that the true mean of scores in [0,
+    1] is below with a probability of at most `alpha`.
 
     The order of the scores must not depend on them.
     """
@@ -51,7 +53,8 @@ def _bets(scores: Sequence[float], alpha: float) -> list[float]:
 
 
 def _most_capital(scores: Sequence[float], bets: Sequence[float], mean: float) -> float:
-    """Log of the largest capital on the way, of bets that the true mean is above `mean`. It falls with `mean`."""
+    """Log of the largest capital on the way, of bets that the true mean is above `mean`.
+    It falls with `mean`."""
     capital = 0.0
     most = 0.0
     cap = STAKE / mean

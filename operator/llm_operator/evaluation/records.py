@@ -1,4 +1,5 @@
-"""Records of a dataset: what they ask, in which order, and the digest that says whether they are the same. Pure."""
+"""Records of a dataset: what they ask, in which order,
+and the digest that says whether they are the same. Pure."""
 
 import hashlib
 import json
@@ -31,22 +32,34 @@ class Record:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What a request says: `messages`, or a `prompt`. Raises Unusable for inputs that are neither."""
+        """What a request says: `messages`, or a `prompt`.
+        Raises Unusable for inputs that are neither."""
         inputs = dict(self.inputs)
-        if list(inputs) == ["messages"] and isinstance(inputs["messages"], list) and inputs["messages"]:
+        if (
+            list(inputs) == ["messages"]
+            and isinstance(inputs["messages"], list)
+            and inputs["messages"]
+        ):
             return inputs
         [only] = inputs.values() if len(inputs) == 1 else [None]
         if isinstance(only, str) and only:
             return {"prompt": only}
         names = ", ".join(sorted(inputs)) or "nothing"
-        raise Unusable(f"record {self.id} has the inputs {names}: write `messages` alone, or one text under any name")
+        raise Unusable(
+            f"record {self.id} has the inputs {names}: write `messages` alone, or one text under"
+            " any name"
+        )
 
     def expected(self, name: str, kind: type | tuple[type, ...], scorer: str) -> Any:
-        """An expectation that a scorer needs. Raises Unusable where it is not there, or something else."""
+        """An expectation that a scorer needs.
+        Raises Unusable where it is not there, or something else."""
         found = self.expectations.get(name)
         if not isinstance(found, kind):
             has = ", ".join(sorted(self.expectations)) or "none"
-            raise Unusable(f"record {self.id} has no usable expectation {name}, which {scorer} needs (it has: {has})")
+            raise Unusable(
+                f"record {self.id} has no usable expectation {name}, which {scorer} needs (it has:"
+                f" {has})"
+            )
         return found
 
 
@@ -75,6 +88,7 @@ def ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def digest(records: Iterable[Record]) -> str:
-    """SHA-256 over all records, whatever their order. MLflow's own digest is one of name and time."""
+    """SHA-256 over all records, whatever their order.
+    MLflow's own digest is one of name and time."""
     lines = sorted(record.line for record in records)
     return "sha256:" + hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

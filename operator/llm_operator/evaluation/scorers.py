@@ -17,20 +17,24 @@ from llm_operator.plans.evidence import smoke
 MOST_CHARACTERS = 64 << 10
 """Of an answer that is scored; the rest is cut."""
 REFUSALS = (
-    r"(?i)\b(i (can.?t|cannot|can not|won.?t|will not|am (not able|unable)|must decline)|i.?m (not able|unable|sorry)|"
+    r"(?i)\b(i (can.?t|cannot|can not|won.?t|will not|am (not able|unable)|must decline)|i.?m (not"
+    r" able|unable|sorry)|"
     r"(as an ai|sorry, (but )?i)\b)"
 )
 _WORD = re.compile(r"\w+")
 
 
 def score(spec: ScorerSpec, record: Record, answer: str) -> float:
-    """What one scorer gives the answer. Raises Unusable where record or scorer are not fit for it."""
+    """What one scorer gives the answer.
+    Raises Unusable where record or scorer are not fit for it."""
     try:
         return _SCORERS[spec.type](spec, record, answer[:MOST_CHARACTERS])
     except Unusable:
         raise
     except Exception as error:
-        raise Unusable(f"scorer {spec.type} failed on record {record.id}: {type(error).__name__}: {error}") from error
+        raise Unusable(
+            f"scorer {spec.type} failed on record {record.id}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _exact(_spec: ScorerSpec, record: Record, answer: str) -> float:
@@ -40,11 +44,15 @@ def _exact(_spec: ScorerSpec, record: Record, answer: str) -> float:
 
 def _contains(_spec: ScorerSpec, record: Record, answer: str) -> float:
     if "expected_facts" not in record.expectations:
-        wanted = [record.expected("expected_response", str, "Contains, which finds no expected_facts,")]
+        wanted = [
+            record.expected("expected_response", str, "Contains, which finds no expected_facts,")
+        ]
     else:
         wanted = record.expected("expected_facts", list, "Contains")
     if not wanted or not all(isinstance(each, str) and each.strip() for each in wanted):
-        raise Unusable(f"record {record.id}: expected_facts must be texts, at least one, for Contains")
+        raise Unusable(
+            f"record {record.id}: expected_facts must be texts, at least one, for Contains"
+        )
     said = _plain(answer)
     return sum(_plain(each) in said for each in wanted) / len(wanted)
 
@@ -92,7 +100,9 @@ def _json_schema(spec: ScorerSpec, record: Record, answer: str) -> float:
 
 def _similarity(_spec: ScorerSpec, record: Record, answer: str) -> float:
     """F1 of words, as SQuAD counts it (Rajpurkar et al. 2016)."""
-    expected = Counter(_WORD.findall(record.expected("expected_response", str, "Similarity").casefold()))
+    expected = Counter(
+        _WORD.findall(record.expected("expected_response", str, "Similarity").casefold())
+    )
     said = Counter(_WORD.findall(answer.casefold()))
     if not expected or not said:
         return float(expected == said)

@@ -1,4 +1,5 @@
-"""MLflow, as an evaluation asks it: reads a dataset's records, and writes a run with what was judged. Plain REST."""
+"""MLflow, as an evaluation asks it: reads a dataset's records,
+and writes a run with what was judged. Plain REST."""
 
 import json
 import time
@@ -76,20 +77,24 @@ class Tracking:
         await self._client.aclose()
 
     async def dataset(self, wanted: str) -> Dataset:
-        """The dataset of this name or id. Raises Unusable where there is none, or more than one, and Away."""
+        """The dataset of this name or id.
+        Raises Unusable where there is none, or more than one, and Away."""
         found = await self._named(wanted) or await self._with_id(wanted)
         records = list[Record]()
         size = 0
         token = ""
         while True:
             query = {"max_results": str(PAGE_RECORDS)} | ({"page_token": token} if token else {})
-            page = await self._call("GET", f"3.0/mlflow/datasets/{quote(found['dataset_id'])}/records", query)
+            page = await self._call(
+                "GET", f"3.0/mlflow/datasets/{quote(found['dataset_id'])}/records", query
+            )
             text = page.get("records") or "[]"
             size += len(text)
             records += [_record(each) for each in json.loads(text)]
             if len(records) > MOST_RECORDS or size > MOST_BYTES:
                 raise Unusable(
-                    f"dataset {wanted} has over {MOST_RECORDS} records or {MOST_BYTES >> 20} MiB: make a smaller one"
+                    f"dataset {wanted} has over {MOST_RECORDS} records or {MOST_BYTES >> 20} MiB:"
+                    " make a smaller one"
                 )
             token = page.get("next_page_token") or ""
             if not token:
@@ -98,34 +103,61 @@ class Tracking:
     async def _named(self, name: str) -> dict[str, Any] | None:
         mark = '"' if "'" in name else "'"
         query = {"filter_string": f"name = {mark}{name}{mark}", "max_results": 10}
-        found = (await self._call("POST", "3.0/mlflow/datasets/search", query)).get("datasets") or []
+        found = (await self._call("POST", "3.0/mlflow/datasets/search", query)).get(
+            "datasets"
+        ) or []
         if len(found) > 1:
             ids = ", ".join(sorted(each["dataset_id"] for each in found))
-            raise Unusable(f"{len(found)} datasets are called {name}: write the id of one as dataset: {ids}")
+            raise Unusable(
+                f"{len(found)} datasets are called {name}: write the id of one as dataset: {ids}"
+            )
         return dict(found[0]) if found else None
 
     async def _with_id(self, wanted: str) -> dict[str, Any]:
         try:
-            return dict((await self._call("GET", f"3.0/mlflow/datasets/{quote(wanted, safe='')}", {}))["dataset"])
+            return dict(
+                (await self._call("GET", f"3.0/mlflow/datasets/{quote(wanted, safe='')}", {}))[
+                    "dataset"
+                ]
+            )
         except _Missing:
-            raise Unusable(f"there is no dataset {wanted} on {self._server}: create it, or correct the name") from None
+            raise Unusable(
+                f"there is no dataset {wanted} on {self._server}: create it, or correct the name"
+            ) from None
 
     async def write(self, run: Run) -> tuple[str, str]:
-        """The id of a new, finished run, and why its files are not in it (empty: they are). Raises Away."""
+        """The id of a new, finished run, and why its files are not in it (empty: they are).
+        Raises Away."""
         experiment = await self._experiment(run.made_by)
-        tags = {"mlflow.runName": run.name, **({"mlflow.parentRunId": run.made_by} if run.made_by else {}), **run.tags}
+        tags = {
+            "mlflow.runName": run.name,
+            **({"mlflow.parentRunId": run.made_by} if run.made_by else {}),
+            **run.tags,
+        }
         made = await self._call(
             "POST",
             "2.0/mlflow/runs/create",
-            {"experiment_id": experiment, "run_name": run.name, "start_time": _now(), "tags": _pairs(tags)},
+            {
+                "experiment_id": experiment,
+                "run_name": run.name,
+                "start_time": _now(),
+                "tags": _pairs(tags),
+            },
         )
         info = made["run"]["info"]
         run_id = str(info["run_id"])
-        metrics = [{"key": name, "value": value, "timestamp": _now(), "step": 0} for name, value in run.metrics.items()]
+        metrics = [
+            {"key": name, "value": value, "timestamp": _now(), "step": 0}
+            for name, value in run.metrics.items()
+        ]
         for start in range(0, len(metrics), METRICS_AT_ONCE):
             some = metrics[start : start + METRICS_AT_ONCE]
-            await self._call("POST", "2.0/mlflow/runs/log-batch", {"run_id": run_id, "metrics": some})
-        await self._call("POST", "2.0/mlflow/runs/log-batch", {"run_id": run_id, "params": _pairs(run.params)})
+            await self._call(
+                "POST", "2.0/mlflow/runs/log-batch", {"run_id": run_id, "metrics": some}
+            )
+        await self._call(
+            "POST", "2.0/mlflow/runs/log-batch", {"run_id": run_id, "params": _pairs(run.params)}
+        )
         judged = {
             "name": run.dataset.name,
             "digest": run.digest.removeprefix("sha256:")[:DIGEST_CHARACTERS],
@@ -145,7 +177,9 @@ class Tracking:
             if made_by:
                 found = await self._call("GET", "2.0/mlflow/runs/get", {"run_id": made_by})
                 return str(found["run"]["info"]["experiment_id"])
-            found = await self._call("GET", "2.0/mlflow/experiments/get-by-name", {"experiment_name": EXPERIMENT})
+            found = await self._call(
+                "GET", "2.0/mlflow/experiments/get-by-name", {"experiment_name": EXPERIMENT}
+            )
             return str(found["experiment"]["experiment_id"])
         except _Missing:
             pass
@@ -155,7 +189,10 @@ class Tracking:
     async def _upload(self, place: str, files: Mapping[str, str]) -> str:
         parts = urlsplit(place)
         if parts.scheme != "mlflow-artifacts":
-            return f"its artifacts lie at {parts.scheme or 'a folder'}, not behind the server (--artifacts-destination)"
+            return (
+                f"its artifacts lie at {parts.scheme or 'a folder'}, not behind the server"
+                " (--artifacts-destination)"
+            )
         for name, text in files.items():
             path = quote(f"{parts.path.strip('/')}/evaluation/{name}")
             await self._call("PUT", f"2.0/mlflow-artifacts/artifacts/{path}", text)
@@ -171,7 +208,9 @@ class Tracking:
             async with self._client.stream(method, url, **more) as answer:
                 body = await bounded(answer, MOST_BYTES)
         except (httpx.HTTPError, ValueError) as error:
-            raise Away(f"MLflow at {self._server} does not answer ({type(error).__name__}: {error})") from error
+            raise Away(
+                f"MLflow at {self._server} does not answer ({type(error).__name__}: {error})"
+            ) from error
         if answer.status_code == 404:
             raise _Missing(f"{path}: 404: {body[:200].decode(errors='replace')}")
         if answer.status_code != 200:
@@ -180,7 +219,9 @@ class Tracking:
         try:
             return dict(json.loads(body or b"{}"))
         except (ValueError, TypeError) as error:
-            raise Away(f"{url} answered something that is not MLflow's JSON: is the tracking URI right?") from error
+            raise Away(
+                f"{url} answered something that is not MLflow's JSON: is the tracking URI right?"
+            ) from error
 
 
 class _Missing(Away):

@@ -6,13 +6,31 @@ from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import approval, names, rollout
-from llm_operator.plans.objects import adapters, autoscale, keys, monitor, network, revision, shadow, traffic, workload
+from llm_operator.plans.objects import (
+    adapters,
+    autoscale,
+    keys,
+    monitor,
+    network,
+    revision,
+    shadow,
+    traffic,
+    workload,
+)
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import adapter_status, conditions, faults
 from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Occurrence, Plan
 
-CHILD_KINDS = ("Deployment", "ConfigMap", "Service", "ServiceAccount", "HorizontalPodAutoscaler", "PodDisruptionBudget")
-"""What is listed to be pruned. Secrets are not: the operator may not list them, their names are known."""
+CHILD_KINDS = (
+    "Deployment",
+    "ConfigMap",
+    "Service",
+    "ServiceAccount",
+    "HorizontalPodAutoscaler",
+    "PodDisruptionBudget",
+)
+"""What is listed to be pruned.
+Secrets are not: the operator may not list them, their names are known."""
 
 NEWS = timedelta(minutes=30)
 """Events live for an hour, by default, and an Event that is there is not written again."""
@@ -44,7 +62,9 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     picture = conditions.Picture(observed, decision, replicas, fault)
     status = _status(observed, decision, picture, now)
     stalls_in = conditions.stalls_in(picture, now)
-    deadline = stalls_in.total_seconds() if stalls_in is not None and stalls_in > timedelta() else None
+    deadline = (
+        stalls_in.total_seconds() if stalls_in is not None and stalls_in > timedelta() else None
+    )
     asked = (decision.requeue_seconds, adapter_status.look_again(observed, status, now), deadline)
     looks = [seconds for seconds in asked if seconds is not None]
     return Plan(
@@ -70,11 +90,13 @@ class Applied:
     """All that went wrong may go right the next time."""
 
 
-def after_apply(plan: Plan, observed: Observed, applied: Applied, now: datetime) -> LLMDeploymentStatus:
+def after_apply(
+    plan: Plan, observed: Observed, applied: Applied, now: datetime
+) -> LLMDeploymentStatus:
     """The status once it is known how applying went.
 
-    The roll-out's record goes on whatever is refused: times, failures, holds. Only traffic that was not turned is not
-    claimed, and nothing that follows from it.
+    The roll-out's record goes on whatever is refused: times, failures, holds. Only traffic that was
+    not turned is not claimed, and nothing that follows from it.
     """
     if applied.fault is None:
         return plan.status
@@ -95,7 +117,8 @@ def recorded(plan: Plan, status: LLMDeploymentStatus) -> bool:
 
 
 def _turns(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> bool:
-    """Whether traffic goes another way in `after`, as where a candidate gets some or is promoted."""
+    """Whether traffic goes another way in `after`,
+    as where a candidate gets some or is promoted."""
     if (before.stable and before.stable.revision) != (after.stable and after.stable.revision):
         return True
     old = before.candidate
@@ -108,7 +131,8 @@ def _turns(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> bool:
 
 
 def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Manifest, ...], str]:
-    """What should exist beside the key file, in the order of need; and a running revision that can't be rebuilt."""
+    """What should exist beside the key file, in the order of need;
+    and a running revision that can't be rebuilt."""
     meta = observed.meta
     spec = observed.spec
     found: list[Manifest] = [network.service_account(meta, observed.pull_secrets)]
@@ -131,7 +155,8 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
 
 
 def _with_adapters(observed: Observed, objects: Iterable[Manifest]) -> bool:
-    """Whether pods of some revision, be they still to come, have a container that fetches adapters."""
+    """Whether pods of some revision, be they still to come,
+    have a container that fetches adapters."""
     templates = [revision.template(each) for each in observed.revisions.values()]
     templates += [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
     return any(workload.fetches_adapters(each) for each in templates)
@@ -140,14 +165,22 @@ def _with_adapters(observed: Observed, objects: Iterable[Manifest]) -> bool:
 def _key_file(observed: Observed, decision: rollout.Decision) -> Manifest:
     held = (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
     beside = adapters.beside_keys(observed)
-    return keys.keys_secret(observed.meta, observed.spec.access, held, beside, shadow.file(observed, decision))
+    return keys.keys_secret(
+        observed.meta, observed.spec.access, held, beside, shadow.file(observed, decision)
+    )
 
 
-def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision) -> tuple[Manifest, ...]:
-    """Own children that are not wanted. A revision's Deployment goes last: a crash in between leaves it findable."""
+def prune(
+    observed: Observed, objects: Iterable[Manifest], decision: rollout.Decision
+) -> tuple[Manifest, ...]:
+    """Own children that are not wanted.
+    A revision's Deployment goes last: a crash in between leaves it findable."""
     wanted = {(o["kind"], o["metadata"]["name"]) for o in objects}
-    # A revision that can't be rebuilt still serves: it is no longer repaired, but not taken away either.
-    kept = {names.child(observed.meta, name) for name, replicas in decision.replicas.items() if replicas}
+    # A revision that can't be rebuilt still serves:
+    # it is no longer repaired, but not taken away either.
+    kept = {
+        names.child(observed.meta, name) for name, replicas in decision.replicas.items() if replicas
+    }
     unwanted = [
         child
         for child in observed.children
@@ -160,20 +193,26 @@ def prune(observed: Observed, objects: Iterable[Manifest], decision: rollout.Dec
 
 
 def _fault(observed: Observed, lost: str) -> Fault | None:
-    if lost and observed.spec.model.mlflow and observed.connection is None and observed.resolution.fault:
+    if (
+        lost
+        and observed.spec.model.mlflow
+        and observed.connection is None
+        and observed.resolution.fault
+    ):
         return observed.resolution.fault
     if lost:
         return Fault(
             Reason.RevisionLost,
-            f"the ConfigMap {names.child(observed.meta, lost)} was deleted: its pods keep running, but a new pod "
-            "of this revision can't start; change the specification or move the alias to roll out a new one",
+            f"the ConfigMap {names.child(observed.meta, lost)} was deleted: its pods keep running,"
+            " but a new pod of this revision can't start; change the specification or move the"
+            " alias to roll out a new one",
         )
     asked = observed.spec.monitoring.service_monitor.enabled == "Enabled"
     if asked and not observed.service_monitors:
         return Fault(
             Reason.ServiceMonitorMissing,
-            "spec.monitoring.serviceMonitor.enabled is Enabled but the cluster has no ServiceMonitor CRD: install the "
-            "Prometheus operator, or write Auto",
+            "spec.monitoring.serviceMonitor.enabled is Enabled but the cluster has no"
+            " ServiceMonitor CRD: install the Prometheus operator, or write Auto",
         )
     return traffic.fault(observed)
 
@@ -194,7 +233,8 @@ def _status(
         replicas=sum(each.replicas for each in picture.serving),
         ready_replicas=picture.ready,
         selector=",".join(
-            f"{name}={value}" for name, value in network.selector(observed.meta, decision.serving).items()
+            f"{name}={value}"
+            for name, value in network.selector(observed.meta, decision.serving).items()
         ),
         url=network.url(observed.meta, observed.spec),
     )
@@ -214,14 +254,21 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         connection=reference.connection if reference else None,
         source=model.source or None,
         run_id=model.run_id or None,
-        registered_at=model.registered_at or (before.registered_at if before and _same_number(before, model) else None),
+        registered_at=model.registered_at
+        or (before.registered_at if before and _same_number(before, model) else None),
         anew=revision.anew(observed) or None,
         available=approval.available(observed, rollout.stamp(now)),
     )
     # What an older operator did not note is no other version.
-    loose = {"resolved_at": None, "available": found.available, "registered_at": found.registered_at}
+    loose = {
+        "resolved_at": None,
+        "available": found.available,
+        "registered_at": found.registered_at,
+    }
     same = before is not None and found == before.model_copy(update=loose)
-    return found.model_copy(update={"resolved_at": before.resolved_at if before and same else rollout.stamp(now)})
+    return found.model_copy(
+        update={"resolved_at": before.resolved_at if before and same else rollout.stamp(now)}
+    )
 
 
 def _same_number(before: ModelStatus, model: ModelVersion) -> bool:
@@ -240,7 +287,8 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         told.append(Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}"))
     elif new and old and new.anew and new.anew != old.anew:
         said = (
-            f"version {new.version} of {new.name} was registered anew, from {new.source}: it is rolled out as another"
+            f"version {new.version} of {new.name} was registered anew, from {new.source}: it is"
+            " rolled out as another"
         )
         told.append(Occurrence("Warning", "RegisteredAnew", said))
     for kind, good in (
@@ -252,7 +300,9 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         if kind in after:
             told += _change(before.get(kind), after[kind], good, kind)
     if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
-        told += _change(before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent")
+        told += _change(
+            before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent"
+        )
     told += adapter_status.events(observed.status, status)
     if "UpdateAvailable" in after:
         told += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
@@ -261,11 +311,16 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
 
 
 def _mishaps(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:
-    """One for each restart of a container and each evicted pod, whether there are enough ready pods again or not."""
+    """One for each restart of a container and each evicted pod,
+    whether there are enough ready pods again or not."""
     pods = [pod for each in observed.revisions.values() for pod in each.pods]
     found = [(each.fault.reason, each.words, each.finished) for each in faults.restarts(pods)]
     found += [(fault.reason, fault.message, at) for fault, at in faults.evictions(pods)]
-    return tuple(Occurrence("Warning", reason, words, once=True) for reason, words, at in found if now - at < NEWS)
+    return tuple(
+        Occurrence("Warning", reason, words, once=True)
+        for reason, words, at in found
+        if now - at < NEWS
+    )
 
 
 def _waiting(before: Condition | None, after: Condition) -> list[Occurrence]:
@@ -275,8 +330,13 @@ def _waiting(before: Condition | None, after: Condition) -> list[Occurrence]:
 
 
 def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:
-    """A candidate whose pods have a fault that may still pass: worth an Event before the deadline decides."""
-    under_way = after.status == "True" and after.reason not in (Reason.RollingOut, Reason.Downloading, Reason.RolledOut)
+    """A candidate whose pods have a fault that may still pass:
+    worth an Event before the deadline decides."""
+    under_way = after.status == "True" and after.reason not in (
+        Reason.RollingOut,
+        Reason.Downloading,
+        Reason.RolledOut,
+    )
     if under_way and (before is None or before.reason != after.reason):
         return [Occurrence("Warning", after.reason, after.message)]
     return []
@@ -286,7 +346,12 @@ def _change(before: Condition | None, after: Condition, good: str, kind: str) ->
     known = (before.status, before.reason) if before else (good, "")
     if after.status != good and known != (after.status, after.reason):
         return [Occurrence("Warning", after.reason, after.message)]
-    if kind == "RegistryReachable" and after.status == good and before is not None and before.status != good:
+    if (
+        kind == "RegistryReachable"
+        and after.status == good
+        and before is not None
+        and before.status != good
+    ):
         return [Occurrence("Normal", "RegistryRecovered", after.message)]
     return []
 

@@ -25,7 +25,9 @@ def opens(spec: ApiKeySpec, deployment: Meta) -> bool:
         return deployment.name in (spec.deployments or ())
     wanted = spec.selector.match_labels or {}
     exact = all(deployment.labels.get(key) == value for key, value in wanted.items())
-    return exact and all(_holds(rule, deployment.labels) for rule in spec.selector.match_expressions or ())
+    return exact and all(
+        _holds(rule, deployment.labels) for rule in spec.selector.match_expressions or ()
+    )
 
 
 def _holds(rule: LabelRequirement, labels: dict[str, str]) -> bool:
@@ -40,7 +42,8 @@ def _holds(rule: LabelRequirement, labels: dict[str, str]) -> bool:
 
 
 def knows_tier(spec: ApiKeySpec, tiers: tuple[str, ...]) -> bool:
-    """Whether the key's tier is one of `tiers`; a key that names none has the default one anywhere."""
+    """Whether the key's tier is one of `tiers`;
+    a key that names none has the default one anywhere."""
     return spec.tier is None or spec.tier in tiers
 
 
@@ -52,8 +55,11 @@ def unreadable(error: Exception) -> str:
     return f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
 
 
-def delivery(key: HeldKey | None, owner: Meta, spec: ApiKeySpec, deployment: Meta, given: Given | None) -> Reason:
-    """Whether the deployment's pods know the key as it is wanted: Issued, Delivering, or KeyFileFull.
+def delivery(
+    key: HeldKey | None, owner: Meta, spec: ApiKeySpec, deployment: Meta, given: Given | None
+) -> Reason:
+    """Whether the deployment's pods know the key as it is wanted:
+    Issued, Delivering, or KeyFileFull.
 
     `key` has no digest here; None: there is none yet.
     """
@@ -66,17 +72,26 @@ def delivery(key: HeldKey | None, owner: Meta, spec: ApiKeySpec, deployment: Met
         return Reason.Issued
     if known is None and spec.suspended:
         return Reason.Issued  # A key that is not known is refused, too.
-    return Reason.KeyFileFull if f"{owner.namespace}/{owner.name}" in given.left_out else Reason.Delivering
+    return (
+        Reason.KeyFileFull
+        if f"{owner.namespace}/{owner.name}" in given.left_out
+        else Reason.Delivering
+    )
 
 
-def late(owner: Meta, spec: ApiKeySpec, status: ApiKeyStatus, deployment: Meta, given: Given | None) -> bool:
-    """Whether the status says something else of the delivery to this deployment than is the case."""
+def late(
+    owner: Meta, spec: ApiKeySpec, status: ApiKeyStatus, deployment: Meta, given: Given | None
+) -> bool:
+    """Whether the status says something else of the delivery to this deployment than is the
+    case."""
     told = next((each for each in status.conditions if each.type == "Ready"), None)
     reason, message = (told.reason, told.message) if told else ("", "")
     found = delivery(_wanted(owner, spec, status.prefix), owner, spec, deployment, given)
     if found == Reason.Issued:
         named = not opens(spec, deployment) and deployment.name in (status.deployments or ())
-        return named or (reason in (Reason.Delivering, Reason.KeyFileFull) and deployment.name in message)
+        return named or (
+            reason in (Reason.Delivering, Reason.KeyFileFull) and deployment.name in message
+        )
     return reason != found or (given is not None and given.trouble not in message)
 
 
@@ -87,7 +102,8 @@ def deployments(observed: ObservedKey, prefix: str | None, reason: Reason) -> li
         each.name
         for each in observed.deployments
         if not each.deleting
-        and delivery(wanted, observed.meta, observed.spec, each, observed.given.get(each.name)) == reason
+        and delivery(wanted, observed.meta, observed.spec, each, observed.given.get(each.name))
+        == reason
     )
 
 
@@ -96,28 +112,43 @@ def _wanted(owner: Meta, spec: ApiKeySpec, prefix: str | None) -> HeldKey | None
 
 
 def status(
-    observed: ObservedKey, secret: str, key_id: str | None, issued_at: str | None, fault: Fault | None
+    observed: ObservedKey,
+    secret: str,
+    key_id: str | None,
+    issued_at: str | None,
+    fault: Fault | None,
 ) -> ApiKeyStatus:
-    """The status once the key's Secret has been looked at. It says what pods were given, where that is not yet so."""
+    """The status once the key's Secret has been looked at.
+    It says what pods were given, where that is not yet so."""
     spec = observed.spec
     meta = observed.meta
     matched = sorted(d.name for d in observed.deployments if not d.deleting and opens(spec, d))
     missing = sorted(set(spec.deployments or ()) - {d.name for d in observed.deployments})
     prefix = f"{KEY_PREFIX}_{key_id}" if key_id else None
-    behind, full = (deployments(observed, prefix, reason) for reason in (Reason.Delivering, Reason.KeyFileFull))
-    ready = _undelivered(observed, behind, fault) or _ready(observed, secret, matched, missing, fault, full)
+    behind, full = (
+        deployments(observed, prefix, reason) for reason in (Reason.Delivering, Reason.KeyFileFull)
+    )
+    ready = _undelivered(observed, behind, fault) or _ready(
+        observed, secret, matched, missing, fault, full
+    )
     taking = sorted({*matched, *behind})
     stalled = fault is not None and fault.terminal
     verdicts: dict[str, conditions.Verdict] = {
         "Ready": ready,
-        "Reconciling": ("True", Reason.Retrying, ready[2])
-        if ready[1] in PASSING or (fault is not None and not fault.terminal)
-        else ("False", Reason.Settled, "nothing is under way"),
-        "Stalled": ("True", *ready[1:]) if stalled else ("False", Reason.NoFault, "nothing is stuck"),
+        "Reconciling": (
+            ("True", Reason.Retrying, ready[2])
+            if ready[1] in PASSING or (fault is not None and not fault.terminal)
+            else ("False", Reason.Settled, "nothing is under way")
+        ),
+        "Stalled": (
+            ("True", *ready[1:]) if stalled else ("False", Reason.NoFault, "nothing is stuck")
+        ),
     }
     return ApiKeyStatus(
         observed_generation=meta.generation,
-        conditions=conditions.settle(verdicts, observed.status.conditions, meta.generation, observed.now),
+        conditions=conditions.settle(
+            verdicts, observed.status.conditions, meta.generation, observed.now
+        ),
         prefix=prefix,
         secret_name=secret if key_id else observed.status.secret_name,
         issued_at=issued_at,
@@ -129,21 +160,37 @@ PASSING = (Reason.DeploymentNotFound, Reason.TierUnknown, Reason.Delivering, Rea
 """Reasons that go away without a change of the ApiKey."""
 
 
-def _undelivered(observed: ObservedKey, behind: list[str], fault: Fault | None) -> conditions.Verdict | None:
+def _undelivered(
+    observed: ObservedKey, behind: list[str], fault: Fault | None
+) -> conditions.Verdict | None:
     if not behind or (fault is not None and fault.terminal):
         return None
     known = [name for name in behind if observed.given[name].record(observed.meta)]
-    troubles = dict.fromkeys(observed.given[name].trouble for name in behind if observed.given[name].trouble)
-    have = f"the pods of LLMDeployment {', '.join(known[:20])} know the key as it was before" if known else ""
+    troubles = dict.fromkeys(
+        observed.given[name].trouble for name in behind if observed.given[name].trouble
+    )
+    have = (
+        f"the pods of LLMDeployment {', '.join(known[:20])} know the key as it was before"
+        if known
+        else ""
+    )
     lack = [name for name in behind if name not in known]
-    none = f"the pods of LLMDeployment {', '.join(lack[:20])} do not know the key yet" if lack else ""
-    why = f"their key file could not be written, which is tried again by itself: {'; '.join(troubles)}"
+    none = (
+        f"the pods of LLMDeployment {', '.join(lack[:20])} do not know the key yet" if lack else ""
+    )
+    why = (
+        "their key file could not be written, which is tried again by itself:"
+        f" {'; '.join(troubles)}"
+    )
     said = "; ".join(part for part in (have, none, why if troubles else "") if part)
     return ("False" if troubles else "Unknown"), Reason.Delivering, said
 
 
-def invalid(observed: ApiKeyStatus, meta: Meta, message: str, taking: Iterable[str], now: datetime) -> ApiKeyStatus:
-    """The status of an ApiKey that can't be read. `taking`: deployments whose pods still know it."""
+def invalid(
+    observed: ApiKeyStatus, meta: Meta, message: str, taking: Iterable[str], now: datetime
+) -> ApiKeyStatus:
+    """The status of an ApiKey that can't be read.
+    `taking`: deployments whose pods still know it."""
     still = ", ".join(sorted(taking)[:20])
     when = f" as soon as the pods of LLMDeployment {still} have been told" if still else ""
     said = f"spec.{message}; the key opens nothing{when}"
@@ -157,40 +204,66 @@ def invalid(observed: ApiKeyStatus, meta: Meta, message: str, taking: Iterable[s
 
 
 def _ready(
-    observed: ObservedKey, secret: str, matched: list[str], missing: list[str], fault: Fault | None, full: list[str]
+    observed: ObservedKey,
+    secret: str,
+    matched: list[str],
+    missing: list[str],
+    fault: Fault | None,
+    full: list[str],
 ) -> conditions.Verdict:
     spec = observed.spec
     namespace = observed.meta.namespace
     if fault is not None:
         return "False", fault.reason, fault.message
     if spec.suspended:
-        return "False", Reason.Suspended, "spec.suspended is true: the key is refused until it is false"
+        return (
+            "False",
+            Reason.Suspended,
+            "spec.suspended is true: the key is refused until it is false",
+        )
     if expired(spec, observed.now):
-        return "False", Reason.Expired, f"the key expired at {spec.expires_at}: set a later spec.expiresAt"
+        return (
+            "False",
+            Reason.Expired,
+            f"the key expired at {spec.expires_at}: set a later spec.expiresAt",
+        )
     if full:
         return (
             "False",
             Reason.KeyFileFull,
-            f"the key file of LLMDeployment {', '.join(full[:20])} has no room for this key, which is refused there (a "
-            f"Secret holds 1 MiB): delete ApiKeys that nobody needs, or name fewer in spec.adapters of these",
+            (
+                f"the key file of LLMDeployment {', '.join(full[:20])} has no room for this key,"
+                " which is refused there (a Secret holds 1 MiB): delete ApiKeys that nobody needs,"
+                " or name fewer in spec.adapters of these"
+            ),
         )
     if missing:
         return (
             "False",
             Reason.DeploymentNotFound,
-            f"namespace {namespace} has no LLMDeployment {', '.join(missing)}: kubectl -n {namespace} get llmd",
+            (
+                f"namespace {namespace} has no LLMDeployment {', '.join(missing)}: kubectl -n"
+                f" {namespace} get llmd"
+            ),
         )
     if strangers := [name for name in matched if not knows_tier(spec, observed.tiers[name])]:
         said = (
-            f"LLMDeployment {', '.join(strangers[:20])} has no tier {spec.tier}: the key has the default tier's limits "
-            f"there; use {', '.join(observed.tiers[strangers[0]])} or add it to spec.access.tiers"
+            f"LLMDeployment {', '.join(strangers[:20])} has no tier {spec.tier}: the key has the"
+            f" default tier's limits there; use {', '.join(observed.tiers[strangers[0]])} or add it"
+            " to spec.access.tiers"
         )
         return "False", Reason.TierUnknown, said
     where = f"Secret {secret} holds the key under api-key"
-    return "True", Reason.Issued, f"{where}; it opens {', '.join(matched[:20]) or 'no LLMDeployment yet'}"
+    return (
+        "True",
+        Reason.Issued,
+        f"{where}; it opens {', '.join(matched[:20]) or 'no LLMDeployment yet'}",
+    )
 
 
 def expired(spec: ApiKeySpec, now: datetime) -> bool:
     """Whether `expiresAt` has passed."""
     expires = spec.expires_at
-    return expires is not None and (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= now
+    return (
+        expires is not None and (expires if expires.tzinfo else expires.replace(tzinfo=UTC)) <= now
+    )

@@ -10,15 +10,22 @@ from llm_operator.state import ModelVersion, Observed, Resolution
 
 
 def held(observed: Observed) -> Observed:
-    """What is to be planned for: with Manual, a moved reference stays `available` until its version is approved.
+    """What is to be planned for: with Manual,
+    a moved reference stays `available` until its version is approved.
 
-    Level-triggered: approved is what the annotation says for as long as it says so, be it written before the promotion.
-    The way back to the version that serves needs no word, nor does another reference in the specification. A number
-    that was registered anew is another version: the word for its number was about the former one.
+    Level-triggered: approved is what the annotation says for as long as it says so, be it written
+    before the promotion. The way back to the version that serves needs no word, nor does another
+    reference in the specification. A number that was registered anew is another version: the word
+    for its number was about the former one.
     """
     model = observed.resolution.model
     asked = observed.spec.model.mlflow
-    if asked is None or asked.update_policy == "Auto" or model is None or observed.resolution.last_known:
+    if (
+        asked is None
+        or asked.update_policy == "Auto"
+        or model is None
+        or observed.resolution.last_known
+    ):
         return observed
     used = _used(observed, asked)
     if used is None or _permitted(observed, model, used):
@@ -42,7 +49,8 @@ def _word(observed: Observed, model: ModelVersion) -> str:
 
 
 def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
-    """The version in use under this very reference; read off what serves where the status was lost."""
+    """The version in use under this very reference;
+    read off what serves where the status was lost."""
     known = observed.status.model
     if known is None:
         stable = revision.recovered(observed).stable
@@ -50,7 +58,9 @@ def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
     same = (known.name, known.connection, known.alias, known.stage)
     if same != (asked.name, asked.connection, asked.alias, asked.stage):
         return None
-    return ModelVersion(known.name, known.version, known.source or "", known.run_id or "", known.registered_at or "")
+    return ModelVersion(
+        known.name, known.version, known.source or "", known.run_id or "", known.registered_at or ""
+    )
 
 
 def available(observed: Observed, stamp: str) -> AvailableVersion | None:
@@ -75,10 +85,19 @@ def told(observed: Observed) -> str:
     meta = observed.meta
     word = _word(observed, found)
     again = ", registered anew under the same number" if word != found.version else ""
-    kept = f"version {used.version} is kept" if not again else "the former content is kept as long as pods hold it"
-    if (stable := observed.status.stable) is not None and stable.version != used.version and not again:
+    kept = (
+        f"version {used.version} is kept"
+        if not again
+        else "the former content is kept as long as pods hold it"
+    )
+    if (
+        (stable := observed.status.stable) is not None
+        and stable.version != used.version
+        and not again
+    ):
         kept = f"version {used.version} stays the target, and version {stable.version} serves"
     return (
-        f"{found.name}@{reference.alias or reference.stage} is version {found.version}{again}, {kept}: "
-        f"kubectl -n {meta.namespace} annotate llmd/{meta.name} --overwrite {names.APPROVE_ANNOTATION}={word}"
+        f"{found.name}@{reference.alias or reference.stage} is version {found.version}{again},"
+        f" {kept}: kubectl -n {meta.namespace} annotate llmd/{meta.name} --overwrite"
+        f" {names.APPROVE_ANNOTATION}={word}"
     )

@@ -63,13 +63,17 @@ def metadata(meta: Meta, name: str, revision: str | None = None) -> Manifest:
 def owned(manifest: Manifest, meta: Meta) -> bool:
     """Whether `manifest` was made for this very owner, not for an earlier one of the same name."""
     references = manifest.get("metadata", {}).get("ownerReferences") or []
-    return any(reference.get("uid") == meta.uid and reference.get("controller") for reference in references)
+    return any(
+        reference.get("uid") == meta.uid and reference.get("controller") for reference in references
+    )
 
 
 def ours(manifest: Manifest, meta: Meta) -> bool:
-    """Whether `manifest` is this owner's: it says so, or it was and has lost its owner, as a restored one has.
+    """Whether `manifest` is this owner's: it says so,
+    or it was and has lost its owner, as a restored one has.
 
-    Then nobody else may control it, and its labels and its name must be those that this owner's have.
+    Then nobody else may control it, and its labels and its name must be those that this owner's
+    have.
     """
     about = manifest.get("metadata", {})
     if owned(manifest, meta):
@@ -87,13 +91,16 @@ def ours(manifest: Manifest, meta: Meta) -> bool:
 
 
 def reserved(name: str, secret: Manifest | None) -> bool:
-    """Whether a Secret is, or may become, what the operator keeps for an LLMDeployment or an ApiKey."""
+    """Whether a Secret is, or may become,
+    what the operator keeps for an LLMDeployment or an ApiKey."""
     if secret is None:
         return name.endswith(_RESERVED_ENDS)
     about = secret["metadata"]
     owners = about.get("ownerReferences") or []
     by_operator = (about.get("labels") or {}).get("app.kubernetes.io/managed-by") == MANAGED_BY
-    return by_operator or any(each.get("apiVersion") == API_VERSION and each.get("controller") for each in owners)
+    return by_operator or any(
+        each.get("apiVersion") == API_VERSION and each.get("controller") for each in owners
+    )
 
 
 _RESERVED_ENDS = ("-keys", "-registry", "-adapters", "-operator-key", "-llm-key")
@@ -125,7 +132,8 @@ def adapters_secret(meta: Meta) -> str:
 
 
 def evaluation_label(namespace: str, name: str) -> str:
-    """The value of EVALUATION_LABEL on the Jobs of an LLMDeployment, which lie in the operator's namespace."""
+    """The value of EVALUATION_LABEL on the Jobs of an LLMDeployment,
+    which lie in the operator's namespace."""
     return hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:32]
 
 
@@ -146,7 +154,12 @@ def operator_key_secret(meta: Meta) -> str:
 
 def secrets(meta: Meta) -> tuple[str, ...]:
     """Every Secret that the operator writes for an LLMDeployment."""
-    return keys_secret(meta), registry_secret(meta), adapters_secret(meta), operator_key_secret(meta)
+    return (
+        keys_secret(meta),
+        registry_secret(meta),
+        adapters_secret(meta),
+        operator_key_secret(meta),
+    )
 
 
 def itself(meta: Meta) -> str:

@@ -12,7 +12,8 @@ from llm_operator.state import Fault, Observed
 
 
 def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
-    """Why no new pods are made for this specification. A revision that was made before is what it was."""
+    """Why no new pods are made for this specification.
+    A revision that was made before is what it was."""
     target = revision.wanted(approval.held(observed))
     children = observed.revisions.get(target.revision) if target else None
     if children is not None and children.config is not None:
@@ -28,18 +29,38 @@ def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
     asked: tuple[tuple[str, str, list[str], Choice], ...] = (
         ("spec.pod.annotations", "annotations", list(pod.annotations or ()), policy.annotations),
         ("spec.pod.labels", "labels", list(pod.labels or ()), policy.labels),
-        ("spec.pod.tolerations", "tolerations", [each.key or "" for each in pod.tolerations or ()], policy.tolerations),
-        ("spec.pod.priorityClassName", "priorityClasses", _one(pod.priority_class_name), policy.priority_classes),
-        ("spec.pod.runtimeClassName", "runtimeClasses", _one(pod.runtime_class_name), policy.runtime_classes),
+        (
+            "spec.pod.tolerations",
+            "tolerations",
+            [each.key or "" for each in pod.tolerations or ()],
+            policy.tolerations,
+        ),
+        (
+            "spec.pod.priorityClassName",
+            "priorityClasses",
+            _one(pod.priority_class_name),
+            policy.priority_classes,
+        ),
+        (
+            "spec.pod.runtimeClassName",
+            "runtimeClasses",
+            _one(pod.runtime_class_name),
+            policy.runtime_classes,
+        ),
         ("spec.image", "images", _one(spec.image), policy.images),
     )
     for field, name, written, choice in asked:
         for each in written:
             if not choice.permits(each):
                 what = each or "a toleration without a key, which tolerates every taint,"
-                said = f"{field}: {what} is refused by the platform (podPolicy.{name} of the operator's configuration)"
+                said = (
+                    f"{field}: {what} is refused by the platform (podPolicy.{name} of the"
+                    " operator's configuration)"
+                )
                 yield Fault(
-                    Reason.NotPermitted, f"{said}: remove it, or have the platform team allow it", terminal=True
+                    Reason.NotPermitted,
+                    f"{said}: remove it, or have the platform team allow it",
+                    terminal=True,
                 )
 
 

@@ -91,20 +91,24 @@ class Cluster(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object as it is now, or None."""
 
-    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+    async def list(
+        self, kind: str, namespace: str, labels: str = "", fields: str = ""
+    ) -> list[Manifest]:
         """The objects of a namespace ("" for all) that match both selectors."""
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply: create, or put owned fields right. Returns the live object."""
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        """Replace the status of the object with this uid. Raises Conflict when another one has its name."""
+        """Replace the status of the object with this uid.
+        Raises Conflict when another one has its name."""
 
     async def create(self, manifest: Manifest) -> Manifest:
         """Create. Raises Conflict when it exists."""
 
     async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
-        """JSON merge patch; with metadata.resourceVersion in it, only if unchanged (else Conflict)."""
+        """JSON merge patch; with metadata.resourceVersion in it,
+        only if unchanged (else Conflict)."""
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
         """Delete, if it is still the object with this uid; gone already is fine."""
@@ -153,22 +157,32 @@ class KubernetesCluster:
         except NotFound:
             return None
 
-    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+    async def list(
+        self, kind: str, namespace: str, labels: str = "", fields: str = ""
+    ) -> list[Manifest]:
         path = path_of(kind, namespace)
         found = []
         token = None
         while True:
             page = await self._call(
-                "get", path, label_selector=labels or None, field_selector=fields or None, limit=500, _continue=token
+                "get",
+                path,
+                label_selector=labels or None,
+                field_selector=fields or None,
+                limit=500,
+                _continue=token,
             )
             # Items of a list carry neither kind nor apiVersion.
-            found += [{"apiVersion": KINDS[kind][0], "kind": kind, **item} for item in page["items"]]
+            found += [
+                {"apiVersion": KINDS[kind][0], "kind": kind, **item} for item in page["items"]
+            ]
             token = page["metadata"].get("continue")
             if not token:
                 return found
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
-        # Not server-side apply: of a custom resource's applied status the API server ignores the uid.
+        # Not server-side apply: of a custom resource's applied status the API server ignores the
+        # uid.
         meta = manifest["metadata"]
         kind = manifest["kind"]
         metrics.WRITES.labels("apply", kind).inc()
@@ -184,7 +198,8 @@ class KubernetesCluster:
                 field_manager=MANAGER,
             )
         except Refused as error:
-            # What a patch whose `test` fails is answered with; a status that the schema refuses is told otherwise.
+            # What a patch whose `test` fails is answered with;
+            # a status that the schema refuses is told otherwise.
             if "error in our request" in str(error):
                 raise Conflict(f"{kind} {meta['name']} is another one now: {error}") from None
             raise
@@ -219,7 +234,10 @@ class KubernetesCluster:
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
         metrics.WRITES.labels("delete", kind).inc()
-        body = {"propagationPolicy": "Background", **({"preconditions": {"uid": uid}} if uid else {})}
+        body = {
+            "propagationPolicy": "Background",
+            **({"preconditions": {"uid": uid}} if uid else {}),
+        }
         try:
             await self._call("delete", path_of(kind, namespace, name), body=body)
         except (NotFound, Conflict):
@@ -255,14 +273,17 @@ class KubernetesCluster:
 
 
 def in_cluster() -> bool:
-    """Whether this process runs in a pod with a ServiceAccount token and no other way was asked for."""
+    """Whether this process runs in a pod with a ServiceAccount token and no other way was asked
+    for."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and Path(SERVICE_TOKEN_FILENAME).exists()
 
 
 async def configuration() -> client.Configuration:
-    """Where the API server is, and as whom and through which proxy it is asked: the same for every request.
+    """Where the API server is, and as whom and through which proxy it is asked:
+    the same for every request.
 
-    In a pod it is KUBERNETES_SERVICE_HOST, an address that needs no DNS, and never behind a proxy. Raises NoCluster.
+    In a pod it is KUBERNETES_SERVICE_HOST, an address that needs no DNS, and never behind a proxy.
+    Raises NoCluster.
     """
     found = client.Configuration()
     try:
@@ -273,26 +294,34 @@ async def configuration() -> client.Configuration:
             found.proxy = found.proxy or proxy_for(found.host)
     except (ConfigException, OSError, ValueError) as error:
         raise NoCluster(
-            f"no way to an API server: {error}. In a pod: the ServiceAccount's token is missing at "
-            f"{SERVICE_TOKEN_FILENAME} (automountServiceAccountToken: true mounts it). Elsewhere: write the path of a "
-            "kubeconfig into KUBECONFIG"
+            f"no way to an API server: {error}. In a pod: the ServiceAccount's token is missing at"
+            f" {SERVICE_TOKEN_FILENAME} (automountServiceAccountToken: true mounts it). Elsewhere:"
+            " write the path of a kubeconfig into KUBECONFIG"
         ) from error
-    # The environment's proxies have been read above; aiohttp's own reading knows no networks in NO_PROXY.
+    # The environment's proxies have been read above;
+    # aiohttp's own reading knows no networks in NO_PROXY.
     found.client_session_kwargs = {"trust_env": False}
     return found
 
 
 async def open_session(
-    observer: Callable[[aiohttp.ClientRequest, aiohttp.ClientHandlerType], Awaitable[aiohttp.ClientResponse]],
+    observer: Callable[
+        [aiohttp.ClientRequest, aiohttp.ClientHandlerType], Awaitable[aiohttp.ClientResponse]
+    ],
 ) -> tuple[str, aiohttp.ClientSession]:
-    """The API server's address and a session that asks it as `KubernetesCluster` does, for long streams.
+    """The API server's address and a session that asks it as `KubernetesCluster` does,
+    for long streams.
 
-    `observer` is an aiohttp middleware that sees every request. For the calling event loop only. Raises NoCluster.
+    `observer` is an aiohttp middleware that sees every request.
+    For the calling event loop only. Raises NoCluster.
     """
     found = await configuration()
 
-    async def identify(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        # Asked for each request: a ServiceAccount's token is replaced every hour, and its file read each minute.
+    async def identify(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # Asked for each request: a ServiceAccount's token is replaced every hour,
+        # and its file read each minute.
         if token := await found.get_api_key_with_prefix("BearerToken"):
             request.headers["Authorization"] = token.strip()
         if found.tls_server_name:
@@ -301,7 +330,9 @@ async def open_session(
 
     session = aiohttp.ClientSession(
         # No limit: each stream holds a connection.
-        connector=aiohttp.TCPConnector(limit=0, ssl=client.ApiClient(found).rest_client.ssl_context),
+        connector=aiohttp.TCPConnector(
+            limit=0, ssl=client.ApiClient(found).rest_client.ssl_context
+        ),
         middlewares=(observer, identify),
         proxy=found.proxy,
         trust_env=False,
@@ -317,12 +348,16 @@ def describe(found: client.Configuration) -> str:
 
 
 def unanswered(where: str, error: Exception) -> str:
-    """What to tell when the API server at `where` does not answer: what happened and what to do next."""
+    """What to tell when the API server at `where` does not answer:
+    what happened and what to do next."""
     match error:
         case aiohttp.ClientConnectorDNSError():
             advice = "its name can't be resolved: check DNS, or write an address"
         case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-            advice = "the proxy does not let it through: correct HTTPS_PROXY, or add the host to NO_PROXY"
+            advice = (
+                "the proxy does not let it through: correct HTTPS_PROXY, or add the host to"
+                " NO_PROXY"
+            )
         case aiohttp.ClientSSLError():
             advice = "TLS failed: check that the address and the CA belong to the same cluster"
         case _:
@@ -338,11 +373,13 @@ def _explain(error: ApiException, path: str) -> ApiError:
         told = {}
         message = f"{error.status} {error.reason}"
     kind = {404: NotFound, 409: Conflict, 422: Invalid if _names_a_field(told) else Refused}.get(
-        error.status, Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused
+        error.status,
+        Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused,
     )
     return kind(f"{message} ({error.status} on {path})")
 
 
 def _names_a_field(told: Manifest) -> bool:
-    """As the API server's validation does. Webhooks and policies answer 422, too, and may think otherwise later."""
+    """As the API server's validation does.
+    Webhooks and policies answer 422, too, and may think otherwise later."""
     return any(cause.get("field") for cause in (told.get("details") or {}).get("causes") or ())

@@ -1,4 +1,5 @@
-"""All I/O to runtime pods: their figures and answers. Silence is a hint, never a reason to stop a reconcile."""
+"""All I/O to runtime pods: their figures and answers.
+Silence is a hint, never a reason to stop a reconcile."""
 
 import asyncio
 import json
@@ -49,8 +50,8 @@ class Pods(Protocol):
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
         """The answer to an OpenAI request; `key` may be empty.
 
-        A `prompt` is what a user says, as it would be for people, and a text to continue only for a model without a
-        chat template.
+        A `prompt` is what a user says, as it would be for people, and a text to continue only for a
+        model without a chat template.
         """
         ...
 
@@ -101,8 +102,14 @@ class HttpPods:
         try:
             async with asyncio.timeout(most):
                 url = root + contract.LOAD_PROBE_PATH
-                status, text = await self._text("POST", url, json=body, headers=headers, timeout=most)
-            return LoadFigures.model_validate_json(text) if status == 200 else Answer(status, text[:500])
+                status, text = await self._text(
+                    "POST", url, json=body, headers=headers, timeout=most
+                )
+            return (
+                LoadFigures.model_validate_json(text)
+                if status == 200
+                else Answer(status, text[:500])
+            )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
             return Answer(0, f"{type(error).__name__}: {error}")
 
@@ -110,10 +117,19 @@ class HttpPods:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
             async with self._prompts, asyncio.timeout(ANSWER_SECONDS):
-                status, text = await self._text("POST", url, json=body, headers=headers, timeout=ANSWER_SECONDS)
+                status, text = await self._text(
+                    "POST", url, json=body, headers=headers, timeout=ANSWER_SECONDS
+                )
             return Answer(status, _generated(text) if status == 200 else text[:500])
         # TypeError, RecursionError: a prompt that is no JSON.
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, TypeError, RecursionError) as error:
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            TimeoutError,
+            ValueError,
+            TypeError,
+            RecursionError,
+        ) as error:
             return Answer(0, f"{type(error).__name__}: {error}")
 
     async def _text(self, method: str, url: str, **more: Any) -> tuple[int, str]:
@@ -130,7 +146,11 @@ def _root(pod: Manifest) -> str | None:
     address = (pod.get("status") or {}).get("podIP")
     if not address:
         return None
-    return f"http://[{address}]:{contract.PORT}" if ":" in address else f"http://{address}:{contract.PORT}"
+    return (
+        f"http://[{address}]:{contract.PORT}"
+        if ":" in address
+        else f"http://{address}:{contract.PORT}"
+    )
 
 
 def _generated(text: str) -> str:
@@ -162,14 +182,20 @@ def _wanted(text: str) -> str:
     lines = [line for line in text.split("\n") if line.startswith(_STARTS)]
     if text.strip() and not lines:
         raise ValueError("no figures of a runtime")
-    if sum(map(len, lines)) > MAX_FIGURES_BYTES or any(len(line) > MAX_LINE_CHARACTERS for line in lines):
-        raise ValueError(f"figures of more than {MAX_FIGURES_BYTES} bytes, or {MAX_LINE_CHARACTERS} in a line")
+    if sum(map(len, lines)) > MAX_FIGURES_BYTES or any(
+        len(line) > MAX_LINE_CHARACTERS for line in lines
+    ):
+        raise ValueError(
+            f"figures of more than {MAX_FIGURES_BYTES} bytes, or {MAX_LINE_CHARACTERS} in a line"
+        )
     return "\n".join(lines) + "\n"
 
 
 def read(text: str) -> Figures:
     """Figures from the Prometheus text format. Raises ValueError for anything else."""
-    samples = {family.name: family.samples for family in text_string_to_metric_families(_wanted(text))}
+    samples = {
+        family.name: family.samples for family in text_string_to_metric_families(_wanted(text))
+    }
     if not all(0 <= sample.value <= MAX_FIGURE for family in samples.values() for sample in family):
         raise ValueError("a figure that nothing was counted or measured by")
 
@@ -180,7 +206,9 @@ def read(text: str) -> Figures:
     done = value(contract.METRIC_DOWNLOADED_BYTES)
     rate = value(contract.METRIC_DOWNLOAD_RATE)
     memory = value(contract.METRIC_GPU_MEMORY)
-    requests = [s for s in samples.get(contract.METRIC_API_REQUESTS, ()) if s.name.endswith("_total")]
+    requests = [
+        s for s in samples.get(contract.METRIC_API_REQUESTS, ()) if s.name.endswith("_total")
+    ]
     return Figures(
         download=Download(done or 0, total, rate or 0) if total else None,
         adapters={
@@ -194,13 +222,19 @@ def read(text: str) -> Figures:
             if sample.value
         },
         requests=sum(sample.value for sample in requests),
-        errors=sum(s.value for s in requests if s.labels.get("status", "").startswith(SERVER_ERROR)),
+        errors=sum(
+            s.value for s in requests if s.labels.get("status", "").startswith(SERVER_ERROR)
+        ),
         first_token=_fine(samples.get(contract.METRIC_FIRST_TOKEN_FINE, ()))
         or _histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),
         inter_token=_fine(samples.get(contract.METRIC_INTER_TOKEN_FINE, ()))
         or _histogram(samples.get(contract.METRIC_INTER_TOKEN, ())),
-        token_gap=_told(samples.get(contract.METRIC_INTER_TOKEN_FINE), contract.FINE_BOUNDS_SECONDS),
-        answer_tokens=_told(samples.get(contract.METRIC_ANSWER_TOKENS_FINE), contract.FINE_BOUNDS_TOKENS),
+        token_gap=_told(
+            samples.get(contract.METRIC_INTER_TOKEN_FINE), contract.FINE_BOUNDS_SECONDS
+        ),
+        answer_tokens=_told(
+            samples.get(contract.METRIC_ANSWER_TOKENS_FINE), contract.FINE_BOUNDS_TOKENS
+        ),
         memory_bytes=value(contract.METRIC_MEMORY) if memory is None else memory,
         shadowed=_shadowed(samples),
     )
@@ -208,7 +242,9 @@ def read(text: str) -> Figures:
 
 def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
     def totals(name: str, label: str) -> dict[str, float]:
-        return {s.labels[label]: s.value for s in samples.get(name, ()) if s.name.endswith("_total")}
+        return {
+            s.labels[label]: s.value for s in samples.get(name, ()) if s.name.endswith("_total")
+        }
 
     fine = samples.get(contract.METRIC_SHADOW_FINE, ())
     kinds = sorted({(s.labels["side"], s.labels["what"]) for s in fine})
@@ -217,7 +253,10 @@ def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
         results=totals(contract.METRIC_SHADOW_COPIES, "result"),
         compared=totals(contract.METRIC_SHADOW_COMPARED, "what"),
         difference=totals(contract.METRIC_SHADOW_DIFFERENCE, "what"),
-        fine={kind: _fine(s for s in fine if (s.labels["side"], s.labels["what"]) == kind) for kind in kinds},
+        fine={
+            kind: _fine(s for s in fine if (s.labels["side"], s.labels["what"]) == kind)
+            for kind in kinds
+        },
     )
 
 
@@ -226,7 +265,9 @@ def _told(samples: Iterable[Sample] | None, bounds: tuple[float, ...]) -> dict[f
     return None if samples is None else _fine(samples, bounds)
 
 
-def _fine(samples: Iterable[Sample], finite: tuple[float, ...] = contract.FINE_BOUNDS_SECONDS) -> dict[float, float]:
+def _fine(
+    samples: Iterable[Sample], finite: tuple[float, ...] = contract.FINE_BOUNDS_SECONDS
+) -> dict[float, float]:
     """Counts up to each bound, from those of each bucket alone. Empty where there are none."""
     counts = {float(s.labels["le"]): s.value for s in samples if s.name.endswith("_total")}
     if not counts:

@@ -1,4 +1,5 @@
-"""All I/O to Prometheus: one number for one query, of servers that the platform team has named and of no others."""
+"""All I/O to Prometheus: one number for one query,
+of servers that the platform team has named and of no others."""
 
 import asyncio
 import json
@@ -22,7 +23,8 @@ class Prometheus(Protocol):
     """What gates ask; a test's stand-in has this method too."""
 
     async def query(self, server: str, query: str, namespace: str = "") -> Measured:
-        """The query's number now; `server` may be empty for the configured one. `namespace`: of who asks."""
+        """The query's number now; `server` may be empty for the configured one.
+        `namespace`: of who asks."""
         ...
 
 
@@ -48,20 +50,37 @@ class HttpPrometheus:
         server = server or self._url
         if not server:
             return Measured(
-                waiting="no server: write prometheus.url in the operator's configuration (its chart's prometheusUrl)"
+                waiting=(
+                    "no server: write prometheus.url in the operator's configuration (its chart's"
+                    " prometheusUrl)"
+                )
             )
-        # Whoever may write a gate must not choose where the operator, with its place in the network, sends requests.
+        # Whoever may write a gate must not choose where the operator,
+        # with its place in the network, sends requests.
         if server.rstrip("/") not in self._allowed:
             return Measured(
-                waiting=f"the operator may not ask {server}: add it to prometheus.allowed in the operator's "
-                "configuration (its chart's prometheusAllowed), or remove the gate's server"
+                waiting=(
+                    f"the operator may not ask {server}: add it to prometheus.allowed in the"
+                    " operator's configuration (its chart's prometheusAllowed), or remove the"
+                    " gate's server"
+                )
             )
         try:
             client = self._client(server)
         except (ValueError, ImportError) as error:
-            return Measured(waiting=f"the proxy for {server} can't be used ({error}): check HTTPS_PROXY and ALL_PROXY")
+            return Measured(
+                waiting=(
+                    f"the proxy for {server} can't be used ({error}): check HTTPS_PROXY and"
+                    " ALL_PROXY"
+                )
+            )
         try:
-            asked = {"query": query, "namespace": namespace, "timeout": f"{TIMEOUT_SECONDS:.0f}s", "limit": "2"}
+            asked = {
+                "query": query,
+                "namespace": namespace,
+                "timeout": f"{TIMEOUT_SECONDS:.0f}s",
+                "limit": "2",
+            }
             async with self._places, asyncio.timeout(TIMEOUT_SECONDS):
                 url = f"{server.rstrip('/')}/api/v1/query"
                 plain = {"Accept-Encoding": "identity"}
@@ -100,7 +119,8 @@ class HttpPrometheus:
 
 
 def _read(answer: dict[str, object], server: str) -> Measured:
-    """A scalar, or a vector of one element. Raises ValueError, KeyError or TypeError for what is not Prometheus."""
+    """A scalar, or a vector of one element.
+    Raises ValueError, KeyError or TypeError for what is not Prometheus."""
     if answer["status"] != "success":
         return Measured(waiting=f"{server} refuses the query: {str(answer.get('error'))[:300]}")
     data = answer["data"]
@@ -113,5 +133,7 @@ def _read(answer: dict[str, object], server: str) -> Measured:
     if kind != "vector":
         return Measured(waiting=f"the query answers a {kind}: write one that answers one number")
     if len(result) > 1:
-        return Measured(waiting="the query answers 2 series or more: aggregate them to one, as with sum()")
+        return Measured(
+            waiting="the query answers 2 series or more: aggregate them to one, as with sum()"
+        )
     return Measured(float(result[0]["value"][1]) if result else None)

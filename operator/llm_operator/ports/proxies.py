@@ -1,4 +1,5 @@
-"""Rules for everything that the operator asks: through which proxy (docs/operations.md), and how much it takes."""
+"""Rules for everything that the operator asks:
+through which proxy (docs/operations.md), and how much it takes."""
 
 from urllib.parse import urlsplit, urlunsplit
 
@@ -9,9 +10,10 @@ from requests.utils import get_environ_proxies, select_proxy
 def proxy_for(url: str) -> str | None:
     """The proxy that the environment names for `url`; None: ask it directly.
 
-    By HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (or in small letters) as `requests` reads them, with networks
-    like 10.0.0.0/8 in NO_PROXY. So do the pods, whose downloads are made with `requests`. httpx and aiohttp, left to
-    themselves, know no networks in NO_PROXY and send everything to the proxy.
+    By HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (or in small letters) as `requests` reads
+    them, with networks like 10.0.0.0/8 in NO_PROXY. So do the pods, whose downloads are made with
+    `requests`. httpx and aiohttp, left to themselves, know no networks in NO_PROXY and send
+    everything to the proxy.
     """
     found = select_proxy(url, get_environ_proxies(url))
     if found and "://" not in found:
@@ -26,7 +28,8 @@ def without_password(url: str) -> str:
 
 
 async def bounded(answer: httpx.Response, most: int) -> bytes:
-    """The body. Raises ValueError for a longer one, and for a compressed one: a little may unfold to any size."""
+    """The body. Raises ValueError for a longer one,
+    and for a compressed one: a little may unfold to any size."""
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         raise ValueError(f"{answer.url} sent a compressed answer, which was not asked for")
     found = bytearray()

@@ -1,4 +1,5 @@
-"""key → the world as its resource says. Each reconcile reads, plans, writes; it may stop and be repeated anywhere."""
+"""key → the world as its resource says.
+Each reconcile reads, plans, writes; it may stop and be repeated anywhere."""
 
 from llm_operator.observe import Outside
 from llm_operator.reconcile import apikey, claim, keyfile, llmdeployment, verdict
@@ -11,7 +12,8 @@ QUICK = ("ApiKey", keyfile.KIND)
 
 
 async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
-    """Bring one custom resource and what belongs to it to the wanted state. An exception means: again, later."""
+    """Bring one custom resource and what belongs to it to the wanted state.
+    An exception means: again, later."""
     if holder := await claim.elsewhere(outside, key):
         return await claim.keep_off(outside, key, holder, pace)
     if key.kind == "ApiKey":

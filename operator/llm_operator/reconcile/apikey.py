@@ -24,12 +24,19 @@ _BASE62 = string.ascii_letters + string.digits
 _ID_LENGTH = 10
 LOOK_SECONDS = 5.0
 """How often an ApiKey that can't be read is looked at while pods still know it."""
-TOLD = (Reason.SecretNameTaken, Reason.ApplyFailed, Reason.InvalidSpec, Reason.Delivering, Reason.KeyFileFull)
+TOLD = (
+    Reason.SecretNameTaken,
+    Reason.ApplyFailed,
+    Reason.InvalidSpec,
+    Reason.Delivering,
+    Reason.KeyFileFull,
+)
 """Reasons that become an Event."""
 
 
 async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
-    """Make sure that the key exists exactly once and that every deployment that it opens knows it."""
+    """Make sure that the key exists exactly once and that every deployment that it opens knows
+    it."""
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
         outside.memory.forget(key)
@@ -55,18 +62,26 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
     except ApiError as error:
         if not standing.lasts(outside, observed.meta.key, standing.passes(error)):
             raise Retry(str(error)) from error
-        # What the pods know stays: the key is void when its Secret is gone, not when the API server is out of order.
+        # What the pods know stays: the key is void when its Secret is gone,
+        # not when the API server is out of order.
         secret = observed.secret
         issued = observed.status.issued_at
         happened = ()
         fault = Fault(Reason.ApplyFailed, f"Secret {name} was refused: {error}")
     value = keys.decode(secret, keys.API_KEY_FIELD) if secret else None
     status = apikeys.status(observed, name, key_id_of(value) if value else None, issued, fault)
-    await tell(outside.cluster, observed.meta, (*happened, *_news(observed.status, status)), stamp(observed.now))
+    await tell(
+        outside.cluster,
+        observed.meta,
+        (*happened, *_news(observed.status, status)),
+        stamp(observed.now),
+    )
     await report(outside, resource, observed.meta, status)
     # Every change of the specification changes the status, if only its observedGeneration.
     changed = _identity(status) != _identity(observed.status)
-    wake = _concerned(observed, status.deployments or ()) if changed else _unwritten(observed, status)
+    wake = (
+        _concerned(observed, status.deployments or ()) if changed else _unwritten(observed, status)
+    )
     if fault is not None and not fault.terminal:
         raise Retry(fault.message, Done(wake=wake))
     outside.memory.unwell.discard(observed.meta.key)
@@ -77,7 +92,10 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     """A specification that can't be read opens nothing: told on this ApiKey alone."""
     meta = observe.meta_of(resource)
     before = observe.status_of(ApiKeyStatus, resource)
-    metas = [observe.meta_of(item) for item in await outside.cluster.list("LLMDeployment", meta.namespace)]
+    metas = [
+        observe.meta_of(item)
+        for item in await outside.cluster.list("LLMDeployment", meta.namespace)
+    ]
     concerned = [each for each in metas if each.name in (before.deployments or ())]
     given = await keyring.all_given(outside, concerned)
     taking = [name for name, each in given.items() if each.record(meta)]
@@ -101,14 +119,19 @@ def _news(before: ApiKeyStatus, after: ApiKeyStatus) -> tuple[Occurrence, ...]:
     """A fault that was not told before."""
     known = {(each.type, each.status, each.reason) for each in before.conditions}
     ready = _ready(after)
-    told = ready.reason in TOLD and ready.status == "False" and ("Ready", "False", ready.reason) not in known
+    told = (
+        ready.reason in TOLD
+        and ready.status == "False"
+        and ("Ready", "False", ready.reason) not in known
+    )
     return (Occurrence("Warning", ready.reason, ready.message),) if told else ()
 
 
 async def _ensure(
     outside: Outside, observed: ObservedKey, name: str
 ) -> tuple[Manifest | None, str | None, tuple[Occurrence, ...]]:
-    """The Secret with the key (None: the name is somebody else's), when it was issued, and what to tell."""
+    """The Secret with the key (None: the name is somebody else's), when it was issued,
+    and what to tell."""
     meta = observed.meta
     status = observed.status
     if observed.secret is not None:
@@ -116,17 +139,30 @@ async def _ensure(
         value = keys.decode(observed.secret, keys.API_KEY_FIELD) or ""
         if mine and key_id_of(value):
             if not names.owned(observed.secret, meta):
-                secret = await update(outside.cluster, meta, keys.issued_secret(meta, name, value), observed.secret)
-                told = Occurrence("Normal", "KeyAdopted", f"Secret {name} was this ApiKey's before: its key goes on")
+                secret = await update(
+                    outside.cluster, meta, keys.issued_secret(meta, name, value), observed.secret
+                )
+                told = Occurrence(
+                    "Normal",
+                    "KeyAdopted",
+                    f"Secret {name} was this ApiKey's before: its key goes on",
+                )
                 return secret, secret["metadata"].get("creationTimestamp"), (told,)
             await _leave_old(outside, observed, name)
-            return observed.secret, status.issued_at or observed.secret["metadata"].get("creationTimestamp"), ()
+            return (
+                observed.secret,
+                status.issued_at or observed.secret["metadata"].get("creationTimestamp"),
+                (),
+            )
         if not mine:
             return None, None, ()
         # Ours but emptied by hand: it can't be told from a deleted one.
-        await outside.cluster.delete("Secret", meta.namespace, name, observed.secret["metadata"]["uid"])
+        await outside.cluster.delete(
+            "Secret", meta.namespace, name, observed.secret["metadata"]["uid"]
+        )
     moved = await _moved(outside, observed, name)
-    # Create-only: of two writers, or of a crash and its repetition, one key wins and the other is never used.
+    # Create-only: of two writers, or of a crash and its repetition,
+    # one key wins and the other is never used.
     try:
         secret = await outside.cluster.create(keys.issued_secret(meta, name, moved or new_key()))
     except Conflict:
@@ -134,13 +170,19 @@ async def _ensure(
         return (secret if names.owned(secret, meta) else None), stamp(observed.now), ()
     if moved:
         await _leave_old(outside, observed, name)
-        return secret, status.issued_at, (Occurrence("Normal", "KeyMoved", f"the key is in Secret {name} now"),)
+        return (
+            secret,
+            status.issued_at,
+            (Occurrence("Normal", "KeyMoved", f"the key is in Secret {name} now"),),
+        )
     return secret, stamp(observed.now), (_issued(observed, name),)
 
 
 def _issued(observed: ObservedKey, name: str) -> Occurrence:
     if observed.status.prefix is None:
-        return Occurrence("Normal", "KeyIssued", f"Secret {name} holds the key under {keys.API_KEY_FIELD}")
+        return Occurrence(
+            "Normal", "KeyIssued", f"Secret {name} holds the key under {keys.API_KEY_FIELD}"
+        )
     return Occurrence(
         "Warning",
         "KeyReissued",
@@ -154,7 +196,11 @@ async def _moved(outside: Outside, observed: ObservedKey, name: str) -> str | No
     if before is None or before == name:
         return None
     secret = await outside.cluster.get("Secret", observed.meta.namespace, before)
-    return keys.decode(secret, keys.API_KEY_FIELD) if secret and names.owned(secret, observed.meta) else None
+    return (
+        keys.decode(secret, keys.API_KEY_FIELD)
+        if secret and names.owned(secret, observed.meta)
+        else None
+    )
 
 
 async def _leave_old(outside: Outside, observed: ObservedKey, name: str) -> None:
@@ -163,7 +209,9 @@ async def _leave_old(outside: Outside, observed: ObservedKey, name: str) -> None
         return
     secret = await outside.cluster.get("Secret", observed.meta.namespace, before)
     if secret is not None and names.owned(secret, observed.meta):
-        await outside.cluster.delete("Secret", observed.meta.namespace, before, secret["metadata"]["uid"])
+        await outside.cluster.delete(
+            "Secret", observed.meta.namespace, before, secret["metadata"]["uid"]
+        )
 
 
 def new_key() -> str:
@@ -178,7 +226,8 @@ def new_key() -> str:
 def _taken(observed: ObservedKey, name: str) -> Fault:
     return Fault(
         Reason.SecretNameTaken,
-        f"Secret {name} exists and is not this ApiKey's: write another spec.secretName, or delete that Secret",
+        f"Secret {name} exists and is not this ApiKey's: write another spec.secretName, or delete"
+        " that Secret",
         terminal=True,
     )
 
@@ -210,6 +259,7 @@ async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:
 
 
 def _both(namespace: str, deployments: Sequence[str]) -> tuple[Key, ...]:
-    """Their key files first, which wait for nothing; then all of them: a key file may not be there yet."""
+    """Their key files first, which wait for nothing;
+    then all of them: a key file may not be there yet."""
     kinds = (keyfile.KIND, "LLMDeployment")
     return tuple(Key(kind, namespace, name) for kind in kinds for name in deployments)

@@ -1,4 +1,5 @@
-"""Applies a plan as far as it goes: one object that is refused keeps no other from its place, and each is told."""
+"""Applies a plan as far as it goes: one object that is refused keeps no other from its place,
+and each is told."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from llm_operator.reconcile.standing import passes
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
 SILENCES = 2
-"""So many requests without an answer, one after the other, and no further object is tried in this look."""
+"""So many requests without an answer, one after the other,
+and no further object is tried in this look."""
 TRAFFIC = frozenset({"Service", "HTTPRoute"})
 SIDE = frozenset({"ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
 
@@ -31,7 +33,9 @@ class Trouble:
     """Traffic was to go another way through it."""
 
 
-async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterable[Trouble]) -> Applied:
+async def apply(
+    outside: Outside, observed: Observed, plan: Plan, found: Iterable[Trouble]
+) -> Applied:
     """Apply everything, then prune. `found`: what went wrong with the key file."""
     troubles = list(found)
     silences = 0
@@ -57,12 +61,18 @@ async def apply(outside: Outside, observed: Observed, plan: Plan, found: Iterabl
     return _together(troubles)
 
 
-def _trouble(manifest: Manifest, error: NotApplied | ApiError, live: Manifest | None, *, routed: bool) -> Trouble:
+def _trouble(
+    manifest: Manifest, error: NotApplied | ApiError, live: Manifest | None, *, routed: bool
+) -> Trouble:
     kind = manifest["kind"]
     labels = manifest["metadata"].get("labels") or {}
     # Services beside the endpoint's are for previews, but where a route sends traffic to them.
     side = kind in SIDE or (names.PREVIEW_LABEL in labels and not routed)
-    turned = live is not None and kind == "Service" and live["spec"].get("selector") == manifest["spec"]["selector"]
+    turned = (
+        live is not None
+        and kind == "Service"
+        and live["spec"].get("selector") == manifest["spec"]["selector"]
+    )
     turns = kind in TRAFFIC and not side and not turned
     return Trouble(refused(manifest, error), passing=passes(error), side=side, turns=turns)
 
@@ -76,13 +86,16 @@ def _stops_pods(manifest: Manifest, live: Manifest | None) -> bool:
 def _starts_pods(manifest: Manifest, live: Manifest | None) -> bool:
     if manifest["kind"] != "Deployment":
         return False
-    return int(manifest["spec"]["replicas"]) > (int(live["spec"].get("replicas") or 0) if live else 0)
+    return int(manifest["spec"]["replicas"]) > (
+        int(live["spec"].get("replicas") or 0) if live else 0
+    )
 
 
 async def _all_ours(outside: Outside, owner: Meta, deployment: Manifest) -> None:
     """Raise unless all that new pods would run under, or read, is this owner's.
 
-    A pod takes it by its name: what somebody else keeps under that name must not become this deployment's.
+    A pod takes it by its name: what somebody else keeps under that name must not become this
+    deployment's.
     """
     for kind, name, optional in workload.uses(deployment["spec"]["template"]):
         live = await outside.cluster.get(kind, owner.namespace, name)
@@ -97,18 +110,22 @@ async def _all_ours(outside: Outside, owner: Meta, deployment: Manifest) -> None
             _check_store(name, secret)
         if names.reserved(name, secret):
             raise SecretReserved(
-                f"Secret {name} is one that the operator keeps for an LLMDeployment or an ApiKey, or has a name that "
-                "it gives to those: copy what you need into a Secret with a name of your own, and name that one"
+                f"Secret {name} is one that the operator keeps for an LLMDeployment or an ApiKey,"
+                " or has a name that it gives to those: copy what you need into a Secret with a"
+                " name of your own, and name that one"
             )
 
 
 def _check_store(name: str, secret: Manifest | None) -> None:
     if secret is None and not names.reserved(name, None):
-        raise NotFound(f"Secret {name} of spec.model.credentialsSecretRef is not there yet: create it")
+        raise NotFound(
+            f"Secret {name} of spec.model.credentialsSecretRef is not there yet: create it"
+        )
     if odd := sorted((secret or {}).get("data", {}).keys() - set(workload.STORE_VARIABLES)):
         raise SecretUnfit(
-            f"Secret {name} of spec.model.credentialsSecretRef has {', '.join(odd)}, which the container that also "
-            f"holds the registry's credentials does not take: it takes {', '.join(workload.STORE_VARIABLES)}"
+            f"Secret {name} of spec.model.credentialsSecretRef has {', '.join(odd)}, which the"
+            " container that also holds the registry's credentials does not take: it takes"
+            f" {', '.join(workload.STORE_VARIABLES)}"
         )
 
 
@@ -117,13 +134,17 @@ async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:
     for child in plan.delete:
         about = child["metadata"]
         try:
-            await outside.cluster.delete(child["kind"], about["namespace"], about["name"], about["uid"])
+            await outside.cluster.delete(
+                child["kind"], about["namespace"], about["name"], about["uid"]
+            )
         except NotFound:
             continue  # Its kind is gone, and it with it.
         except ApiError as error:
             found.append(_kept(child["kind"], about["name"], error))
     wanted = [plan.adapters, *plan.objects]
-    secrets = {each["metadata"]["name"] for each in wanted if each is not None and each["kind"] == "Secret"}
+    secrets = {
+        each["metadata"]["name"] for each in wanted if each is not None and each["kind"] == "Secret"
+    }
     for name in {names.registry_secret(meta), names.adapters_secret(meta)} - secrets:
         try:
             await _forget_credentials(outside, meta, name)
@@ -145,7 +166,8 @@ async def _forget_credentials(outside: Outside, meta: Meta, name: str) -> None:
 
 
 def _together(troubles: list[Trouble]) -> Applied:
-    """The worst is told: one that will not pass by itself, then what serves, then what came first."""
+    """The worst is told: one that will not pass by itself,
+    then what serves, then what came first."""
     if not troubles:
         return Applied()
     worst = min(troubles, key=lambda each: (not each.fault.terminal, each.side))

@@ -1,8 +1,10 @@
-"""Which installation of the operator works in a namespace: the first that came, or the one that a person has written.
+"""Which installation of the operator works in a namespace:
+the first that came, or the one that a person has written.
 
-Two installations that watch the same namespace would undo each other's work: other connections and images make other
-revisions. Keys and deployments of a namespace belong together, so one installation has all of them. A ConfigMap says
-which; it is made with the first object, and outlives restarts, upgrades and the operator itself.
+Two installations that watch the same namespace would undo each other's work: other connections and
+images make other revisions. Keys and deployments of a namespace belong together, so one
+installation has all of them. A ConfigMap says which; it is made with the first object, and outlives
+restarts, upgrades and the operator itself.
 """
 
 import logging
@@ -20,7 +22,8 @@ FIELD = "installation"
 
 
 async def elsewhere(outside: Outside, key: Key) -> str:
-    """The other installation that the namespace belongs to; empty: it is ours, from now on if it was nobody's."""
+    """The other installation that the namespace belongs to;
+    empty: it is ours, from now on if it was nobody's."""
     if not outside.installation:
         return ""
     live = await outside.cluster.get("ConfigMap", key.namespace, CONFIG_MAP)
@@ -34,7 +37,8 @@ async def elsewhere(outside: Outside, key: Key) -> str:
 
 
 async def keep_off(outside: Outside, key: Key, holder: str, pace: Pace) -> Done:
-    """Touch nothing, and say so once on the object: all else about it is for the other installation to say."""
+    """Touch nothing, and say so once on the object:
+    all else about it is for the other installation to say."""
     resource = await _resource(outside, key)
     outside.memory.forget(key)
     if resource is None or key.kind != resource["kind"]:
@@ -42,7 +46,9 @@ async def keep_off(outside: Outside, key: Key, holder: str, pace: Pace) -> Done:
         return Done(gone=True)
     if outside.memory.elsewhere.get(key) != holder:
         outside.memory.elsewhere[key] = holder
-        told = Occurrence("Warning", "OtherInstallation", _words(outside, key.namespace, holder), once=True)
+        told = Occurrence(
+            "Warning", "OtherInstallation", _words(outside, key.namespace, holder), once=True
+        )
         await tell(outside.cluster, meta_of(resource), (told,), stamp(outside.clock()))
     return Done(pace.verify_seconds)
 
@@ -55,7 +61,10 @@ async def _resource(outside: Outside, key: Key) -> Manifest | None:
 
 
 async def _claimed(outside: Outside, namespace: str) -> Manifest | None:
-    labels = {"app.kubernetes.io/managed-by": names.MANAGED_BY, "app.kubernetes.io/component": FIELD}
+    labels = {
+        "app.kubernetes.io/managed-by": names.MANAGED_BY,
+        "app.kubernetes.io/component": FIELD,
+    }
     manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -68,8 +77,11 @@ async def _claimed(outside: Outside, namespace: str) -> Manifest | None:
         # Another came in between, or a worker of ours.
         return await outside.cluster.get("ConfigMap", namespace, CONFIG_MAP)
     except Refused as error:
-        # A quota, a policy, a namespace that is deleted: no reason to leave what is there without an operator.
-        log.warning("namespace %s could not be claimed for %s: %s", namespace, outside.installation, error)
+        # A quota, a policy, a namespace that is deleted:
+        # no reason to leave what is there without an operator.
+        log.warning(
+            "namespace %s could not be claimed for %s: %s", namespace, outside.installation, error
+        )
         return None
 
 
@@ -77,6 +89,7 @@ def _words(outside: Outside, namespace: str, holder: str) -> str:
     own = outside.installation
     change = f'{{"data":{{"{FIELD}":"{outside.installation}"}}}}'
     return (
-        f"namespace {namespace} belongs to the operator of {holder} (namespace/lease); that of {own} keeps off. To "
-        f"move it there: kubectl -n {namespace} patch configmap {CONFIG_MAP} --type merge -p '{change}'"
+        f"namespace {namespace} belongs to the operator of {holder} (namespace/lease); that of"
+        f" {own} keeps off. To move it there: kubectl -n {namespace} patch configmap {CONFIG_MAP}"
+        f" --type merge -p '{change}'"
     )

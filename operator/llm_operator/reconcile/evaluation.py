@@ -1,4 +1,5 @@
-"""The Jobs of evaluations: made, looked at, read and cleaned up. What is judged by them: plans/evidence/gates.py."""
+"""The Jobs of evaluations: made, looked at, read and cleaned up.
+What is judged by them: plans/evidence/gates.py."""
 
 import asyncio
 import hashlib
@@ -21,7 +22,8 @@ from llm_operator.state import EvaluationOutcome, Manifest, Meta, Observed
 
 log = logging.getLogger(__name__)
 AGAIN = timedelta(seconds=60)
-"""After which an evaluation that could not be made is tried again: until then what it waits for is told."""
+"""After which an evaluation that could not be made is tried again:
+until then what it waits for is told."""
 PODS_ASKED = 8
 """Of each side."""
 
@@ -29,7 +31,8 @@ PODS_ASKED = 8
 async def outcomes(
     outside: Outside, observed: Observed, candidate: CandidateStatus, key: str | None, missing: str
 ) -> dict[str, EvaluationOutcome]:
-    """What has become of each evaluation, by gates.key. `key`: the operator's own; None: see `missing`."""
+    """What has become of each evaluation, by gates.key.
+    `key`: the operator's own; None: see `missing`."""
 
     async def one(gate: GateSpec) -> EvaluationOutcome:
         assert gate.evaluation is not None
@@ -38,7 +41,9 @@ async def outcomes(
             try:
                 if key is None:
                     secret = names.operator_key_secret(observed.meta)
-                    return EvaluationOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
+                    return EvaluationOutcome(
+                        waiting=missing or f"Secret {secret} exists and is not ours: delete it"
+                    )
                 found = await _outcome(outside, observed, candidate, gate, key)
             except (ApiError, RegistryFault, _NotPossible) as fault:
                 return EvaluationOutcome(waiting=str(fault))
@@ -53,23 +58,29 @@ async def outcomes(
 
 
 async def tidy(outside: Outside, observed: Observed) -> None:
-    """Delete the Jobs of evaluations that are over. One look per process: the one before it may have left some."""
+    """Delete the Jobs of evaluations that are over.
+    One look per process: the one before it may have left some."""
     if outside.memory.evaluating.get(observed.meta.uid, bool(observed.spec.rollout.evaluations)):
         await forget(outside, observed.meta.namespace, observed.meta.name)
     outside.memory.evaluating[observed.meta.uid] = False
 
 
 async def forget(outside: Outside, namespace: str, name: str) -> None:
-    """Delete all Jobs of an LLMDeployment's evaluations. What is left deletes itself some time later."""
+    """Delete all Jobs of an LLMDeployment's evaluations.
+    What is left deletes itself some time later."""
     if not outside.evaluation.pod_template:
         return
     own = outside.installation.partition("/")[0]
     labels = f"{names.EVALUATION_LABEL}={names.evaluation_label(namespace, name)}"
     try:
         for job in await outside.cluster.list("Job", own, labels):
-            await outside.cluster.delete("Job", own, job["metadata"]["name"], job["metadata"]["uid"])
+            await outside.cluster.delete(
+                "Job", own, job["metadata"]["name"], job["metadata"]["uid"]
+            )
     except ApiError as error:
-        log.warning("%s/%s: the Jobs of its evaluations are not deleted: %s", namespace, name, error)
+        log.warning(
+            "%s/%s: the Jobs of its evaluations are not deleted: %s", namespace, name, error
+        )
 
 
 class _NotPossible(Exception):
@@ -80,7 +91,9 @@ async def _outcome(
     outside: Outside, observed: Observed, candidate: CandidateStatus, gate: GateSpec, key: str
 ) -> EvaluationOutcome:
     if not outside.evaluation.pod_template:
-        raise _NotPossible("the operator's configuration has no evaluation.podTemplate, which the chart writes")
+        raise _NotPossible(
+            "the operator's configuration has no evaluation.podTemplate, which the chart writes"
+        )
     namespace = outside.installation.partition("/")[0]
     marks = (observed.meta.uid, candidate.revision, candidate.started_at or "", gates.key(gate))
     name = f"evaluation-{hashlib.sha256(' '.join(marks).encode()).hexdigest()[:16]}"
@@ -98,8 +111,12 @@ async def _outcome(
     if ended is None:
         if not int((job.get("status") or {}).get("ready") or 0):
             # Its pod waits for the task, which an operator that ended in between has not written.
-            await _hand_over(outside, job, await _task(outside, observed, candidate, _spec(gate), key))
-        return EvaluationOutcome(waiting=f"Job {namespace}/{name} asks the records of dataset {_spec(gate).dataset}")
+            await _hand_over(
+                outside, job, await _task(outside, observed, candidate, _spec(gate), key)
+            )
+        return EvaluationOutcome(
+            waiting=f"Job {namespace}/{name} asks the records of dataset {_spec(gate).dataset}"
+        )
     found = await _read(outside, job)
     if found.waiting and outside.clock() - ended > AGAIN:
         await outside.cluster.delete("Job", namespace, name, job["metadata"]["uid"])
@@ -141,7 +158,9 @@ async def _task(
         model=reference.name if reference else "",
         made_by=model.run_id or "" if same and model and model.version == candidate.version else "",
         key=key,
-        judges=tuple([await _judge(outside, meta, each.judge) for each in spec.scorers if each.judge]),
+        judges=tuple(
+            [await _judge(outside, meta, each.judge) for each in spec.scorers if each.judge]
+        ),
         write=outside.connections.current()[connection].write_verdicts,
     )
 
@@ -155,18 +174,22 @@ async def _side(outside: Outside, observed: Observed, revision: str, version: st
 async def _judge(outside: Outside, meta: Meta, judge: JudgeSpec) -> Judge:
     if judge.url is not None and judge.url not in outside.evaluation.judges:
         raise _NotPossible(
-            f"the judge {judge.url} is none of evaluation.judges in the operator's configuration: have the platform "
-            "team add it, or name an LLMDeployment"
+            f"the judge {judge.url} is none of evaluation.judges in the operator's configuration:"
+            " have the platform team add it, or name an LLMDeployment"
         )
     url = judge.url or await _endpoint(outside, meta.namespace, judge.deployment or "")
     key = ""
     if (reference := judge.key_ref) is not None:
         secret = await outside.cluster.get("Secret", meta.namespace, reference.name)
         if names.reserved(reference.name, secret) and not _of_api_key(secret):
-            raise _NotPossible(f"Secret {reference.name} is the operator's own: write the judge's key into another")
+            raise _NotPossible(
+                f"Secret {reference.name} is the operator's own: write the judge's key into another"
+            )
         key = keys.decode(secret or {}, reference.key) or ""
         if not key:
-            raise _NotPossible(f"Secret {reference.name} with the judge's key has no {reference.key}: create it")
+            raise _NotPossible(
+                f"Secret {reference.name} with the judge's key has no {reference.key}: create it"
+            )
     return Judge(url, judge.model or judge.deployment or "", key)
 
 
@@ -202,9 +225,17 @@ async def _read(outside: Outside, job: Manifest) -> EvaluationOutcome:
                 try:
                     return outcome(ended["message"])
                 except ValueError as error:
-                    return EvaluationOutcome(waiting=f"Job {namespace}/{name} reported no outcome: {error}")
-    told = [each.get("message") or each.get("reason") or "" for each in job["status"].get("conditions") or []]
+                    return EvaluationOutcome(
+                        waiting=f"Job {namespace}/{name} reported no outcome: {error}"
+                    )
+    told = [
+        each.get("message") or each.get("reason") or ""
+        for each in job["status"].get("conditions") or []
+    ]
     said = "; ".join(filter(None, told)) or "its pod is gone"
     return EvaluationOutcome(
-        waiting=f"Job {namespace}/{name} ended without an outcome ({said}): kubectl -n {namespace} logs job/{name}"
+        waiting=(
+            f"Job {namespace}/{name} ended without an outcome ({said}): kubectl -n {namespace} logs"
+            f" job/{name}"
+        )
     )

@@ -47,13 +47,25 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         await evaluation.tidy(outside, observed)
         return observed
     if spec.shadows:
-        observed = replace(observed, shadow_token=_shadow_token(outside, observed.meta.uid, candidate.revision))
+        observed = replace(
+            observed, shadow_token=_shadow_token(outside, observed.meta.uid, candidate.revision)
+        )
     pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
-    asked = [gate.prometheus_query for gate in spec.gates or () if gate.prometheus_query is not None] if pods else []
-    probes = [loadprobe.outcome(outside, observed, candidate, each, key, missing) for each in spec.load_probes]
+    asked = (
+        [gate.prometheus_query for gate in spec.gates or () if gate.prometheus_query is not None]
+        if pods
+        else []
+    )
+    probes = [
+        loadprobe.outcome(outside, observed, candidate, each, key, missing)
+        for each in spec.load_probes
+    ]
     outcomes, answers, probed, evaluations = await asyncio.gather(
         asyncio.gather(
-            *(_smoke(outside, observed, candidate.revision, name, pods, key, missing) for name in spec.smoke_maps)
+            *(
+                _smoke(outside, observed, candidate.revision, name, pods, key, missing)
+                for name in spec.smoke_maps
+            )
         ),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
         asyncio.gather(*probes),
@@ -78,7 +90,9 @@ def _pods(observed: Observed, revision: str) -> Iterable[Manifest]:
     return children.pods if children else ()
 
 
-def _traffic(outside: Outside, observed: Observed, candidate: CandidateStatus) -> dict[str, GateVerdict]:
+def _traffic(
+    outside: Outside, observed: Observed, candidate: CandidateStatus
+) -> dict[str, GateVerdict]:
     """What the gates say of the traffic up to now."""
     uid = observed.meta.uid
     switched = candidate.strategy == "BlueGreen"
@@ -97,7 +111,9 @@ def _traffic(outside: Outside, observed: Observed, candidate: CandidateStatus) -
     )
 
 
-def _copies(outside: Outside, observed: Observed, candidate: CandidateStatus) -> dict[str, GateVerdict]:
+def _copies(
+    outside: Outside, observed: Observed, candidate: CandidateStatus
+) -> dict[str, GateVerdict]:
     """What the gates say of the copies that stable's pods have sent up to now."""
     uid = observed.meta.uid
     known = outside.memory.copies.get(uid)
@@ -114,7 +130,8 @@ def _copies(outside: Outside, observed: Observed, candidate: CandidateStatus) ->
 
 
 def _shadow_token(outside: Outside, uid: str, candidate: str) -> str:
-    """What copies for this candidate carry. No client knows it, and an operator that restarts makes another."""
+    """What copies for this candidate carry.
+    No client knows it, and an operator that restarts makes another."""
     known, token = outside.memory.shadow_tokens.get(uid, ("", ""))
     if known != candidate:
         token = secrets.token_urlsafe(32)
@@ -126,7 +143,9 @@ def _names(observed: Observed, revision: str) -> list[str]:
     return [pod["metadata"]["name"] for pod in _pods(observed, revision)]
 
 
-async def _query(outside: Outside, observed: Observed, candidate: CandidateStatus, gate: PrometheusQuery) -> Measured:
+async def _query(
+    outside: Outside, observed: Observed, candidate: CandidateStatus, gate: PrometheusQuery
+) -> Measured:
     if outside.prometheus is None:
         return Measured(waiting="no Prometheus is configured")
     stable = observed.status.stable.revision if observed.status.stable else ""
@@ -142,7 +161,13 @@ async def _query(outside: Outside, observed: Observed, candidate: CandidateStatu
 
 
 async def _smoke(
-    outside: Outside, observed: Observed, revision: str, name: str, pods: list[Manifest], key: str | None, missing: str
+    outside: Outside,
+    observed: Observed,
+    revision: str,
+    name: str,
+    pods: list[Manifest],
+    key: str | None,
+    missing: str,
 ) -> SmokeOutcome:
     if not pods:
         return SmokeOutcome(waiting="no pod of the candidate is ready yet")
@@ -153,7 +178,8 @@ async def _smoke(
 
 
 async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | None, HeldKey | None]:
-    """The plain key (empty: none is needed; None: its name is somebody else's) and its record for the key file."""
+    """The plain key (empty: none is needed;
+    None: its name is somebody else's) and its record for the key file."""
     meta = observed.meta
     name = names.operator_key_secret(meta)
     rollout = observed.spec.rollout
@@ -183,7 +209,8 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
 
 
 async def _forget_key(outside: Outside, meta: Meta, name: str) -> None:
-    """Delete the key that is not needed any more. One look per process: the one before it may have made the key."""
+    """Delete the key that is not needed any more.
+    One look per process: the one before it may have made the key."""
     if outside.memory.secrets.get((meta.namespace, name)) == GONE:
         return
     live = await outside.cluster.get("Secret", meta.namespace, name)

@@ -1,9 +1,10 @@
-"""The key file of one LLMDeployment: written as soon as its keys change, whatever else is slow or wrong.
+"""The key file of one LLMDeployment:
+written as soon as its keys change, whatever else is slow or wrong.
 
-A reconcile of the LLMDeployment asks the registry, pods and smoke prompts, which may take a minute, and needs a whole
-specification. So changed keys are work of their own, with workers of their own. Both write under one lock, each with
-the keys as they are then: neither brings back what the other has taken away. ApiKeys whose status says something else
-than the pods were given are woken.
+A reconcile of the LLMDeployment asks the registry, pods and smoke prompts, which may take a minute,
+and needs a whole specification. So changed keys are work of their own, with workers of their own.
+Both write under one lock, each with the keys as they are then: neither brings back what the other
+has taken away. ApiKeys whose status says something else than the pods were given are woken.
 """
 
 import asyncio
@@ -41,9 +42,11 @@ class Delivery:
 
 
 async def reconcile(key: Key, outside: Outside) -> Done:
-    """Bring the keys in the file to those that open the deployment now; all else in it stays as it is.
+    """Bring the keys in the file to those that open the deployment now;
+    all else in it stays as it is.
 
-    A file that is not there yet, or is somebody else's, is left to the LLMDeployment's own reconcile, which says so.
+    A file that is not there yet, or is somebody else's,
+    is left to the LLMDeployment's own reconcile, which says so.
     """
     cluster = outside.cluster
     of_deployment = Key("LLMDeployment", key.namespace, key.name)
@@ -56,7 +59,9 @@ async def reconcile(key: Key, outside: Outside) -> Done:
         if before is None or not names.owned(before, meta):
             outside.memory.given.pop(of_deployment, None)
             return Done(gone=True)
-        known, own = await asyncio.gather(keyring.api_keys(outside, meta.namespace), _operators(outside, meta))
+        known, own = await asyncio.gather(
+            keyring.api_keys(outside, meta.namespace), _operators(outside, meta)
+        )
         held = await keyring.held(outside, meta, known, await keyring.given(outside, meta, before))
         after = keys.with_keys(before, meta, _access(resource), (*held, *own))
         delivery = await deliver(outside, meta, after, held, known, before)
@@ -91,7 +96,8 @@ async def deliver(
     known: Iterable[ReadKey],
     live: Manifest | None = None,
 ) -> Delivery:
-    """Write the key file, and note what the pods were given. `live`: the Secret as it was read a moment ago."""
+    """Write the key file, and note what the pods were given.
+    `live`: the Secret as it was read a moment ago."""
     before = await keyring.given(outside, owner, live)
     found = None
     try:
@@ -109,8 +115,11 @@ async def deliver(
     return Delivery(found, keyring.late(known, owner, given))
 
 
-async def deliver_adapters(outside: Outside, owner: Meta, secret: Manifest | None) -> Trouble | None:
-    """Write the Secret with the adapters, where there is to be one, and return why it was not written."""
+async def deliver_adapters(
+    outside: Outside, owner: Meta, secret: Manifest | None
+) -> Trouble | None:
+    """Write the Secret with the adapters,
+    where there is to be one, and return why it was not written."""
     if secret is None:
         return None
     try:
@@ -120,15 +129,21 @@ async def deliver_adapters(outside: Outside, owner: Meta, secret: Manifest | Non
     return None
 
 
-async def tell_pods(outside: Outside, owner: Meta, secret: Manifest, pods: Iterable[Manifest]) -> Trouble | None:
-    """Tell the pods of the key file and of the adapters, and return why the first can't be told: it learns of it later.
+async def tell_pods(
+    outside: Outside, owner: Meta, secret: Manifest, pods: Iterable[Manifest]
+) -> Trouble | None:
+    """Tell the pods of the key file and of the adapters,
+    and return why the first can't be told: it learns of it later.
 
-    A pod whose annotations change gets its Secret volumes refreshed at once, not within the kubelet's minute.
+    A pod whose annotations change gets its Secret volumes refreshed at once,
+    not within the kubelet's minute.
     """
     adapters = outside.memory.secrets.get((owner.namespace, names.adapters_secret(owner)))
     digest = keys.digest(secret) + (f".{adapters}" if adapters else "")
     untold = [pod["metadata"]["name"] for pod in pods if keys.untold(pod, digest)]
-    answers = await asyncio.gather(*(_tell(outside.cluster, owner.namespace, pod, digest) for pod in untold))
+    answers = await asyncio.gather(
+        *(_tell(outside.cluster, owner.namespace, pod, digest) for pod in untold)
+    )
     found = next((each for each in answers if each is not None), None)
     if found is None:
         outside.memory.untold.discard(owner.key)
@@ -137,10 +152,15 @@ async def tell_pods(outside: Outside, owner: Meta, secret: Manifest, pods: Itera
 
 async def _tell(cluster: Cluster, namespace: str, pod: str, digest: str) -> Trouble | None:
     try:
-        await cluster.patch("Pod", namespace, pod, {"metadata": {"annotations": {names.KEYS_ANNOTATION: digest}}})
+        await cluster.patch(
+            "Pod", namespace, pod, {"metadata": {"annotations": {names.KEYS_ANNOTATION: digest}}}
+        )
     except NotFound:
         return None
     except ApiError as error:
-        told = f"pod {pod} could not be told of changed keys, and sees them within a minute or two: {error}"
+        told = (
+            f"pod {pod} could not be told of changed keys, and sees them within a minute or two:"
+            f" {error}"
+        )
         return Trouble(Fault(Reason.ApplyFailed, told), passing=passes(error), side=True)
     return None

@@ -22,7 +22,8 @@ WAITING_LOOK_SECONDS = 3.0
 SECRET_LOOK_SECONDS = 5.0
 """How often a Secret that spec.database names is looked for: Secrets are not watched."""
 NODE_LOOK_SECONDS = 20.0
-"""How often a pod that does not get ready is looked at: its node may have fallen silent, which changes no pod."""
+"""How often a pod that does not get ready is looked at:
+its node may have fallen silent, which changes no pod."""
 DOWNLOAD_LOOK_SECONDS = 5.0
 """How often the status tells how far a download is."""
 
@@ -59,13 +60,19 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
         return await _refuse(outside, resource, refusal)
     observed = await gates.gather(outside, observed)
     async with outside.memory.key_files[key]:
-        # The keys as they are now: what was asked above may have taken long, and a revocation did not wait for it.
+        # The keys as they are now: what was asked above may have taken long,
+        # and a revocation did not wait for it.
         known = await keyring.api_keys(outside, key.namespace)
         given = await keyring.given(outside, observed.meta)
         observed = replace(observed, keys=await keyring.held(outside, observed.meta, known, given))
         plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
-        delivery = await keyfile.deliver(outside, observed.meta, plan.key_file, observed.keys, known)
-    troubles = [delivery.trouble, await keyfile.deliver_adapters(outside, observed.meta, plan.adapters)]
+        delivery = await keyfile.deliver(
+            outside, observed.meta, plan.key_file, observed.keys, known
+        )
+    troubles = [
+        delivery.trouble,
+        await keyfile.deliver_adapters(outside, observed.meta, plan.adapters),
+    ]
     if delivery.trouble is None:
         pods = [pod for each in observed.revisions.values() for pod in each.pods]
         troubles.append(await keyfile.tell_pods(outside, observed.meta, plan.key_file, pods))
@@ -87,7 +94,8 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
 
 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
-    """Have the Secrets of an LLMDeployment changed since they were written? They are not watched, so one GET asks."""
+    """Have the Secrets of an LLMDeployment changed since they were written? They are not watched,
+    so one GET asks."""
     meta = Meta("LLMDeployment", key.namespace, key.name, "", 0)
     for name in (names.keys_secret(meta), names.registry_secret(meta), names.adapters_secret(meta)):
         known = outside.memory.secrets.get((key.namespace, name))
@@ -106,10 +114,13 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
         return resource
     meta = observe.meta_of(resource)
     first = LLMDeploymentStatus(
-        observed_generation=meta.generation, conditions=conditions.first(meta.generation, outside.clock())
+        observed_generation=meta.generation,
+        conditions=conditions.first(meta.generation, outside.clock()),
     )
     kept = observe.status_of(LLMDeploymentStatus, resource)
-    merged = kept.model_copy(update={"conditions": first.conditions, "observed_generation": first.observed_generation})
+    merged = kept.model_copy(
+        update={"conditions": first.conditions, "observed_generation": first.observed_generation}
+    )
     await report(outside, resource, meta, merged)
     return {**resource, "status": merged.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
@@ -121,11 +132,14 @@ def _unreadable(error: ValidationError) -> Fault:
 
 
 async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
-    """Tell it once: only a changed specification, of which an event tells, or another configuration mends it."""
+    """Tell it once: only a changed specification, of which an event tells,
+    or another configuration mends it."""
     meta = observe.meta_of(resource)
     message = f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
-    told = conditions.invalid(before.conditions, message, meta.generation, outside.clock(), fault.reason)
+    told = conditions.invalid(
+        before.conditions, message, meta.generation, outside.clock(), fault.reason
+    )
     status = before.model_copy(update={"conditions": told, "observed_generation": meta.generation})
     if before.conditions != told:
         happened = (Occurrence("Warning", fault.reason, message),)
@@ -146,8 +160,14 @@ async def _report(
     happened = plan.occurrences if plans.recorded(plan, status) else ()
     if fault is not None:
         before = next((c for c in observed.status.conditions if c.type == "Applied"), None)
-        known = before is not None and (before.reason, before.message) == (fault.reason, fault.message)
-        happened = (*happened, *(() if known else (Occurrence("Warning", fault.reason, fault.message),)))
+        known = before is not None and (before.reason, before.message) == (
+            fault.reason,
+            fault.message,
+        )
+        happened = (
+            *happened,
+            *(() if known else (Occurrence("Warning", fault.reason, fault.message),)),
+        )
     await tell(outside.cluster, observed.meta, happened, stamp(now))
     await report(outside, resource, observed.meta, status)
 
@@ -175,7 +195,8 @@ async def _all_keys(cluster: Cluster, namespace: str) -> tuple[Key, ...]:
 
 
 def _late_keys(observed: Observed) -> tuple[Key, ...]:
-    """ApiKeys whose status is behind this deployment: it may be newer than they are, or its tiers have changed."""
+    """ApiKeys whose status is behind this deployment:
+    it may be newer than they are, or its tiers have changed."""
     tiers = observed.spec.access.tier_names()
 
     def late(key: HeldKey) -> bool:

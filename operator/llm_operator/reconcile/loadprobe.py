@@ -1,4 +1,5 @@
-"""Runs load probes behind the loop: the same load on a pod of the candidate and on one of stable, in turns."""
+"""Runs load probes behind the loop: the same load on a pod of the candidate and on one of stable,
+in turns."""
 
 import asyncio
 from typing import Any
@@ -21,7 +22,12 @@ NEVER = (400, 413, 422)
 
 
 async def outcome(
-    outside: Outside, observed: Observed, candidate: CandidateStatus, probe: LoadProbe, key: str | None, missing: str
+    outside: Outside,
+    observed: Observed,
+    candidate: CandidateStatus,
+    probe: LoadProbe,
+    key: str | None,
+    missing: str,
 ) -> ProbeOutcome:
     """What has become of a load probe, which is begun where it was not."""
     memory = outside.memory
@@ -31,9 +37,9 @@ async def outcome(
         return before
     if candidate.traffic_since is not None:
         # Asked before it had traffic, perhaps by another process of the operator.
-        told = (each for each in candidate.gates or () if each.name == loadprobe.NAME)
         # With Recreate the traffic came before there was a pod to ask.
-        kept = next((each for each in told if each.state != "Waiting"), None)
+        wanted = [each.load_probe for each in observed.spec.rollout.gates or () if each.load_probe]
+        kept = loadprobe.kept(probe, wanted, candidate.gates or ())
         return ProbeOutcome(kept=kept, message="it was not made before the candidate had traffic")
     if known in memory.probing:
         return before or ProbeOutcome(waiting="the load probe runs")
@@ -41,7 +47,9 @@ async def outcome(
         return ProbeOutcome(waiting=missing or "the operator has no key of its own yet")
     stable = observed.status.stable.revision if observed.status.stable else ""
     try:
-        pods = [await _pod(outside, observed, revision) for revision in (candidate.revision, stable)]
+        pods = [
+            await _pod(outside, observed, revision) for revision in (candidate.revision, stable)
+        ]
     except ApiError as error:
         return ProbeOutcome(waiting=f"whose the pods are can't be read: {error}")
     if pods[0] is None:
@@ -56,7 +64,9 @@ async def _pod(outside: Outside, observed: Observed, revision: str) -> Manifest 
     return next(iter(await own_ready_pods(outside, observed, revision)), None)
 
 
-def _begin(outside: Outside, known: tuple[str, str, LoadProbe], own: Manifest, stable: Manifest, key: str) -> None:
+def _begin(
+    outside: Outside, known: tuple[str, str, LoadProbe], own: Manifest, stable: Manifest, key: str
+) -> None:
     memory = outside.memory
 
     async def run() -> None:
@@ -72,7 +82,9 @@ def _begin(outside: Outside, known: tuple[str, str, LoadProbe], own: Manifest, s
     task.add_done_callback(over)
 
 
-async def _in_turns(outside: Outside, probe: LoadProbe, own: Manifest, stable: Manifest, key: str) -> ProbeOutcome:
+async def _in_turns(
+    outside: Outside, probe: LoadProbe, own: Manifest, stable: Manifest, key: str
+) -> ProbeOutcome:
     """Pairs of blocks, the first of which only warms up. Who goes first takes turns, too."""
     body: dict[str, Any] = {
         "concurrency": probe.concurrency,
@@ -88,7 +100,9 @@ async def _in_turns(outside: Outside, probe: LoadProbe, own: Manifest, stable: M
             if isinstance(found, Answer):
                 return _refused(pod["metadata"]["name"], found)
             if found.dropped:
-                return ProbeOutcome(waiting=f"clients queue at pod {pod['metadata']['name']}, who come first")
+                return ProbeOutcome(
+                    waiting=f"clients queue at pod {pod['metadata']['name']}, who come first"
+                )
             pair.append(found)
         if number:
             blocks.append((pair[0], pair[1]) if number % 2 else (pair[1], pair[0]))
@@ -97,6 +111,8 @@ async def _in_turns(outside: Outside, probe: LoadProbe, own: Manifest, stable: M
 
 def _refused(pod: str, answer: Answer) -> ProbeOutcome:
     if answer.status == NO_SUCH_PATH:
-        return ProbeOutcome(message=f"the runtime of pod {pod} is too old for load probes: use a newer image")
+        return ProbeOutcome(
+            message=f"the runtime of pod {pod} is too old for load probes: use a newer image"
+        )
     said = f"pod {pod} has made no load probe: {answer.status or ''} {answer.text}"
     return ProbeOutcome(message=said) if answer.status in NEVER else ProbeOutcome(waiting=said)

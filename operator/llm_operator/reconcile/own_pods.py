@@ -7,7 +7,9 @@ from llm_operator.plans.status import faults
 from llm_operator.state import Manifest, Observed
 
 
-async def own_pods(outside: Outside, observed: Observed, revision: str, pods: Iterable[Manifest]) -> list[Manifest]:
+async def own_pods(
+    outside: Outside, observed: Observed, revision: str, pods: Iterable[Manifest]
+) -> list[Manifest]:
     """Those of the pods that the revision's Deployment has made. Raises ApiError.
 
     Anybody's pod may have its labels, and these are given a key and judge the candidate.

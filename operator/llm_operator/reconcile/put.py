@@ -42,10 +42,14 @@ def taken(kind: str, namespace: str, name: str) -> NameTaken:
     )
 
 
-async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None) -> None:
-    """Force takes fields from people, never objects; what was ours and lost its owner, as by a restore, is adopted.
+async def put(
+    outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None
+) -> None:
+    """Force takes fields from people, never objects;
+    what was ours and lost its owner, as by a restore, is adopted.
 
-    `live` is the object as it was seen; None: it is read now. Raises Conflict where it, or its owner, is another now.
+    `live` is the object as it was seen; None: it is read now.
+    Raises Conflict where it, or its owner, is another now.
     """
     cluster = outside.cluster
     kind = manifest["kind"]
@@ -56,22 +60,29 @@ async def put(outside: Outside, owner: Meta, manifest: Manifest, live: Manifest 
     if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
         live = None
-    applied = await cluster.apply(manifest) if live is None else await update(cluster, owner, manifest, live)
+    applied = (
+        await cluster.apply(manifest)
+        if live is None
+        else await update(cluster, owner, manifest, live)
+    )
     if kind == "Secret":
-        # An apply leaves others' fields. A pod that mounts the Secret, or reads it by name, would take them for ours.
+        # An apply leaves others' fields.
+        # A pod that mounts the Secret, or reads it by name, would take them for ours.
         if others := (applied.get("data") or {}).keys() - manifest["data"].keys():
             seen = {"resourceVersion": applied["metadata"]["resourceVersion"]}
             none: Manifest = {"metadata": seen, "data": dict.fromkeys(sorted(others))}
             applied = await cluster.patch(kind, meta["namespace"], meta["name"], none)
-        outside.memory.secrets[meta["namespace"], meta["name"]] = applied["metadata"]["resourceVersion"]
+        outside.memory.secrets[meta["namespace"], meta["name"]] = applied["metadata"][
+            "resourceVersion"
+        ]
 
 
 async def update(cluster: Cluster, owner: Meta, manifest: Manifest, live: Manifest) -> Manifest:
     """Apply to what is there, and never give an owner back that was taken away.
 
-    `kubectl delete --cascade=orphan` takes the owner from each child and then deletes it. A child that named it again
-    would be deleted, too. The resourceVersion keeps a write that is on its way off a child that was changed meanwhile,
-    and the uid off another one of its name.
+    `kubectl delete --cascade=orphan` takes the owner from each child and then deletes it. A child
+    that named it again would be deleted, too. The resourceVersion keeps a write that is on its way
+    off a child that was changed meanwhile, and the uid off another one of its name.
     """
     meta = manifest["metadata"]
     for _ in range(TRIES):
@@ -93,11 +104,18 @@ async def update(cluster: Cluster, owner: Meta, manifest: Manifest, live: Manife
 async def _adoptable(cluster: Cluster, owner: Meta) -> None:
     """Raises Conflict where the owner is gone or going: what it has lost is not to come back to it.
 
-    To be asked after the child was read: one that has just lost its owner is then told from one that never had it.
+    To be asked after the child was read: one that has just lost its owner is then told from one
+    that never had it.
     """
     found = await cluster.get(owner.kind, owner.namespace, owner.name)
-    if found is None or found["metadata"]["uid"] != owner.uid or "deletionTimestamp" in found["metadata"]:
-        raise Conflict(f"{owner.kind} {owner.name} is being deleted: what it leaves stays without an owner")
+    if (
+        found is None
+        or found["metadata"]["uid"] != owner.uid
+        or "deletionTimestamp" in found["metadata"]
+    ):
+        raise Conflict(
+            f"{owner.kind} {owner.name} is being deleted: what it leaves stays without an owner"
+        )
 
 
 def refused(manifest: Manifest, error: NotApplied | ApiError) -> Fault:
@@ -109,5 +127,9 @@ def refused(manifest: Manifest, error: NotApplied | ApiError) -> Fault:
         return Fault(error.reason, str(error), terminal=True)
     said = f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}"
     if isinstance(error, Invalid):
-        return Fault(Reason.ChildInvalid, f"{said}; change what the specification says about it", terminal=True)
+        return Fault(
+            Reason.ChildInvalid,
+            f"{said}; change what the specification says about it",
+            terminal=True,
+        )
     return Fault(Reason.ApplyFailed, said)

@@ -25,7 +25,8 @@ class Done:
 
 
 class Retry(Exception):
-    """The state is reported, but the work is not done: again with back-off. What `done` asks for is done besides."""
+    """The state is reported, but the work is not done: again with back-off.
+    What `done` asks for is done besides."""
 
     def __init__(self, message: str, done: Done | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,5 @@
-"""Asks smoke prompts of every ready pod of a candidate, behind the loop: a look finds what has become of them."""
+"""Asks smoke prompts of every ready pod of a candidate, behind the loop:
+a look finds what has become of them."""
 
 import asyncio
 import hashlib
@@ -26,7 +27,8 @@ Known = tuple[str, str, str, str, str]
 async def outcome(
     outside: Outside, observed: Observed, revision: str, name: str, pods: list[Manifest], key: str
 ) -> SmokeOutcome:
-    """What has become of a ConfigMap's prompts on the revision's ready pods, which are asked where they were not."""
+    """What has become of a ConfigMap's prompts on the revision's ready pods,
+    which are asked where they were not."""
     try:
         found = await outside.cluster.get("ConfigMap", observed.meta.namespace, name)
     except ApiError as error:
@@ -37,7 +39,11 @@ async def outcome(
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
     asked = {(observed.meta.uid, revision, name, digest, _life(pod)): pod for pod in pods}
     memory = outside.memory
-    unasked = [known for known in asked if known not in memory.asking and not _final(memory.smoke.get(known))]
+    unasked = [
+        known
+        for known in asked
+        if known not in memory.asking and not _final(memory.smoke.get(known))
+    ]
     try:
         own = await own_pods(outside, observed, revision, [asked[known] for known in unasked])
     except ApiError as error:
@@ -48,9 +54,12 @@ async def outcome(
         else:
             del asked[known]
     if not asked:
-        return SmokeOutcome(waiting="no ready pod is of the candidate's Deployment, though some have its labels")
+        return SmokeOutcome(
+            waiting="no ready pod is of the candidate's Deployment, though some have its labels"
+        )
     if running := [memory.asking[known] for known in asked if known in memory.asking]:
-        # The prompts of one deployment keep no worker from the others: a later look finds what has become of them.
+        # The prompts of one deployment keep no worker from the others:
+        # a later look finds what has become of them.
         done, _ = await asyncio.wait(running, timeout=WORKER_SECONDS)
         for task in done:
             task.result()
@@ -61,12 +70,18 @@ def _together(pods: dict[str, SmokeOutcome | None], config_map: str) -> SmokeOut
     """The outcomes of several pods as one: it passes when all have passed."""
     waiting = [(pod, found) for pod, found in pods.items() if found is None or found.waiting]
     known = [found for found in pods.values() if found is not None]
-    failures = tuple(f"pod {pod}: {wrong}" for pod, found in pods.items() if found for wrong in found.failures)
+    failures = tuple(
+        f"pod {pod}: {wrong}" for pod, found in pods.items() if found for wrong in found.failures
+    )
     said = ""
     if waiting and not failures:
         # A wrong answer does not get right while other pods are awaited.
         pod, found = waiting[0]
-        said = found.waiting if found else f"the prompts of ConfigMap {config_map} are being asked of pod {pod}"
+        said = (
+            found.waiting
+            if found
+            else f"the prompts of ConfigMap {config_map} are being asked of pod {pod}"
+        )
     return SmokeOutcome(
         passed=sum(found.passed for found in known),
         failures=failures,
@@ -82,9 +97,14 @@ def _final(found: SmokeOutcome | None) -> bool:
 
 
 def _life(pod: Manifest) -> str:
-    """One life of a pod's serving container: begun anew it has another version of its code and state in memory."""
+    """One life of a pod's serving container:
+    begun anew it has another version of its code and state in memory."""
     containers = (pod.get("status") or {}).get("containerStatuses") or ()
-    restarts = (each.get("restartCount") for each in containers if each.get("name") == names.RUNTIME_CONTAINER)
+    restarts = (
+        each.get("restartCount")
+        for each in containers
+        if each.get("name") == names.RUNTIME_CONTAINER
+    )
     return f"{pod['metadata'].get('uid', _name(pod))}/{next(restarts, 0)}"
 
 
@@ -92,7 +112,9 @@ def _name(pod: Manifest) -> str:
     return str(pod["metadata"]["name"])
 
 
-def _begin(outside: Outside, known: Known, pod: Manifest, key: str, model: str, data: dict[str, str]) -> None:
+def _begin(
+    outside: Outside, known: Known, pod: Manifest, key: str, model: str, data: dict[str, str]
+) -> None:
     memory = outside.memory
     places = memory.places[known[0]]
 
@@ -124,7 +146,10 @@ async def _ask_all(
         async with places:
             answer = await outside.pods.ask(pod, key, {"model": model, **body})
         if answer.status in NOT_YET:
-            return "", f"pod {_name(pod)} has not answered {name}: {answer.status or ''} {answer.text}"
+            return (
+                "",
+                f"pod {_name(pod)} has not answered {name}: {answer.status or ''} {answer.text}",
+            )
         if answer.status != 200:
             return f"{name}: status {answer.status}: {answer.text[:200]}", ""
         answers[name] = answer.text
@@ -134,9 +159,15 @@ async def _ask_all(
         async with asyncio.timeout(SMOKE_SECONDS):
             found = await asyncio.gather(*(ask(name, body) for name, body in prompts.items()))
     except TimeoutError:
-        said = f"pod {_name(pod)} has not answered the prompts of ConfigMap {config_map} within {SMOKE_SECONDS:.0f} s"
+        said = (
+            f"pod {_name(pod)} has not answered the prompts of ConfigMap {config_map} within"
+            f" {SMOKE_SECONDS:.0f} s"
+        )
         return SmokeOutcome(waiting=said)
-    failures = (*(wrong for wrong, _ in found if wrong), *await outside.confined.faults(data, answers))
+    failures = (
+        *(wrong for wrong, _ in found if wrong),
+        *await outside.confined.faults(data, answers),
+    )
     waiting = next((why for _, why in found if why), "")
     # A wrong answer does not get right while others are awaited.
     return SmokeOutcome(len(found) - len(failures), failures, "" if failures else waiting)

@@ -1,4 +1,5 @@
-"""No status is left standing: what kept a look from its end is told on the object, with what was known before."""
+"""No status is left standing: what kept a look from its end is told on the object,
+with what was known before."""
 
 import logging
 
@@ -13,26 +14,37 @@ log = logging.getLogger(__name__)
 
 
 def passes(error: Exception) -> bool:
-    """Whether asking again the same way may help: silence, a 5xx, somebody else's write in the same moment."""
+    """Whether asking again the same way may help:
+    silence, a 5xx, somebody else's write in the same moment."""
     return isinstance(error, ApiError) and not isinstance(error, Refused)
 
 
 def lasts(outside: Outside, key: Key, passing: bool) -> bool:
-    """Whether to tell a fault: one that may pass by itself is told when the next look meets one again."""
+    """Whether to tell a fault: one that may pass by itself is told when the next look meets one
+    again."""
     if not passing or key in outside.memory.unwell:
         return True
     outside.memory.unwell.add(key)
     return False
 
 
-async def not_done(outside: Outside, resource: Manifest, model: type[Status], error: Exception) -> None:
+async def not_done(
+    outside: Outside, resource: Manifest, model: type[Status], error: Exception
+) -> None:
     """Tell what ended a look. Where the API server takes no status now, the next look tells it."""
     meta = meta_of(resource)
     if not lasts(outside, meta.key, passes(error)):
         return
-    own = "" if isinstance(error, ApiError) else f"an error of the operator itself: {type(error).__name__}: "
+    own = (
+        ""
+        if isinstance(error, ApiError)
+        else f"an error of the operator itself: {type(error).__name__}: "
+    )
     said = f"{own}{error}"
-    fault = Fault(Reason.NotObserved, f"the operator could not look at everything, and tries again by itself: {said}")
+    fault = Fault(
+        Reason.NotObserved,
+        f"the operator could not look at everything, and tries again by itself: {said}",
+    )
     now = outside.clock()
     before = status_of(model, resource)
     told = conditions.unknown(before.conditions, fault, meta.generation, now)
@@ -43,4 +55,10 @@ async def not_done(outside: Outside, resource: Manifest, model: type[Status], er
             await tell(outside.cluster, meta, (happened,), stamp(now))
         await report(outside, resource, meta, before.model_copy(update={"conditions": told}))
     except ApiError as refusal:
-        log.warning("%s %s/%s: its status was not written: %s", meta.kind, meta.namespace, meta.name, refusal)
+        log.warning(
+            "%s %s/%s: its status was not written: %s",
+            meta.kind,
+            meta.namespace,
+            meta.name,
+            refusal,
+        )

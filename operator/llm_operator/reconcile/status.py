@@ -13,8 +13,11 @@ from llm_operator.state import Manifest, Meta, Occurrence
 log = logging.getLogger(__name__)
 
 
-async def report(outside: Outside, resource: Manifest, meta: Meta, status: LLMDeploymentStatus | ApiKeyStatus) -> None:
-    """Write the status, unless the resource says the same already, and have the metrics say it, too."""
+async def report(
+    outside: Outside, resource: Manifest, meta: Meta, status: LLMDeploymentStatus | ApiKeyStatus
+) -> None:
+    """Write the status, unless the resource says the same already,
+    and have the metrics say it, too."""
     wanted = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     if wanted != (resource.get("status") or {}):
         await _write(outside.cluster, meta, wanted)
@@ -33,7 +36,8 @@ async def _write(cluster: Cluster, meta: Meta, wanted: Manifest) -> None:
 
 
 async def tell(cluster: Cluster, meta: Meta, occurrences: tuple[Occurrence, ...], now: str) -> None:
-    """Events for `kubectl describe`. One that can't be written is logged: Events never hold up the work."""
+    """Events for `kubectl describe`.
+    One that can't be written is logged: Events never hold up the work."""
     for occurrence in occurrences:
         try:
             new = await _record(cluster, meta, occurrence, now)

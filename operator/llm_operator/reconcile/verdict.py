@@ -1,4 +1,5 @@
-"""Telling the registry how roll-outs ended: beside the roll-outs, under a key of its own, so that none waits for it."""
+"""Telling the registry how roll-outs ended:
+beside the roll-outs, under a key of its own, so that none waits for it."""
 
 import logging
 import random
@@ -18,12 +19,20 @@ CHECK_SECONDS = 30.0
 """Over how long the questions of a start are spread."""
 
 
-def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tuple[tuple[Key, float], ...]:
-    """The key under which the registry is told what this status says, and in how many seconds; none without news."""
+def due(
+    outside: Outside, observed: Observed, status: LLMDeploymentStatus
+) -> tuple[tuple[Key, float], ...]:
+    """The key under which the registry is told what this status says, and in how many seconds;
+    none without news."""
     meta = observed.meta
     mlflow = observed.spec.model.mlflow
     settings = outside.connections.current().get(mlflow.connection) if mlflow else None
-    if mlflow is None or observed.connection is None or settings is None or not settings.write_verdicts:
+    if (
+        mlflow is None
+        or observed.connection is None
+        or settings is None
+        or not settings.write_verdicts
+    ):
         outside.memory.ledgers.pop(meta.key, None)
         return ()
     ledger = outside.memory.ledgers.get(meta.key)
@@ -33,13 +42,15 @@ def due(outside: Outside, observed: Observed, status: LLMDeploymentStatus) -> tu
     ledger.note(verdicts.ended(observed, status))
     if not ledger.due():
         return ()
-    # What was the case before this process is most likely told: a start must not ask about everything in one go.
+    # What was the case before this process is most likely told:
+    # a start must not ask about everything in one go.
     seconds = random.uniform(0, CHECK_SECONDS) if ledger.inherited() else 0.0
     return ((Key(KIND, meta.namespace, meta.name), seconds),)
 
 
 def deleted(outside: Outside, owner: Key) -> tuple[tuple[Key, float], ...]:
-    """The key under which the tags of a deployment that is gone are taken away; none where it has none."""
+    """The key under which the tags of a deployment that is gone are taken away;
+    none where it has none."""
     ledger = outside.memory.ledgers.get(owner)
     if ledger is None:
         return ()
@@ -85,7 +96,9 @@ async def _record(outside: Outside, connection: Connection, ledger: Ledger, ende
     wanted = verdicts.value(ended, ledger.meta, have)
     if have.get(key) != wanted:
         await outside.registry.tag(connection, model, version, key, wanted)
-        log.info("%s: %s is told to connection %s", _name(ended), ended.verdict.outcome, connection.name)
+        log.info(
+            "%s: %s is told to connection %s", _name(ended), ended.verdict.outcome, connection.name
+        )
     for former in have.keys() & set(verdicts.former_tags(ledger.meta)):
         await outside.registry.untag(connection, model, version, former)
 
@@ -97,18 +110,27 @@ async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
         connection = await connection_for(outside, owner.namespace, ledger.connection)
         for key in (verdicts.tag(ledger.meta), former):
             for (model, version), tags in (await outside.registry.tagged(connection, key)).items():
-                for ours in tags.keys() & {verdicts.tag(ledger.meta), *verdicts.former_tags(ledger.meta)}:
+                for ours in tags.keys() & {
+                    verdicts.tag(ledger.meta),
+                    *verdicts.former_tags(ledger.meta),
+                }:
                     await _take_away(outside, connection, model, version, ours)
     except RegistryFault as fault:
         if not fault.terminal:
-            raise Retry(f"the tags of {owner.namespace}/{owner.name} are not taken away yet: {fault}") from fault
-        log.warning("the tags of %s/%s, which is deleted, are left: %s", owner.namespace, owner.name, fault)
+            raise Retry(
+                f"the tags of {owner.namespace}/{owner.name} are not taken away yet: {fault}"
+            ) from fault
+        log.warning(
+            "the tags of %s/%s, which is deleted, are left: %s", owner.namespace, owner.name, fault
+        )
     if outside.memory.ledgers.get(owner) is ledger:
         del outside.memory.ledgers[owner]
     return Done(gone=True)
 
 
-async def _take_away(outside: Outside, connection: Connection, model: str, version: str, key: str) -> None:
+async def _take_away(
+    outside: Outside, connection: Connection, model: str, version: str, key: str
+) -> None:
     """One that can't be taken away keeps no other from going."""
     try:
         await outside.registry.untag(connection, model, version, key)
@@ -120,8 +142,9 @@ async def _take_away(outside: Outside, connection: Connection, model: str, versi
 
 def _refused(ledger: Ledger, ended: Ended, fault: RegistryDenied) -> str:
     return (
-        f"the verdict {ended.verdict.outcome} on {_name(ended)} is not written: {fault}, give that user the right to "
-        f"edit the model, or set writeVerdicts: false for connection {ledger.connection!r}; the next verdict is tried"
+        f"the verdict {ended.verdict.outcome} on {_name(ended)} is not written: {fault}, give that"
+        " user the right to edit the model, or set writeVerdicts: false for connection"
+        f" {ledger.connection!r}; the next verdict is tried"
     )
 
 

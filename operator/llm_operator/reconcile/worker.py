@@ -15,8 +15,11 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Key], Awaitable[Done]]
 
 
-async def work(queue: Queue[Key], handle: Handler, resync_seconds: float, lanes: Lanes[Key]) -> None:
-    """Forever: one key of `queue` at a time. One that fails comes back with growing delay and holds up no other."""
+async def work(
+    queue: Queue[Key], handle: Handler, resync_seconds: float, lanes: Lanes[Key]
+) -> None:
+    """Forever: one key of `queue` at a time.
+    One that fails comes back with growing delay and holds up no other."""
     while True:
         key = await queue.get()
         started = time.monotonic()
@@ -55,6 +58,7 @@ def _again(queue: Queue[Key], key: Key, error: Exception) -> None:
     metrics.RETRIES.labels(key.kind).inc()
     delay = queue.retry(key)
     failures = queue.failures(key)
-    # The first, second, fourth, … time: thousands may fail for hours, and the object's status says so all the time.
+    # The first, second, fourth, … time: thousands may fail for hours,
+    # and the object's status says so all the time.
     level = logging.WARNING if failures & (failures - 1) == 0 else logging.DEBUG
     log.log(level, "%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)

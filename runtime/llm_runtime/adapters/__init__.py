@@ -1,4 +1,5 @@
-"""LoRA adapters that come and go while a server runs: a mounted file says which, and nothing restarts."""
+"""LoRA adapters that come and go while a server runs:
+a mounted file says which, and nothing restarts."""
 
 from llm_runtime.adapters.delivery import Delivered
 from llm_runtime.adapters.file import NOTHING, AdapterList

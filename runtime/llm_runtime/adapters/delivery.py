@@ -1,7 +1,9 @@
-"""What the container that fetches adapters tells the server: one small file for each adapter, in a folder of both.
+"""What the container that fetches adapters tells the server:
+one small file for each adapter, in a folder of both.
 
-The server has the list without credentials, and the other container (`llm_runtime.fetcher`) the credentials without a
-port. A file is replaced in one step, and says which version of which server it is about.
+The server has the list without credentials, and the other container (`llm_runtime.fetcher`) the
+credentials without a port. A file is replaced in one step, and says which version of which server
+it is about.
 """
 
 import asyncio
@@ -31,7 +33,14 @@ class Outcome(BaseModel):
 def identity(adapter: PinnedAdapter, access: RegistryAccess) -> str:
     """One version of one server, the same in every process."""
     again = filter(None, [adapter.anew])
-    parts = (access.tracking_uri, access.workspace, adapter.model, adapter.version, adapter.sub_path, *again)
+    parts = (
+        access.tracking_uri,
+        access.workspace,
+        adapter.model,
+        adapter.version,
+        adapter.sub_path,
+        *again,
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -51,7 +60,8 @@ def write(folder: Path, name: str, outcome: Outcome) -> None:
 
 
 class Delivered:
-    """The server's end: a `Fetch` that waits for what the other container brings. `whole`: whether a folder is."""
+    """The server's end: a `Fetch` that waits for what the other container brings.
+    `whole`: whether a folder is."""
 
     def __init__(self, told: Path, models: Path, whole: Callable[[Path], bool]) -> None:
         self._told = told

@@ -14,7 +14,8 @@ NOTHING = AdapterFile()
 
 
 class AdapterList:
-    """The last good content of the file; one that is broken or gone changes nothing. Without a file there are none."""
+    """The last good content of the file;
+    one that is broken or gone changes nothing. Without a file there are none."""
 
     def __init__(self, path: Path) -> None:
         self.wanted = NOTHING
@@ -22,7 +23,8 @@ class AdapterList:
         self.refresh()
 
     def refresh(self) -> bool:
-        """Look at the file; cheap enough to do so all the time. True when `wanted` is another now."""
+        """Look at the file; cheap enough to do so all the time.
+        True when `wanted` is another now."""
         content = self._file.news()
         return content is not None and self._take(content)
 
@@ -32,8 +34,13 @@ class AdapterList:
             self.wanted = AdapterFile.model_validate_json(content)
         except ValidationError as error:
             # Without the input: it holds credentials.
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            faults = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
+                for e in error.errors(include_input=False)
+            )
             log.error(
-                "The list of adapters %s is not valid (%s); the last good one stays in force", self._file.path, faults
+                "The list of adapters %s is not valid (%s); the last good one stays in force",
+                self._file.path,
+                faults,
             )
         return self.wanted != before

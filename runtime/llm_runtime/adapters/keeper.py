@@ -1,7 +1,9 @@
-"""Keeps an engine's adapters as the list says: fetches, loads, replaces and drops while requests run.
+"""Keeps an engine's adapters as the list says:
+fetches, loads, replaces and drops while requests run.
 
-Level-triggered, as the operator is: each look compares what is wanted with what the engine has, so that it does not
-matter what was missed, and another engine gets everything anew. Only the event loop's thread touches the state.
+Level-triggered, as the operator is: each look compares what is wanted with what the engine has, so
+that it does not matter what was missed, and another engine gets everything anew. Only the event
+loop's thread touches the state.
 """
 
 import asyncio
@@ -29,13 +31,15 @@ READY_SECONDS = 120.0
 
 
 def pause_seconds(failures: int, chance: float) -> float:
-    """How long to wait after so many failures in a row, with a jitter of a quarter. `chance`: 0 to 1."""
+    """How long to wait after so many failures in a row, with a jitter of a quarter.
+    `chance`: 0 to 1."""
     pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 16))
     return pause * (0.75 + 0.5 * chance)
 
 
 Fetch = Callable[[PinnedAdapter, RegistryAccess], Awaitable[Path]]
-"""Bring a version to a verified folder. Takes long, and must hold up nobody; raises errors.Fatal."""
+"""Bring a version to a verified folder.
+Takes long, and must hold up nobody; raises errors.Fatal."""
 
 
 @dataclass(eq=False)
@@ -64,7 +68,8 @@ class _Place:
 
 
 class Adapters:
-    """The adapters of the engine that serves. An async context manager: it looks for changes while it is entered."""
+    """The adapters of the engine that serves.
+    An async context manager: it looks for changes while it is entered."""
 
     def __init__(
         self,
@@ -75,7 +80,8 @@ class Adapters:
         chance: Callable[[], float] = random.random,
         news: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`most`: how many the engine holds. `chance`: 0 to 1. `news`: whether `fetch` may end otherwise now."""
+        """`most`: how many the engine holds. `chance`: 0 to 1.
+        `news`: whether `fetch` may end otherwise now."""
         self._list = wanted
         self._fetch = fetch
         self._most = most
@@ -85,7 +91,8 @@ class Adapters:
         self._engine: Engine | None = None
         self._places: dict[str, _Place] = {}
         self._changing = asyncio.Lock()
-        """The engine's answers name all its adapters: they must come in the order of what was asked."""
+        """The engine's answers name all its adapters:
+        they must come in the order of what was asked."""
         self._drops: set[asyncio.Task[None]] = set()
         self._unsettled: Iterator[int] = itertools.count()
         self._watch: asyncio.Task[None] | None = None
@@ -111,9 +118,12 @@ class Adapters:
         self.look()
 
     async def settled(self, timeout_seconds: float = READY_SECONDS) -> None:
-        """Return when each adapter is loaded or has failed once: who is said to be ready should answer for all."""
+        """Return when each adapter is loaded or has failed once:
+        who is said to be ready should answer for all."""
         deadline = self._clock() + timeout_seconds
-        while tasks := [place.task for place in self._places.values() if place.task and not place.failures]:
+        while tasks := [
+            place.task for place in self._places.values() if place.task and not place.failures
+        ]:
             left = deadline - self._clock()
             _, open_ = await asyncio.wait(tasks, timeout=max(0.0, left))
             if open_:
@@ -141,7 +151,8 @@ class Adapters:
 
     @property
     def default(self) -> str:
-        """The one that the list lets answer for the bare name of the model; "" when it says nothing of it."""
+        """The one that the list lets answer for the bare name of the model;
+        "" when it says nothing of it."""
         return self._list.wanted.default_adapter
 
     def version(self, name: str) -> str | None:
@@ -150,11 +161,16 @@ class Adapters:
         return place.loaded.version if place and place.loaded else None
 
     def identity(self, name: str) -> str:
-        """What decides the answers of `name`, for caches: the same in every process, and nothing's while it changes."""
+        """What decides the answers of `name`, for caches:
+        the same in every process, and nothing's while it changes."""
         if not name:
             return ""
         place = self._places.get(name)
-        return place.identity if place and place.identity else f"unsettled {id(self)} {next(self._unsettled)}"
+        return (
+            place.identity
+            if place and place.identity
+            else f"unsettled {id(self)} {next(self._unsettled)}"
+        )
 
     def report(self) -> list[dict[str, Any]]:
         """What stands where, one entry for each wanted adapter; no address and no credential."""
@@ -178,7 +194,8 @@ class Adapters:
                 yield entry["name"], entry["wanted_version"], False
 
     def failures(self) -> Iterator[tuple[str, str, str]]:
-        """Name, wanted version and reason of each that could not be loaded; the version before may still answer."""
+        """Name, wanted version and reason of each that could not be loaded;
+        the version before may still answer."""
         for entry in self.report():
             if reason := entry.get("reason"):
                 yield entry["name"], entry["wanted_version"], reason
@@ -198,40 +215,62 @@ class Adapters:
             place.fault = None
             place.failures = 0
             place.retry_at = 0.0
-            if place.task and place.step == "fetching":  # What is not wanted any more must not hold up what is.
+            if (
+                place.task and place.step == "fetching"
+            ):  # What is not wanted any more must not hold up what is.
                 place.task.cancel()
                 place.task = None
         if place.loaded and adapter.name not in engine.adapters and not place.busy:
-            # Whoever was not used for longest makes room while replaced versions still have requests.
+            # Whoever was not used for longest makes room while replaced versions still have
+            # requests.
             place.loaded = None
             place.identity = ""
         if place.loaded == adapter or place.busy or self._clock() < place.retry_at:
             return
         if number >= self._most:
-            message = f"the server holds {self._most} adapters (engine.maxAdapters), and this is number {number + 1}"
+            message = (
+                f"the server holds {self._most} adapters (engine.maxAdapters), and this is number"
+                f" {number + 1}"
+            )
             place.fault = FatalReport(reason="TooManyAdapters", message=message)
         elif (access := self._list.wanted.connections.get(adapter.connection)) is None:
-            message = f"the list of adapters has no connection {adapter.connection!r}; add its trackingUri there"
+            message = (
+                f"the list of adapters has no connection {adapter.connection!r}; add its"
+                " trackingUri there"
+            )
             place.fault = FatalReport(reason="ConfigInvalid", message=message)
         else:
             place.step = "fetching"
             place.task = asyncio.create_task(self._bring(engine, place, adapter, access))
 
-    async def _bring(self, engine: Engine, place: _Place, adapter: PinnedAdapter, access: RegistryAccess) -> None:
+    async def _bring(
+        self, engine: Engine, place: _Place, adapter: PinnedAdapter, access: RegistryAccess
+    ) -> None:
         try:
             folder = await self._fetch(adapter, access)
             place.step = "loading"
             async with self._changing:
-                if self._places.get(adapter.name) is place:  # Or it was taken from the list meanwhile.
+                if (
+                    self._places.get(adapter.name) is place
+                ):  # Or it was taken from the list meanwhile.
                     await self._load(engine, place, adapter, access, folder)
         except errors.Fatal as fatal:
             self._fail(place, adapter, fatal.told())
         except Exception as error:
             log.exception("Loading the adapter %s failed", adapter.name)
-            self._fail(place, adapter, FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"))
+            self._fail(
+                place,
+                adapter,
+                FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"),
+            )
 
     async def _load(
-        self, engine: Engine, place: _Place, adapter: PinnedAdapter, access: RegistryAccess, folder: Path
+        self,
+        engine: Engine,
+        place: _Place,
+        adapter: PinnedAdapter,
+        access: RegistryAccess,
+        folder: Path,
     ) -> None:
         before = place.identity
         place.identity = ""
@@ -244,7 +283,10 @@ class Adapters:
         place.identity = identity(adapter, access)
         place.fault = None
         place.failures = 0
-        log.info("adapter loaded", extra={"adapter": adapter.name, "model": adapter.model, "version": adapter.version})
+        log.info(
+            "adapter loaded",
+            extra={"adapter": adapter.name, "model": adapter.model, "version": adapter.version},
+        )
 
     def _fail(self, place: _Place, adapter: PinnedAdapter, report: FatalReport) -> None:
         if place.wanted != adapter:
@@ -254,7 +296,11 @@ class Adapters:
         pause = pause_seconds(place.failures, self._chance())
         place.retry_at = self._clock() + pause
         what = {"adapter": adapter.name, "model": adapter.model, "version": adapter.version}
-        log.error("adapter not loaded: %s", report.message, extra={**what, "reason": report.reason, "again_in": pause})
+        log.error(
+            "adapter not loaded: %s",
+            report.message,
+            extra={**what, "reason": report.reason, "again_in": pause},
+        )
 
     def _take_away(self, engine: Engine, name: str) -> None:
         place = self._places.pop(name)
@@ -265,7 +311,8 @@ class Adapters:
         task.add_done_callback(self._drops.discard)
 
     async def _drop(self, engine: Engine, name: str) -> None:
-        """Not waited for: the last request may take minutes, and the name may be wanted again meanwhile."""
+        """Not waited for: the last request may take minutes,
+        and the name may be wanted again meanwhile."""
         async with self._changing:
             if name in self._places or name not in engine.adapters:
                 return

@@ -1,4 +1,5 @@
-"""What the dialects with a form of their own share: from a body to a job, from a generation to an answer."""
+"""What the dialects with a form of their own share:
+from a body to a job, from a generation to an answer."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -40,7 +41,8 @@ def caller_of(request: Request) -> Caller:
 
 
 def job(request: Request, prefix: str = "", **fields: Any) -> Job:
-    """A job of this request; `fields` are those of `Job` that its body decides. `prefix` begins its id."""
+    """A job of this request;
+    `fields` are those of `Job` that its body decides. `prefix` begins its id."""
     endpoint = request.url.path
     return Job(
         id=f"{prefix or endpoint.strip('/').replace('/', '-')}-{uuid4().hex}",
@@ -53,21 +55,26 @@ def job(request: Request, prefix: str = "", **fields: Any) -> Job:
 
 
 def adapter_of(request: Request, asked: str | None, field: str = "model") -> str:
-    """The adapter that a model's name, which stands in `field`, asks for; no name is the model's own.
+    """The adapter that a model's name, which stands in `field`, asks for;
+    no name is the model's own.
 
-    Raises `errors.NotFound`, also for one that the caller may not use, and `errors.ServiceUnavailable` for one that is
-    on its way.
+    Raises `errors.NotFound`, also for one that the caller may not use, and
+    `errors.ServiceUnavailable` for one that is on its way.
     """
     pipeline = pipeline_of(request)
     server = server_of(request)
     served = pipeline.config.model.name
     present = pipeline.engine.adapters
     default = server.default_adapter
-    coming = [name for name in server.adapters.names if name not in present] if server.adapters else []
+    coming = (
+        [name for name in server.adapters.names if name not in present] if server.adapters else []
+    )
     usable = [name for name in (*present, *coming) if may_use(caller_of(request), name)]
     adapter = check_model(asked or served, served, usable, default, field)
     if adapter and adapter not in present:
-        raise errors.ServiceUnavailable(f"The adapter {adapter} is not loaded yet; try again shortly.")
+        raise errors.ServiceUnavailable(
+            f"The adapter {adapter} is not loaded yet; try again shortly."
+        )
     return adapter
 
 
@@ -79,7 +86,8 @@ def model_name(generation: Generation, pipeline: Pipeline) -> str:
 
 
 def bare_reading(request: Request) -> Reading:
-    """How answers to bare prompts are read: a model may think even then, but was offered nothing to call."""
+    """How answers to bare prompts are read:
+    a model may think even then, but was offered nothing to call."""
     return replace(reading_of(pipeline_of(request).codec.chat_template), form=None)
 
 
@@ -89,14 +97,21 @@ def read(reading: Reading, prompt: str, text: str) -> Part:
 
 
 async def start(request: Request, wanted: Job) -> Generation:
-    """Admit a job, unless the client leaves while it waits for its turn. Raises what it can be refused for."""
+    """Admit a job, unless the client leaves while it waits for its turn.
+    Raises what it can be refused for."""
     pipeline = pipeline_of(request)
     state = request.state
-    starting = pipeline.start(wanted, large=state.large, listener=state.listener, unbilled=state.unbilled)
-    return await while_connected(request.receive, starting, pipeline.config.server.request_timeout_seconds)
+    starting = pipeline.start(
+        wanted, large=state.large, listener=state.listener, unbilled=state.unbilled
+    )
+    return await while_connected(
+        request.receive, starting, pipeline.config.server.request_timeout_seconds
+    )
 
 
-async def worked_out(request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def worked_out(
+    request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
     """`work` on the body: aside, where that is large."""
     return await aside(work, *args, **kwargs) if request.state.large else work(*args, **kwargs)
 
@@ -113,15 +128,22 @@ def event_stream(
     events: AsyncGenerator[bytes],
     error: Callable[[errors.Refusal], dict[str, Any]] = own_error,
 ) -> EventStream:
-    """Server-sent events; what goes wrong after the first becomes an event, in the dialect's shape of errors."""
+    """Server-sent events; what goes wrong after the first becomes an event,
+    in the dialect's shape of errors."""
     timeout_seconds = pipeline_of(request).config.server.request_timeout_seconds
-    return EventStream(generation, events, fault=lambda refusal: sse(error(refusal)), timeout_seconds=timeout_seconds)
+    return EventStream(
+        generation,
+        events,
+        fault=lambda refusal: sse(error(refusal)),
+        timeout_seconds=timeout_seconds,
+    )
 
 
 async def text_events(
     generation: Generation, pipeline: Pipeline, reader: AnswerReader
 ) -> AsyncGenerator[tuple[str, bytes]]:
-    """(text, event) as the one choice of a generation comes: `{"text": …}`, at its end with the reason and counts.
+    """(text, event) as the one choice of a generation comes:
+    `{"text": …}`, at its end with the reason and counts.
 
     The `reader` takes thoughts out of the text: they are `{"reasoning_content": …}`.
     """

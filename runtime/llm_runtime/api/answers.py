@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 OPENAI_ROOT = "/v1"
 OWN_PATHS = frozenset({"/v1/generate", "/v1/stream", "/v1/chat", "/v1/key"})
-"""Of the other dialects; whatever else lies under OpenAI's root is asked for by OpenAI's clients."""
+"""Of the other dialects;
+whatever else lies under OpenAI's root is asked for by OpenAI's clients."""
 ROOTLESS = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
 """What OpenAI's clients ask for if their base URL lacks the root."""
 CLIENT_GONE = 499
@@ -73,7 +74,9 @@ def own_error(refusal: errors.Refusal, details: Mapping[str, Any] | None = None)
     }
 
 
-def error_response(path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> JsonResponse:
+def error_response(
+    path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None
+) -> JsonResponse:
     """An error answer in the shape that `path`'s clients expect."""
     body = openai_error(refusal) if _is_openais(path) else own_error(refusal, details)
     return JsonResponse(body, refusal.status, headers=_headers(refusal))
@@ -89,7 +92,8 @@ def _not_here(path: str) -> errors.NotFound:
         hint = f"if you speak OpenAI's API, let the base URL end in {OPENAI_ROOT}"
     elif _is_openais(path):
         hint = (
-            f"of OpenAI's API there are {OPENAI_ROOT}/chat/completions, {OPENAI_ROOT}/completions, {OPENAI_ROOT}/models"
+            f"of OpenAI's API there are {OPENAI_ROOT}/chat/completions, {OPENAI_ROOT}/completions,"
+            f" {OPENAI_ROOT}/models"
         )
     else:
         hint = "see /docs"
@@ -100,7 +104,8 @@ def _headers(refusal: errors.Refusal) -> dict[str, str]:
     headers = {}
     if refusal.retry_after_seconds is not None and refusal.status in (429, 503):
         headers["Retry-After"] = str(math.ceil(refusal.retry_after_seconds))
-        # OpenAI's clients look here first: whole seconds are long for a limit that frees a place every 50 ms.
+        # OpenAI's clients look here first: whole seconds are long for a limit that frees a place
+        # every 50 ms.
         headers["retry-after-ms"] = str(math.ceil(refusal.retry_after_seconds * 1000))
     if refusal.should_retry is not None:
         headers["x-should-retry"] = str(refusal.should_retry).lower()
@@ -117,7 +122,8 @@ async def on_refusal(request: Request, refusal: Exception) -> Response:
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
-    """Answer a body that Pydantic refused: the first problem in the message, all of them in the details."""
+    """Answer a body that Pydantic refused:
+    the first problem in the message, all of them in the details."""
     assert isinstance(error, RequestValidationError)
     problems = [_problem(found) for found in error.errors()[:MAX_PROBLEMS]]
     field, text, code = problems[0]
@@ -138,9 +144,13 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         case HTTPStatus.NOT_FOUND:
             refusal = _not_here(path)
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            refusal = errors.MethodNotAllowed(f"{path} does not take {method}.", code="method_not_allowed")
+            refusal = errors.MethodNotAllowed(
+                f"{path} does not take {method}.", code="method_not_allowed"
+            )
         case _:
-            refusal = errors.InvalidRequest("The body can't be read: send JSON in UTF-8.", code="invalid_json")
+            refusal = errors.InvalidRequest(
+                "The body can't be read: send JSON in UTF-8.", code="invalid_json"
+            )
     await _note(request, refusal)
     response = error_response(path, refusal)
     response.headers.update(error.headers or {})
@@ -156,7 +166,9 @@ async def _note(request: Request, refusal: errors.Refusal) -> None:
     server = server_of(request)
     server.metrics.errors.labels(refusal.error).inc()
     caller = getattr(request.state, "caller", None)
-    await server.shares.refuse(caller.id if caller else tenant_address(client_host(request)), refusal)
+    await server.shares.refuse(
+        caller.id if caller else tenant_address(client_host(request)), refusal
+    )
 
 
 async def on_client_gone(request: Request, error: Exception) -> Response:
@@ -165,7 +177,8 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
 
 
 def internal_error(path: str) -> JsonResponse:
-    """The answer to a fault of ours: nothing of it but the request's id, under which the log has the rest."""
+    """The answer to a fault of ours: nothing of it but the request's id,
+    under which the log has the rest."""
     message = f"The server failed; its log has the reason under {logs.request_id.get()}."
     return error_response(path, errors.Refusal(message, code="internal_error"))
 
@@ -188,11 +201,16 @@ async def answer_to(request: Request, fault: Exception) -> Response:
 
 
 def _problem(found: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    """(field, what is wrong, code) of one Pydantic error. What the client sent is never repeated."""
+    """(field, what is wrong, code) of one Pydantic error.
+    What the client sent is never repeated."""
     field = _field(tuple(found["loc"]))
     match found["type"]:
         case "extra_forbidden":
-            return field, "not supported by this server; send the request without it", "unsupported_parameter"
+            return (
+                field,
+                "not supported by this server; send the request without it",
+                "unsupported_parameter",
+            )
         case "missing":
             return field, "required", "missing_required_parameter"
         case "json_invalid":

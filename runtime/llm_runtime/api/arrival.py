@@ -8,7 +8,8 @@ from llm_runtime.fetching.progress import Rate
 
 
 class Arrival:
-    """One model that is fetched and then loaded. A `Progress`: its download tells it, from another thread."""
+    """One model that is fetched and then loaded.
+    A `Progress`: its download tells it, from another thread."""
 
     def __init__(self, model: str, clock: Callable[[], float] = time.monotonic) -> None:
         """`model` is what an administrator wrote: maybe an address or a path."""
@@ -33,4 +34,9 @@ class Arrival:
             return found
         done, total, rate = self._figures
         percent = 100 * done // max(total, 1)
-        return found | {"percent": percent, "bytes": done, "total_bytes": total, "bytes_per_second": round(rate)}
+        return found | {
+            "percent": percent,
+            "bytes": done,
+            "total_bytes": total,
+            "bytes_per_second": round(rate),
+        }

@@ -23,7 +23,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields that are not implemented, each with the values that ask for nothing: clients send those unasked."""
+    """Fields that are not implemented, each with the values that ask for nothing:
+    clients send those unasked."""
     hints: ClassVar[frozenset[str]] = frozenset()
     """Fields that can't change an answer, whatever they say: they are taken and dropped."""
 
@@ -49,7 +50,11 @@ class Body(BaseModel):
                     break
             else:
                 return data
-        return {name: value for name, value in data.items() if value is not None and not cls._asks_nothing(name, value)}
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None and not cls._asks_nothing(name, value)
+        }
 
     @classmethod
     def _asks_nothing(cls, name: str, value: Any) -> bool:
@@ -61,9 +66,11 @@ class Body(BaseModel):
 
 
 class Baggage(Body):
-    """Something that a client hands back or describes, with what other servers and frameworks have written on it.
+    """Something that a client hands back or describes,
+    with what other servers and frameworks have written on it.
 
-    An unknown field of it is no wish, and is dropped. Those wishes that some server reads there are in `no_effect`.
+    An unknown field of it is no wish, and is dropped.
+    Those wishes that some server reads there are in `no_effect`.
     """
 
     model_config = ConfigDict(json_schema_extra={"additionalProperties": True})
@@ -102,9 +109,11 @@ Stops = Annotated[
 ]
 
 
-def sampling(*, max_tokens: int, temperature: float, top_p: float, stop: list[str], **options: Any) -> Sampling:
-    """The engine's way of saying it; `options` are other fields of `Sampling`. OpenAI allows `top_p` 0, which leaves
-    the likeliest token: greedy."""
+def sampling(
+    *, max_tokens: int, temperature: float, top_p: float, stop: list[str], **options: Any
+) -> Sampling:
+    """The engine's way of saying it; `options` are other fields of `Sampling`. OpenAI allows
+    `top_p` 0, which leaves the likeliest token: greedy."""
     greedy = temperature == 0 or top_p == 0
     return Sampling(
         max_tokens=max_tokens,
@@ -116,17 +125,21 @@ def sampling(*, max_tokens: int, temperature: float, top_p: float, stop: list[st
 
 
 def conflict(field: str, text: str) -> PydanticCustomError:
-    """An error about how fields go together, to raise from a model validator; `field` is the one to change."""
+    """An error about how fields go together, to raise from a model validator;
+    `field` is the one to change."""
     return PydanticCustomError("conflict", "{text}", {"field": field, "text": text})
 
 
-def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: str = "", field: str = "model") -> str:
+def check_model(
+    asked: str, served: str, adapters: Sequence[str] = (), default: str = "", field: str = "model"
+) -> str:
     """The adapter that `asked`, the value of `field`, names, "" for the model itself.
 
     Raises `errors.NotFound` for anything else.
 
-    `adapters` are those that the caller may use: of others it is not told that they are there. With a `default` adapter
-    the bare name is that one's, and `<served>:base` the model, unless an adapter is called so.
+    `adapters` are those that the caller may use: of others it is not told that they are there. With
+    a `default` adapter the bare name is that one's, and `<served>:base` the model, unless an
+    adapter is called so.
     """
     bare = not default or default in adapters
     if asked == served and bare:
@@ -137,6 +150,8 @@ def check_model(asked: str, served: str, adapters: Sequence[str] = (), default: 
     if adapter != asked and adapter == BASE:
         return ""
     own = served if bare else f"{served}:{BASE}"
-    known = ", ".join(repr(name) for name in (own, *(f"{served}:{adapter}" for adapter in adapters)))
+    known = ", ".join(
+        repr(name) for name in (own, *(f"{served}:{adapter}" for adapter in adapters))
+    )
     message = f"There is no model {asked[:100]!r} here that this key may use; it may use {known}."
     raise errors.NotFound(message, param=field, code="model_not_found")

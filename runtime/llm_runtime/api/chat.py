@@ -1,4 +1,5 @@
-"""`POST /v1/chat`: a conversation; with a `session_id` the server remembers what was said before."""
+"""`POST /v1/chat`: a conversation;
+with a `session_id` the server remembers what was said before."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -21,7 +22,17 @@ from llm_runtime.api.answering import (
     start,
     text_events,
 )
-from llm_runtime.api.body import MAX_MESSAGES, Body, MaxTokens, Seed, Stops, Temperature, Text, TopP, sampling
+from llm_runtime.api.body import (
+    MAX_MESSAGES,
+    Body,
+    MaxTokens,
+    Seed,
+    Stops,
+    Temperature,
+    Text,
+    TopP,
+    sampling,
+)
 from llm_runtime.api.documents import JSON_OR_EVENTS, OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.server import server_of
@@ -29,7 +40,9 @@ from llm_runtime.pipeline import NOT_ASKED, Generation
 from llm_runtime.request import Message
 from llm_runtime.tools.forms import reading_of
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["chat"], responses=OWN_ERRORS)
+router = APIRouter(
+    route_class=GenerationRoute, dependencies=SECURITY, tags=["chat"], responses=OWN_ERRORS
+)
 
 
 class Said(Body):
@@ -45,7 +58,9 @@ class Said(Body):
 class ConversationBody(Body):
     """What was said since the last answer; without a session, the whole conversation."""
 
-    model_config = example(messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=100)
+    model_config = example(
+        messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=100
+    )
 
     messages: Annotated[list[Said], Field(min_length=1, max_length=MAX_MESSAGES)]
     session_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
@@ -83,7 +98,9 @@ class Session:
 
     def __init__(self, request: Request, session_id: str | None) -> None:
         """Raises `errors.InvalidRequest` if this server keeps none."""
-        self._store = server_of(request).sessions if session_id and not request.state.unbilled else None
+        self._store = (
+            server_of(request).sessions if session_id and not request.state.unbilled else None
+        )
         self._tenant = caller_of(request).id
         self._id = session_id or ""
         if session_id and self._store is None:
@@ -98,18 +115,26 @@ class Session:
         if self._store:
             [conversation] = generation.job.prompts
             messages = [message for message in conversation[-said:] if isinstance(message, dict)]
-            await self._store.append(self._tenant, self._id, [*messages, {"role": "assistant", "content": answer}])
+            await self._store.append(
+                self._tenant, self._id, [*messages, {"role": "assistant", "content": answer}]
+            )
 
 
-@router.post("/v1/chat", summary="Converse", response_model=ConversationAnswer, responses=JSON_OR_EVENTS)
+@router.post(
+    "/v1/chat", summary="Converse", response_model=ConversationAnswer, responses=JSON_OR_EVENTS
+)
 async def chat(request: Request, body: ConversationBody) -> ConversationAnswer | Response:
     """Answer the last message, whole or as the events of `/v1/stream`."""
     session = Session(request, body.session_id)
     generation = await _start(request, body, await session.history())
     if body.stream:
-        return event_stream(request, generation, _events(request, generation, session, len(body.messages)))
+        return event_stream(
+            request, generation, _events(request, generation, session, len(body.messages))
+        )
     [choice] = await collect(request, generation)
-    said = reading_of(pipeline_of(request).codec.chat_template).reader().take(choice.text, final=True)
+    said = (
+        reading_of(pipeline_of(request).codec.chat_template).reader().take(choice.text, final=True)
+    )
     await session.append(generation, len(body.messages), said.text)
     return ConversationAnswer(
         message=Answer(content=said.text, reasoning_content=said.thoughts or None),
@@ -119,7 +144,9 @@ async def chat(request: Request, body: ConversationBody) -> ConversationAnswer |
     )
 
 
-async def _events(request: Request, generation: Generation, session: Session, said: int) -> AsyncGenerator[bytes]:
+async def _events(
+    request: Request, generation: Generation, session: Session, said: int
+) -> AsyncGenerator[bytes]:
     answer = ""
     pipeline = pipeline_of(request)
     reader = reading_of(pipeline.codec.chat_template).reader()

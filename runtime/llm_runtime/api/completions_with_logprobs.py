@@ -1,4 +1,5 @@
-"""`POST /generate`: continuations with the log probability of every token, unless answers are masked."""
+"""`POST /generate`: continuations with the log probability of every token,
+unless answers are masked."""
 
 import time
 from typing import Annotated
@@ -23,7 +24,9 @@ from llm_runtime.api.spelled import Spelled, Spelling, of_each_choice
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Choice
 from llm_runtime.tools.reader import Part
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["logprobs"], responses=OWN_ERRORS)
+router = APIRouter(
+    route_class=GenerationRoute, dependencies=SECURITY, tags=["logprobs"], responses=OWN_ERRORS
+)
 
 LOWEST_LOGPROB = -9999.0
 """JSON has no minus infinity."""
@@ -43,7 +46,9 @@ class Parameters(Body):
 class LogprobsBody(Body):
     """A text to continue. `max_new_tokens` may stand here or in `parameters`."""
 
-    model_config = example(prompt="Explain quantum computing.", parameters={"temperature": 0.7, "max_new_tokens": 200})
+    model_config = example(
+        prompt="Explain quantum computing.", parameters={"temperature": 0.7, "max_new_tokens": 200}
+    )
 
     prompt: Annotated[Text, Field(min_length=1)]
     model_name: Text | None = None
@@ -54,7 +59,10 @@ class LogprobsBody(Body):
     def _agree(self) -> "LogprobsBody":
         inner = self.parameters.max_new_tokens
         if inner and self.max_new_tokens and inner != self.max_new_tokens:
-            raise conflict("max_new_tokens", "says another number than parameters.max_new_tokens; send one of them")
+            raise conflict(
+                "max_new_tokens",
+                "says another number than parameters.max_new_tokens; send one of them",
+            )
         return self
 
 
@@ -91,7 +99,9 @@ async def generate(request: Request, body: LogprobsBody) -> Completions:
     pipeline = pipeline_of(request)
     parameters = body.parameters
     reading = bare_reading(request)
-    masked = pipeline.config.server.filters.output == "Mask"  # This dialect can't ask without log probabilities.
+    masked = (
+        pipeline.config.server.filters.output == "Mask"
+    )  # This dialect can't ask without log probabilities.
     generation = await start(
         request,
         job(
@@ -130,4 +140,6 @@ def _completion(part: Part, choice: Choice, texts: Spelled | None) -> Completion
 
 def _token(each: Spelling) -> Token:
     value = each.event.logprob
-    return Token(text=each.text, logprob=LOWEST_LOGPROB if value is None else max(value, LOWEST_LOGPROB))
+    return Token(
+        text=each.text, logprob=LOWEST_LOGPROB if value is None else max(value, LOWEST_LOGPROB)
+    )

@@ -1,4 +1,5 @@
-"""What the OpenAPI document says of every endpoint: its refusals in both shapes, event streams, examples."""
+"""What the OpenAPI document says of every endpoint:
+its refusals in both shapes, event streams, examples."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -18,7 +19,9 @@ STATUSES = {
     415: "The body is compressed.",
     429: "A limit, a quota or the queue is full; `Retry-After` says when to come back.",
     500: "A fault of the server; its log has the reason under the request's id.",
-    503: "No model is loaded, or the server is shutting down; `Retry-After` says when to come back.",
+    503: (
+        "No model is loaded, or the server is shutting down; `Retry-After` says when to come back."
+    ),
 }
 Responses = dict[int | str, dict[str, Any]]
 
@@ -59,13 +62,20 @@ OWN_ERRORS = refusals(OwnErrorAnswer)
 _EVENT = {
     "schema": {
         "type": "object",
-        "description": "An event: JSON in `data`, in the last one `[DONE]`. Comments keep the connection open.",
+        "description": (
+            "An event: JSON in `data`, in the last one `[DONE]`. Comments keep the connection open."
+        ),
         "properties": {"data": {"type": "string"}},
     }
 }
-EVENTS: Responses = {200: {"description": "Server-sent events", "content": {"text/event-stream": _EVENT}}}
+EVENTS: Responses = {
+    200: {"description": "Server-sent events", "content": {"text/event-stream": _EVENT}}
+}
 JSON_OR_EVENTS: Responses = {
-    200: {"description": "The answer; with `stream: true` server-sent events", "content": {"text/event-stream": _EVENT}}
+    200: {
+        "description": "The answer; with `stream: true` server-sent events",
+        "content": {"text/event-stream": _EVENT},
+    }
 }
 
 
@@ -79,7 +89,8 @@ def example(**fields: Any) -> ConfigDict:
 
 
 def describe(app: FastAPI) -> None:
-    """Take out of the OpenAPI document what FastAPI adds by itself and this server never answers: 422."""
+    """Take out of the OpenAPI document what FastAPI adds by itself and this server never answers:
+    422."""
     built = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -21,12 +21,25 @@ from llm_runtime.api.answering import (
     start,
     text_events,
 )
-from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
+from llm_runtime.api.body import (
+    Body,
+    MaxTokens,
+    Seed,
+    Stops,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+    conflict,
+    sampling,
+)
 from llm_runtime.api.documents import EVENTS, OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.pipeline import NOT_ASKED, Generation
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["generate"], responses=OWN_ERRORS)
+router = APIRouter(
+    route_class=GenerationRoute, dependencies=SECURITY, tags=["generate"], responses=OWN_ERRORS
+)
 
 
 class GenerateBody(Body):
@@ -49,7 +62,9 @@ class GenerateBody(Body):
     @model_validator(mode="after")
     def _agree(self) -> "GenerateBody":
         if self.max_tokens and self.max_new_tokens and self.max_tokens != self.max_new_tokens:
-            raise conflict("max_tokens", "says another number than max_new_tokens; send one of them")
+            raise conflict(
+                "max_tokens", "says another number than max_new_tokens; send one of them"
+            )
         return self
 
 
@@ -83,9 +98,15 @@ async def generate(request: Request, body: GenerateBody) -> Generated:
     )
 
 
-@router.post("/v1/stream", summary="Continue a text, event by event", responses=EVENTS, response_class=Response)
+@router.post(
+    "/v1/stream",
+    summary="Continue a text, event by event",
+    responses=EVENTS,
+    response_class=Response,
+)
 async def stream(request: Request, body: GenerateBody) -> Response:
-    """Server-sent events: `{"text": …}` as it comes, then one with `finish_reason` and `tokens_generated`."""
+    """Server-sent events: `{"text": …}` as it comes,
+    then one with `finish_reason` and `tokens_generated`."""
     generation = await _start(request, body, stream=True)
     return event_stream(request, generation, _events(request, generation, body.prompt))
 

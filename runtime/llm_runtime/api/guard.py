@@ -2,8 +2,8 @@
 
 No body is read unasked, and of one that is its bounds come before its fields.
 
-FastAPI only describes these routes (`/openapi.json`); a request goes from `BodyRoute.respond` straight to the
-endpoint, without solving dependencies, and is parsed in one pass.
+FastAPI only describes these routes (`/openapi.json`); a request goes from `BodyRoute.respond`
+straight to the endpoint, without solving dependencies, and is parsed in one pass.
 """
 
 import asyncio
@@ -52,7 +52,8 @@ class KeyedRoute(APIRoute):
 
 
 class BodyRoute(APIRoute):
-    """A route with a bounded body. Its endpoint is `async (request, body: SomeModel)` and may return models and dicts.
+    """A route with a bounded body.
+    Its endpoint is `async (request, body: SomeModel)` and may return models and dicts.
 
     An endpoint without `body` gets none, and none is read.
     """
@@ -62,7 +63,8 @@ class BodyRoute(APIRoute):
         return self.respond
 
     async def respond(self, request: Request) -> Response:
-        """The whole road from a request's head to its answer. Raises what `answers.HANDLERS` knows."""
+        """The whole road from a request's head to its answer.
+        Raises what `answers.HANDLERS` knows."""
         await self.admit(request)
         fields = [await read_body(request, self._body)] if self._body else []
         self.prepare(request, *fields)
@@ -97,10 +99,13 @@ class GenerationRoute(BodyRoute):
         if server.limiter:
             await server.limiter.count(caller)
         if server.copier:
-            state.listener = state.copy = server.copier.choose(self.path, request.headers.get("host", ""))
+            state.listener = state.copy = server.copier.choose(
+                self.path, request.headers.get("host", "")
+            )
 
     def _admit_copy(self, request: Request, copier: Copier) -> None:
-        """A copy of a request to stable: it costs nobody anything, and has no place where it would wait."""
+        """A copy of a request to stable: it costs nobody anything,
+        and has no place where it would wait."""
         copier.orders.check(request.headers[SHADOW_HEADER])
         request.state.caller = SHADOW
         request.state.unbilled = True
@@ -111,7 +116,9 @@ class GenerationRoute(BodyRoute):
     def prepare(self, request: Request, *body: BaseModel) -> None:
         server = server_of(request)
         if request.state.unbilled and any(getattr(each, "stream", False) for each in body):
-            raise errors.InvalidRequest("A copy is answered whole; send it without stream.", param="stream")
+            raise errors.InvalidRequest(
+                "A copy is answered whole; send it without stream.", param="stream"
+            )
         # Only now: while the body came, another model may have taken over.
         request.state.pipeline = server.serving.pipeline
         if server.tracing:
@@ -119,11 +126,12 @@ class GenerationRoute(BodyRoute):
 
 
 async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
-    """The whole body, and its fields; of a large one, `request.state.large`, both in one of the caller's places for it.
+    """The whole body, and its fields;
+    of a large one, `request.state.large`, both in one of the caller's places for it.
 
-    Raises `errors.UnsupportedMedia` for any that is not plain JSON, `errors.PayloadTooLarge` as soon as it is known to
-    be over the limit, `errors.BodyTimeout` when it is not there in time, `errors.RateLimited` without a place, and
-    `RequestValidationError`.
+    Raises `errors.UnsupportedMedia` for any that is not plain JSON, `errors.PayloadTooLarge` as
+    soon as it is known to be over the limit, `errors.BodyTimeout` when it is not there in time,
+    `errors.RateLimited` without a place, and `RequestValidationError`.
     """
     server = server_of(request)
     limits = server.config.server
@@ -149,7 +157,10 @@ async def _in_time(request: Request, limits: ServerConfig) -> bytearray:
         async with asyncio.timeout(limits.body_timeout_seconds):
             body = await _receive(request, limits)
     except TimeoutError:
-        message = f"The body was not complete after {limits.body_timeout_seconds:g} s; send it faster, or less of it."
+        message = (
+            f"The body was not complete after {limits.body_timeout_seconds:g} s; send it faster, or"
+            " less of it."
+        )
         raise errors.BodyTimeout(message, code="request_timeout") from None
     copy = getattr(request.state, "copy", None)
     if copy and (copier := server_of(request).copier):
@@ -176,18 +187,22 @@ def _too_large(limits: ServerConfig) -> errors.PayloadTooLarge:
 
 
 def check_media(request: Request) -> None:
-    """JSON, and as it is. A browser can't send another site's form as JSON, hence the header must be there."""
+    """JSON, and as it is. A browser can't send another site's form as JSON,
+    hence the header must be there."""
     if request.headers.get("content-encoding", "identity") != "identity":
         message = "A compressed body is not taken here; send it without Content-Encoding."
         raise errors.UnsupportedMedia(message, code="unsupported_encoding")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
         message = "The body must be a JSON object, with Content-Type: application/json."
         raise errors.InvalidRequest(message, code="invalid_type")
 
 
 def parse(model: type[BaseModel], content: bytes | bytearray) -> BaseModel:
-    """The body's fields. Raises `RequestValidationError`, whose locations begin at "body" as FastAPI's do."""
+    """The body's fields. Raises `RequestValidationError`,
+    whose locations begin at "body" as FastAPI's do."""
     try:
         return model.model_validate_json(content)
     except ValidationError as fault:

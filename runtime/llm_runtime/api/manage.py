@@ -1,4 +1,5 @@
-"""Management: `POST /generate_apikey`, `/load_model`, `/unload_model` for administrators, `GET /v1/key` for everybody.
+"""Management: `POST /generate_apikey`, `/load_model`,
+`/unload_model` for administrators, `GET /v1/key` for everybody.
 
 Only a server that no operator manages lets itself be managed.
 """
@@ -74,11 +75,14 @@ class NewKeyBody(Body):
 
 
 class LoadBody(Body):
-    """The model to serve: a registered model, a folder of this machine, a model of the hub, or any other URI."""
+    """The model to serve: a registered model, a folder of this machine, a model of the hub,
+    or any other URI."""
 
     model_config = example(model_name="support-bot", device="auto")
 
-    model_name: Annotated[Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f'\"]+$")]
+    model_name: Annotated[
+        Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f'\"]+$")
+    ]
     model_version: Annotated[str, Field(pattern=r"^[0-9]{1,9}$")] | None = None
     path: Annotated[Text, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")] | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
@@ -93,13 +97,21 @@ async def generate_apikey(request: Request, body: NewKeyBody) -> dict[str, Any]:
     tiers = server.callers.tiers
     issuer = _management(server).issuer
     if issuer is None:
-        raise errors.Forbidden("Keys need a database: set DATABASE_URL to something else than `none`.")
+        raise errors.Forbidden(
+            "Keys need a database: set DATABASE_URL to something else than `none`."
+        )
     if body.role and body.role not in tiers.known():
         known = ", ".join(name for name in tiers.known() if name)
-        raise errors.InvalidRequest(f"There is no role {body.role[:63]!r}; there are {known}.", param="role")
-    expires_at = datetime.now(UTC) + timedelta(days=body.expires_in_days) if body.expires_in_days else None
+        raise errors.InvalidRequest(
+            f"There is no role {body.role[:63]!r}; there are {known}.", param="role"
+        )
+    expires_at = (
+        datetime.now(UTC) + timedelta(days=body.expires_in_days) if body.expires_in_days else None
+    )
     try:
-        issued = await issuer.store.create(NewKey(body.username, body.username, body.role or "", expires_at=expires_at))
+        issued = await issuer.store.create(
+            NewKey(body.username, body.username, body.role or "", expires_at=expires_at)
+        )
         await issuer.poll()  # So that the key works with the next request already, here at least.
     except DatabaseAway as away:
         raise errors.ServiceUnavailable("The database does not answer; try again later.") from away
@@ -114,7 +126,8 @@ async def generate_apikey(request: Request, body: NewKeyBody) -> dict[str, Any]:
 
 @admin.post("/load_model", summary="Load a model")
 async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
-    """Serve another model. The answer comes when it serves; until then, or if it fails, the old one serves on.
+    """Serve another model. The answer comes when it serves;
+    until then, or if it fails, the old one serves on.
 
     One at a time: meanwhile another gets 409, and `GET /status` says how far this one is.
     """
@@ -144,7 +157,8 @@ async def load_model(request: Request, body: LoadBody) -> dict[str, Any]:
 
 @admin.post("/unload_model", summary="Unload the model")
 async def unload_model(request: Request) -> dict[str, Any]:
-    """Free the model's memory. What runs may end first; new requests get 503 until a model is loaded again."""
+    """Free the model's memory. What runs may end first;
+    new requests get 503 until a model is loaded again."""
     serving = server_of(request).serving
     if serving.loaded is None:
         return {"message": "No model is loaded."}
@@ -155,10 +169,15 @@ async def unload_model(request: Request) -> dict[str, Any]:
 
 @own.get("/v1/key", summary="Describe the own key")
 async def own_key(request: Request) -> dict[str, Any]:
-    """Whose key this is, what it may use, and what it has used. Tokens are those of prompts and answers together."""
+    """Whose key this is, what it may use, and what it has used.
+    Tokens are those of prompts and answers together."""
     server = server_of(request)
     caller = request.state.caller
-    used = await _usage(server.database, caller.id, datetime.now(UTC).date()) if server.database else _Usage()
+    used = (
+        await _usage(server.database, caller.id, datetime.now(UTC).date())
+        if server.database
+        else _Usage()
+    )
     limit = caller.tier.tokens_per_month
     left = max(0, limit - used.month_tokens) if limit and used.month_tokens is not None else None
     return {
@@ -196,7 +215,10 @@ def _with_device(serving: Serving, device: str | None) -> RuntimeConfig:
     if device in (None, "auto"):
         return serving.config
     if serving.loaded and device != _device(serving):
-        message = f"The engine computes on {_device(serving)}; for {device} POST /unload_model first, then load again."
+        message = (
+            f"The engine computes on {_device(serving)}; for {device} POST /unload_model first,"
+            " then load again."
+        )
         raise errors.InvalidRequest(message, param="device")
     engine = serving.config.engine.model_copy(update={"device": device})
     return serving.config.model_copy(update={"engine": engine})
@@ -207,17 +229,23 @@ def _device(serving: Serving) -> str:
 
 
 async def _with_model(config: RuntimeConfig, body: LoadBody, server: Server) -> RuntimeConfig:
-    """The configuration with the model that is asked for. Adapters and a chat template belong to the model before."""
+    """The configuration with the model that is asked for.
+    Adapters and a chat template belong to the model before."""
     for known in (server.config, server.serving.configured):
         if body.model_name == known.model.name and not body.path and not body.model_version:
             _check_token(body, known.model.uri)
             return config.model_copy(update={"model": known.model, "adapters": known.adapters})
-    folder = body.path or (body.model_name if await asyncio.to_thread(_is_folder, body.model_name) else None)
+    folder = body.path or (
+        body.model_name if await asyncio.to_thread(_is_folder, body.model_name) else None
+    )
     uri = None if folder else _uri(body)
     _check_token(body, uri)
     source: dict[str, Any]
     if folder:
-        source = {"name": body.model_name if body.path else PurePath(folder).name or folder, "path": folder}
+        source = {
+            "name": body.model_name if body.path else PurePath(folder).name or folder,
+            "path": folder,
+        }
     elif uri:
         source = {"name": _name(uri), "uri": uri, "tracking_uri": _tracking_uri(server)}
     else:
@@ -228,7 +256,9 @@ async def _with_model(config: RuntimeConfig, body: LoadBody, server: Server) -> 
 
 def _check_token(body: LoadBody, uri: str | None) -> None:
     if body.hf_token and not (uri or "").startswith("hf:"):
-        message = f"hf_token is for models of the hub, and {body.model_name!r} is none: leave it out."
+        message = (
+            f"hf_token is for models of the hub, and {body.model_name!r} is none: leave it out."
+        )
         raise errors.InvalidRequest(message, param="hf_token")
 
 
@@ -241,7 +271,10 @@ def _uri(body: LoadBody) -> str | None:
     name = body.model_name
     uri = name if URI.fullmatch(name) else f"hf://{name}" if OF_THE_HUB.fullmatch(name) else None
     if uri and body.model_version:
-        message = "model_version is for a registered model by its bare name; write org/name@revision or models:/name/3."
+        message = (
+            "model_version is for a registered model by its bare name; write org/name@revision or"
+            " models:/name/3."
+        )
         raise errors.InvalidRequest(message, param="model_version")
     return uri
 
@@ -265,11 +298,16 @@ async def _version(server: Server, body: LoadBody) -> MlflowVersion:
     tracking_uri = _tracking_uri(server)
     if not tracking_uri:
         message = (
-            f"{body.model_name!r} is no folder, and no MLflow server is known: send `path`, or set MLFLOW_TRACKING_URI."
+            f"{body.model_name!r} is no folder, and no MLflow server is known: send `path`, or set"
+            " MLFLOW_TRACKING_URI."
         )
         raise errors.InvalidRequest(message, param="model_name")
     newest = in_thread(lambda: MlflowRegistry(tracking_uri).newest(body.model_name))
-    return MlflowVersion(tracking_uri=tracking_uri, name=body.model_name, version=body.model_version or await newest())
+    return MlflowVersion(
+        tracking_uri=tracking_uri,
+        name=body.model_name,
+        version=body.model_version or await newest(),
+    )
 
 
 @dataclass(slots=True)
@@ -291,7 +329,10 @@ async def _usage(database: Database, key_id: str, today: date) -> _Usage:
     days = days.where(table.key_id == key_id, table.day >= today.replace(day=1)).group_by(table.day)
     try:
         async with database.read() as connection:
-            rows = [(day, int(spent), int(requests)) for day, spent, requests in await connection.execute(days)]
+            rows = [
+                (day, int(spent), int(requests))
+                for day, spent, requests in await connection.execute(days)
+            ]
     except DatabaseAway:
         return used
     used.month_tokens = sum(row[1] for row in rows)

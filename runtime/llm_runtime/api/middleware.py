@@ -1,6 +1,8 @@
-"""Around every request: its id, its Host, its time, its place in metrics and log, and a last net for faults.
+"""Around every request: its id, its Host, its time, its place in metrics and log,
+and a last net for faults.
 
-`Envelope` is the outermost layer; `Shortcut` sends a generation straight to its route, past the framework's router.
+`Envelope` is the outermost layer;
+`Shortcut` sends a generation straight to its route, past the framework's router.
 """
 
 import logging
@@ -25,19 +27,25 @@ log = logging.getLogger("llm_runtime.access")
 
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 PROBES = frozenset({LIVE_PATH, READY_PATH, METRICS_PATH, "/health"})
-"""Asked by kubelets and scrapers by pod address: any Host is right, and their lines in the log are noise."""
+"""Asked by kubelets and scrapers by pod address:
+any Host is right, and their lines in the log are noise."""
 
 
 class Shortcut:
-    """The road of generation requests: their path is looked up, not searched for, and nothing lies in between."""
+    """The road of generation requests: their path is looked up, not searched for,
+    and nothing lies in between."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app = app
         generation = [route for route in routes if isinstance(route, GenerationRoute)]
-        self._routes = {(method, route.path): route for route in generation for method in route.methods or ()}
+        self._routes = {
+            (method, route.path): route for route in generation for method in route.methods or ()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        route = (
+            self._routes.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        )
         if route is None:
             await self._app(scope, receive, send)
             return
@@ -92,7 +100,9 @@ class Envelope:
             if path in PROBES or self._trusted(scope):
                 await self._app(scope, receive, answer.send)
             else:
-                refusal = errors.InvalidRequest("This server does not answer to that Host.", code="invalid_host")
+                refusal = errors.InvalidRequest(
+                    "This server does not answer to that Host.", code="invalid_host"
+                )
                 await error_response(path, refusal)(scope, receive, answer.send)
         except Exception:
             log.exception("%s %s failed", scope["method"], _route(scope))
@@ -162,13 +172,15 @@ class _Answer:
             standing = limiter.standing(caller).headers()
             headers += [(name.encode(), value.encode()) for name, value in standing.items()]
         if self._server.serving.state is State.DRAINING:
-            # Whoever keeps this connection would find it closed in a moment; a new one goes to another replica.
+            # Whoever keeps this connection would find it closed in a moment;
+            # a new one goes to another replica.
             headers.append((b"connection", b"close"))
         return headers
 
 
 def _plain(scope: Scope) -> Scope:
-    """The request as routes know it: without a slash at its end, and HEAD as GET, whose body the server leaves out."""
+    """The request as routes know it: without a slash at its end,
+    and HEAD as GET, whose body the server leaves out."""
     path = scope["path"]
     method = scope["method"]
     if path.endswith("/") and path != "/":

@@ -1,7 +1,8 @@
-"""Pages about this API for people: `/docs` to try it, `/redoc` to read, and the OpenAPI document behind both.
+"""Pages about this API for people: `/docs` to try it, `/redoc` to read,
+and the OpenAPI document behind both.
 
-All that they load comes from this server: nothing from elsewhere may run in a page into which somebody types a key, and
-many clusters reach nothing else.
+All that they load comes from this server: nothing from elsewhere may run in a page into which
+somebody types a key, and many clusters reach nothing else.
 """
 
 from importlib import resources
@@ -22,8 +23,9 @@ READER = "redoc.standalone.js"
 ICON = "favicon.png"
 FOLDER = Path(str(resources.files("fastapi_offline"))) / "static"
 CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data:; font-src 'self' data:; connect-src 'self'; worker-src blob:;"
+    " frame-ancestors 'none'"
 )
 """What browsers let the pages load. Both scripts write styles of their own."""
 

@@ -1,4 +1,5 @@
-"""`POST /predict` and `/predict/batch`: prompts in, texts out. `max_length` counts new tokens, not the prompt's."""
+"""`POST /predict` and `/predict/batch`: prompts in, texts out.
+`max_length` counts new tokens, not the prompt's."""
 
 import time
 from datetime import UTC, datetime
@@ -7,13 +8,23 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
-from llm_runtime.api.answering import adapter_of, bare_reading, collect, job, pipeline_of, read, start
+from llm_runtime.api.answering import (
+    adapter_of,
+    bare_reading,
+    collect,
+    job,
+    pipeline_of,
+    read,
+    start,
+)
 from llm_runtime.api.body import Body, MaxTokens, Stops, Temperature, Text, TopP, sampling
 from llm_runtime.api.documents import OWN_ERRORS, Thoughts, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"], responses=OWN_ERRORS)
+router = APIRouter(
+    route_class=GenerationRoute, dependencies=SECURITY, tags=["predict"], responses=OWN_ERRORS
+)
 
 DEFAULT_MAX_LENGTH = 100
 
@@ -71,7 +82,9 @@ async def predict_batch(request: Request, body: BatchBody) -> list[Prediction]:
     return await _predict(request, body.prompts, body, "prompts")
 
 
-async def _predict(request: Request, prompts: list[str], options: PredictOptions, field: str) -> list[Prediction]:
+async def _predict(
+    request: Request, prompts: list[str], options: PredictOptions, field: str
+) -> list[Prediction]:
     began = time.perf_counter()
     pipeline = pipeline_of(request)
     reading = bare_reading(request)
@@ -93,7 +106,9 @@ async def _predict(request: Request, prompts: list[str], options: PredictOptions
         ),
     )
     choices = await collect(request, generation)
-    parts = [read(reading, prompt, choice.text) for prompt, choice in zip(prompts, choices, strict=True)]
+    parts = [
+        read(reading, prompt, choice.text) for prompt, choice in zip(prompts, choices, strict=True)
+    ]
     return [
         Prediction(
             generated_text=part.text,

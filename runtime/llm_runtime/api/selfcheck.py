@@ -1,4 +1,5 @@
-"""Readiness from a real generation: while nobody asks the engine for anything, this does, for one token."""
+"""Readiness from a real generation: while nobody asks the engine for anything, this does,
+for one token."""
 
 import asyncio
 import logging
@@ -28,11 +29,14 @@ class Model(Protocol):
 class SelfCheck:
     """`fault` says what the last check met; None while all is well.
 
-    An engine that takes the request and never answers needs no clock here: the request stays open, and open requests of
-    which nothing comes are noticed like anybody's (`EngineStats.quiet_seconds`).
+    An engine that takes the request and never answers needs no clock here: the request stays open,
+    and open requests of which nothing comes are noticed like anybody's
+    (`EngineStats.quiet_seconds`).
     """
 
-    def __init__(self, model: Callable[[], Model | None], idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self, model: Callable[[], Model | None], idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         """`model` gives what should answer now, None while nothing should."""
         self.fault: str | None = None
         self._model = model
@@ -44,14 +48,21 @@ class SelfCheck:
             await asyncio.sleep(AGAIN_SECONDS if self.fault else self._idle_seconds)
             model = self._model()
             stats = model.engine.stats() if model else None
-            if model is None or stats is None or not stats.alive or (stats.running + stats.waiting and not self.fault):
+            if (
+                model is None
+                or stats is None
+                or not stats.alive
+                or (stats.running + stats.waiting and not self.fault)
+            ):
                 continue
             await self._check(model)
 
     async def _check(self, model: Model) -> None:
         fault = None
         try:
-            request = GenerationRequest("self-check", tuple(model.codec.encode("a")), Sampling(max_tokens=1))
+            request = GenerationRequest(
+                "self-check", tuple(model.codec.encode("a")), Sampling(max_tokens=1)
+            )
             async for event in model.engine.generate(request):
                 if event.finish_reason is FinishReason.ERROR:
                     fault = f"The engine can't generate: {event.error}."
@@ -61,5 +72,9 @@ class SelfCheck:
             log.exception("The self-check failed")
             fault = f"The engine can't generate: {type(error).__name__}."
         if fault != self.fault:
-            log.log(logging.WARNING if fault else logging.INFO, "Self-check: %s", fault or "the engine generates again")
+            log.log(
+                logging.WARNING if fault else logging.INFO,
+                "Self-check: %s",
+                fault or "the engine generates again",
+            )
         self.fault = fault

@@ -1,4 +1,5 @@
-"""The parts of the HTTP process, and the one place where they are put together and metrics are wired."""
+"""The parts of the HTTP process, and the one place where they are put together and metrics are
+wired."""
 
 import asyncio
 import time
@@ -31,7 +32,8 @@ from llm_runtime.usage import LoggedUsage, UsageLog
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The parts of one server; a route takes those that it needs from `server_of`. What changes is inside a part."""
+    """The parts of one server; a route takes those that it needs from `server_of`.
+    What changes is inside a part."""
 
     serving: Serving
     callers: Callers
@@ -86,7 +88,8 @@ def make_server(
     shadow: Orders | None = None,
     parts: Sequence[AbstractAsyncContextManager[Any]] = (),
 ) -> Server:
-    """A server around the model that `load` brings: see `Serving`. Without `keys` every caller is anonymous.
+    """A server around the model that `load` brings: see `Serving`.
+    Without `keys` every caller is anonymous.
 
     Raises `errors.ConfigInvalid` for a filter's pattern: before the model is loaded, not after.
     """

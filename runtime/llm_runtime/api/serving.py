@@ -1,4 +1,5 @@
-"""The model's life in this server: it is loaded, swapped for another, unloaded, drained, or it fails."""
+"""The model's life in this server: it is loaded, swapped for another, unloaded, drained,
+or it fails."""
 
 import asyncio
 import logging
@@ -25,8 +26,9 @@ from llm_runtime.tools.abilities import Abilities, abilities
 log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 60.0
-"""An engine that has requests and brings nothing for so long is not ready; after `engine.client.STALL_SECONDS` it is
-dead. Long enough for a prompt that the slow path reads in one piece."""
+"""An engine that has requests and brings nothing for so long is not ready; after
+`engine.client.STALL_SECONDS` it is dead. Long enough for a prompt that the slow path reads in one
+piece."""
 
 
 class State(StrEnum):
@@ -52,8 +54,9 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     State.DRAINING: (State.FAILED,),
     State.FAILED: (),
 }
-"""What may follow what; docs/architecture.md says when. Any other transition is not made: a load that ends while the
-server drains leaves it draining. A swap changes the model, and the state stays READY."""
+"""What may follow what; docs/architecture.md says when. Any other transition is not made: a load
+that ends while the server drains leaves it draining. A swap changes the model, and the state stays
+READY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Loaded:
     origin: Origin | None = None
     """What its folder holds; None where nobody knows."""
     on_death: Callable[[Callable[[FatalReport], None]], None] = lambda tell: None
-    """Have something called when the engine dies by itself; never, where it lives in this process."""
+    """Have something called when the engine dies by itself;
+    never, where it lives in this process."""
 
 
 Start = Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
@@ -76,7 +80,8 @@ Start = Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
 
 
 class Serving:
-    """The model that answers, and its state. Entering it begins the life, leaving it ends the engine.
+    """The model that answers, and its state.
+    Entering it begins the life, leaving it ends the engine.
 
     Only the event loop's thread touches it.
     """
@@ -88,7 +93,8 @@ class Serving:
         pipeline: Callable[[RuntimeConfig, Loaded], Pipeline],
         adapters: Adapters | None = None,
     ) -> None:
-        """`load` brings the configured model; it must not hold up the event loop: see `in_thread`."""
+        """`load` brings the configured model;
+        it must not hold up the event loop: see `in_thread`."""
         self.config = config
         """That of the model that serves, or served last."""
         self.configured = config
@@ -101,7 +107,8 @@ class Serving:
         """What an administrator has asked for and is on its way."""
         self.failure: FatalReport | None = None
         self.on_failure: Callable[[], None] = lambda: None
-        """Called once when the model can't be loaded or its engine has died, so that the server ends."""
+        """Called once when the model can't be loaded or its engine has died,
+        so that the server ends."""
         self._load_configured = load
         self._make_pipeline = pipeline
         self._pipeline: Pipeline | None = None
@@ -137,7 +144,9 @@ class Serving:
     @property
     def alive(self) -> bool:
         """False when only a restart helps."""
-        return self.state is not State.FAILED and (self.loaded is None or self.loaded.engine.stats().alive)
+        return self.state is not State.FAILED and (
+            self.loaded is None or self.loaded.engine.stats().alive
+        )
 
     @property
     def unready_reason(self) -> str | None:
@@ -154,7 +163,10 @@ class Serving:
             case State.FAILED:
                 reason = self.failure.reason if self.failure else "unknown"
                 if self.loaded:
-                    return f"The engine has stopped ({reason}); this replica starts again. Send the request again."
+                    return (
+                        f"The engine has stopped ({reason}); this replica starts again. Send the"
+                        " request again."
+                    )
                 return f"The model could not be loaded: {reason}."
         return self._standing_still()
 
@@ -168,11 +180,13 @@ class Serving:
 
     @property
     def version(self) -> str:
-        """The registered version, commit or run that is served, also where a `uri` named it by an alias; else ""."""
+        """The registered version, commit or run that is served,
+        also where a `uri` named it by an alias; else ""."""
         return version_of(self.config, self.loaded)
 
     async def wake(self) -> Pipeline:
-        """`pipeline`, which the first request has to wait for where the model is loaded lazily, and all others with it.
+        """`pipeline`, which the first request has to wait for where the model is loaded lazily,
+        and all others with it.
 
         Raises `errors.RequestTimeout` when that takes longer than a request may.
         """
@@ -183,14 +197,19 @@ class Serving:
             # Not `wait_for`: whoever gives up must not end the load.
             await asyncio.wait([self._first_load], timeout=seconds)
             if not self._first_load.done():
-                raise errors.RequestTimeout(f"The model was not loaded within {seconds:g} s; try again later.")
+                raise errors.RequestTimeout(
+                    f"The model was not loaded within {seconds:g} s; try again later."
+                )
         return self.pipeline
 
     @contextmanager
     def arriving(self, model: str) -> Iterator[Arrival]:
         """`model` is on its way during the block. Raises errors.Conflict while another is."""
         if self.arrival:
-            message = f"{self.arrival.model} is being loaded already: GET /status says how far it is; try again then."
+            message = (
+                f"{self.arrival.model} is being loaded already: GET /status says how far it is; try"
+                " again then."
+            )
             raise errors.Conflict(message, code="load_in_progress")
         self.arrival = Arrival(model)
         try:
@@ -199,7 +218,8 @@ class Serving:
             self.arrival = None
 
     async def load(self, config: RuntimeConfig, folder: Path, start: Start) -> None:
-        """`swap`, or `start` a new engine where no model is loaded. Raises errors.Fatal: nothing has changed."""
+        """`swap`, or `start` a new engine where no model is loaded.
+        Raises errors.Fatal: nothing has changed."""
         async with self._changing:
             if self.loaded:
                 await self._swap(config, folder)
@@ -207,7 +227,8 @@ class Serving:
                 await self._bring_in(config, partial(start, config, folder))
 
     async def swap(self, config: RuntimeConfig, folder: Path) -> None:
-        """Serve another model from now on; what runs ends on the old one. Raises errors.Fatal: nothing has changed."""
+        """Serve another model from now on; what runs ends on the old one.
+        Raises errors.Fatal: nothing has changed."""
         async with self._changing:
             await self._swap(config, folder)
 
@@ -225,7 +246,8 @@ class Serving:
         log.info("Model %s is unloaded", self.config.model.name)
 
     def begin_drain(self) -> None:
-        """Readiness fails from now on; requests are still served, since clients learn of it late."""
+        """Readiness fails from now on;
+        requests are still served, since clients learn of it late."""
         self._enter(State.DRAINING)
 
     async def drain(self, timeout_seconds: float) -> None:
@@ -284,7 +306,9 @@ class Serving:
         settle()
         seconds = time.monotonic() - began
         log.info(
-            "Model %s is ready after %.1f s, at /v1 for OpenAI's clients, at /docs to try", config.model.name, seconds
+            "Model %s is ready after %.1f s, at /v1 for OpenAI's clients, at /docs to try",
+            config.model.name,
+            seconds,
         )
 
     async def _swap(self, config: RuntimeConfig, folder: Path) -> None:
@@ -292,7 +316,9 @@ class Serving:
             raise errors.ServiceUnavailable("No model is loaded that could be replaced.")
         loaded = await self.loaded.swap(config, folder)
         self._serve(config, loaded)
-        if self._adapters:  # The old model's requests go on for seconds only: what is fetched now comes late.
+        if (
+            self._adapters
+        ):  # The old model's requests go on for seconds only: what is fetched now comes late.
             self._adapters.attach(loaded.engine)
         # Not before: the engine has the new model already, and the old codec does not fit it.
         await in_thread(loaded.codec.prepare)()
@@ -315,7 +341,8 @@ class Serving:
         return self._self_check.fault
 
     def _engine_died(self, report: FatalReport) -> None:
-        """Only a new process helps, and whoever started this one starts it again: sooner than a probe would tell."""
+        """Only a new process helps, and whoever started this one starts it again:
+        sooner than a probe would tell."""
         log.error("The engine has died (%s): this server ends, to be started again", report.reason)
         self._fail(report)
 
@@ -328,6 +355,7 @@ class Serving:
 
 
 def version_of(config: RuntimeConfig, loaded: Loaded | None) -> str:
-    """The version that `config` names, or that the loaded folder says it holds; "" where neither does."""
+    """The version that `config` names, or that the loaded folder says it holds;
+    "" where neither does."""
     found = loaded.origin if loaded else None
     return model_version(config) or (found.version if found else "")

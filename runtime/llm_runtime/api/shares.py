@@ -1,4 +1,5 @@
-"""What one client may have of the server before it is admitted: bodies in memory, and answers to what is refused."""
+"""What one client may have of the server before it is admitted:
+bodies in memory, and answers to what is refused."""
 
 import asyncio
 import time
@@ -34,21 +35,33 @@ class Bodies:
             finally:
                 slots.leave()
         except NoPlace:
-            message = f"{BODIES} large bodies of this caller are coming in, and others wait; send fewer at once."
+            message = (
+                f"{BODIES} large bodies of this caller are coming in, and others wait; send fewer"
+                " at once."
+            )
             retry = slots.retry_after_seconds()
-            raise errors.RateLimited(message, code="concurrent_requests", retry_after_seconds=retry) from None
+            raise errors.RateLimited(
+                message, code="concurrent_requests", retry_after_seconds=retry
+            ) from None
         finally:
             if slots.idle:
                 self._places.pop(caller_id, None)
 
 
 class Pace:
-    """How long the answer to a refusal waits: not at all for the first `burst`, then so that `rate` leave in a second.
+    """How long the answer to a refusal waits:
+    not at all for the first `burst`, then so that `rate` leave in a second.
 
     Whoever sends again at once what was refused is slowed down by it, and nobody else.
     """
 
-    def __init__(self, rate: float, burst: int, longest_seconds: float, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        rate: float,
+        burst: int,
+        longest_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._rate = rate
         self._burst = burst
         self._longest = longest_seconds
@@ -73,7 +86,8 @@ class Shares:
         self.bodies = Bodies()
         self._refused = Pace(rate=25, burst=25, longest_seconds=5, clock=clock)
         self._unknown = Pace(rate=2, burst=10, longest_seconds=5, clock=clock)
-        """Keys that are not known: by address, as guesses have no other name. Known keys from there do not wait."""
+        """Keys that are not known: by address, as guesses have no other name.
+        Known keys from there do not wait."""
 
     async def refuse(self, client: str, refusal: errors.Refusal) -> None:
         """Wait as long as the answer to this refusal has to."""

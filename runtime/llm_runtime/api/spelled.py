@@ -1,4 +1,5 @@
-"""The tokens of an answer as they stand in it: their texts, and their bytes, add up to the answer's."""
+"""The tokens of an answer as they stand in it:
+their texts, and their bytes, add up to the answer's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from llm_runtime.request import Detokenizer, TextCodec, TokenEvent, TopLogprob
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """One token: what it adds to the text, which is "" while bytes of a character are missing, and its bytes."""
+    """One token: what it adds to the text,
+    which is "" while bytes of a character are missing, and its bytes."""
 
     event: TokenEvent
     text: str
@@ -19,7 +21,8 @@ class Spelling:
 
 
 class Spelled:
-    """The tokens of one choice, in their order. Those that are not part of its text, such as its end, are left out."""
+    """The tokens of one choice, in their order.
+    Those that are not part of its text, such as its end, are left out."""
 
     def __init__(self, text: Detokenizer) -> None:
         self._text = text
@@ -42,7 +45,9 @@ class Spelled:
 
     def _bytes(self, rival: TopLogprob) -> bytes:
         # Part of a character has no text of its own.
-        return self._text.bytes_of(rival.token_id) if "\ufffd" in rival.text else rival.text.encode()
+        return (
+            self._text.bytes_of(rival.token_id) if "\ufffd" in rival.text else rival.text.encode()
+        )
 
 
 def spelled(job: Job, codec: TextCodec) -> list[Spelled | None]:
@@ -55,11 +60,19 @@ def spelled(job: Job, codec: TextCodec) -> list[Spelled | None]:
 def of_each_choice(job: Job, codec: TextCodec) -> list[Spelled]:
     """In their order. A prompt is encoded once, however many choices go on from it."""
     begun = [_continued(prompt, codec) for prompt in job.prompts]
-    return [Spelled(codec.detokenizer(prompt, job.shown_token_ids)) for prompt in begun for _ in range(job.n)]
+    return [
+        Spelled(codec.detokenizer(prompt, job.shown_token_ids))
+        for prompt in begun
+        for _ in range(job.n)
+    ]
 
 
 def _continued(prompt: Prompt, codec: TextCodec) -> tuple[int, ...]:
     """Tokens of the text that a choice goes on from; none if it begins one."""
     if is_conversation(prompt):
         return ()
-    return tuple(codec.encode(prompt)) if isinstance(prompt, str) else tuple(t for t in prompt if isinstance(t, int))
+    return (
+        tuple(codec.encode(prompt))
+        if isinstance(prompt, str)
+        else tuple(t for t in prompt if isinstance(t, int))
+    )

@@ -1,7 +1,8 @@
 """Who asks: API keys, what proves them, and which limits their holders have.
 
-A key's id finds its record, its digest proves it. Keys come from a mounted file (`KeyRing`), from the environment
-(`SingleKey`) or from the database (`keys.DatabaseKeys`); `KeyChain` asks several of these.
+A key's id finds its record, its digest proves it. Keys come from a mounted file (`KeyRing`), from
+the environment (`SingleKey`) or from the database (`keys.DatabaseKeys`); `KeyChain` asks several of
+these.
 """
 
 import asyncio
@@ -75,9 +76,11 @@ class Keys(Protocol):
 
 
 class KeyRing:
-    """The keys of a mounted key file. A file that is broken or gone leaves the last good keys in force.
+    """The keys of a mounted key file.
+    A file that is broken or gone leaves the last good keys in force.
 
-    The file is looked at while requests come in, so a revoked key stops working 50 ms after it says so.
+    The file is looked at while requests come in,
+    so a revoked key stops working 50 ms after it says so.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -110,7 +113,11 @@ class KeyRing:
             file = KeyFile.model_validate_json(content)
         except ValueError as error:
             # A Pydantic message would quote the file, digests and all.
-            log.error("The key file %s is not valid (%s); the last good keys stay in force", path, type(error))
+            log.error(
+                "The key file %s is not valid (%s); the last good keys stay in force",
+                path,
+                type(error),
+            )
             return
         self._salt = file.salt
         self._records = {record.id: record for record in file.keys}
@@ -126,7 +133,9 @@ class SingleKey:
     def __init__(self, key: str, *, admin: bool = False) -> None:
         self._digest = hashlib.sha256(key.encode()).digest()
         name = "ADMIN_API_KEY" if admin else "API_KEY"
-        self._record = KeyRecord(id=name.lower().replace("_", "-"), digest="", name=name, admin=admin)
+        self._record = KeyRecord(
+            id=name.lower().replace("_", "-"), digest="", name=name, admin=admin
+        )
 
     def find(self, key: str) -> KeyRecord | None:
         digest = hashlib.sha256(key.encode()).digest()
@@ -147,7 +156,9 @@ class KeyChain:
 
     @property
     def roles(self) -> Roles:
-        return next((source.roles for source in self._sources if source.roles is not NO_ROLES), NO_ROLES)
+        return next(
+            (source.roles for source in self._sources if source.roles is not NO_ROLES), NO_ROLES
+        )
 
     def find(self, key: str) -> KeyRecord | None:
         return next((record for source in self._sources if (record := source.find(key))), None)
@@ -161,7 +172,8 @@ class KeyChain:
 
 
 class Tiers:
-    """Which limits a key has: its own over those of its tier, and those of the default tier where it names none."""
+    """Which limits a key has: its own over those of its tier,
+    and those of the default tier where it names none."""
 
     def __init__(
         self,
@@ -170,7 +182,10 @@ class Tiers:
         roles: Callable[[], Roles] = lambda: NO_ROLES,
     ) -> None:
         """`roles` gives what lies over the configured tiers now: see `Keys.roles`."""
-        self._configured = {STANDARD_TIER.name: STANDARD_TIER, **{tier.name: tier for tier in configured}}
+        self._configured = {
+            STANDARD_TIER.name: STANDARD_TIER,
+            **{tier.name: tier for tier in configured},
+        }
         self._default = default
         self._roles = roles
         self._above = NO_ROLES
@@ -178,7 +193,8 @@ class Tiers:
         self._callers: dict[str, tuple[KeyRecord, Caller]] = {}
 
     def find(self, name: str) -> Tier:
-        """A tier by its name. A name that is not known gets the default tier: a slip must open nothing."""
+        """A tier by its name.
+        A name that is not known gets the default tier: a slip must open nothing."""
         tiers = self.known()
         return tiers.get(name) or tiers[""]
 
@@ -191,7 +207,8 @@ class Tiers:
         return self._tiers
 
     def caller(self, record: KeyRecord) -> Caller:
-        """The holder of a key. One object for each key and state of it: it is asked for with every request."""
+        """The holder of a key.
+        One object for each key and state of it: it is asked for with every request."""
         self.known()
         known = self._callers.get(record.id)
         if known and known[0] is record:
@@ -214,21 +231,24 @@ class Tiers:
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """Who sends a request. Without `keys`, or where none is `required`, everybody is known by address only."""
+    """Who sends a request. Without `keys`,
+    or where none is `required`, everybody is known by address only."""
 
     keys: Keys | None
     tiers: Tiers
     required: bool = True
 
     def identify(self, connection: "HTTPConnection") -> Caller:
-        """The caller of a request. Raises `errors.Unauthorized` and `errors.Forbidden`: see `authenticate`."""
+        """The caller of a request.
+        Raises `errors.Unauthorized` and `errors.Forbidden`: see `authenticate`."""
         if self.keys is None or not self.required:
             return self.tiers.address(client_host(connection))
         return self.tiers.caller(authenticate(self.keys, offered(connection), datetime.now(UTC)))
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Without requests nobody looks at the key file; its faults should be in the log all the same."""
+        """Without requests nobody looks at the key file;
+        its faults should be in the log all the same."""
         task = asyncio.create_task(self._watch())
         try:
             yield
@@ -243,9 +263,13 @@ class Callers:
 
 
 def offered(connection: "HTTPConnection") -> list[str]:
-    """The keys that a request carries. `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
+    """The keys that a request carries.
+    `Authorization: Bearer` and `X-API-Key` are the same to every endpoint."""
     scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
-    return [bearer.strip() if scheme.lower() == "bearer" else "", connection.headers.get("x-api-key", "")]
+    return [
+        bearer.strip() if scheme.lower() == "bearer" else "",
+        connection.headers.get("x-api-key", ""),
+    ]
 
 
 def client_host(connection: "HTTPConnection") -> str:
@@ -254,7 +278,8 @@ def client_host(connection: "HTTPConnection") -> str:
 
 
 def proven(key: str, salt: str, records: Mapping[str, KeyRecord]) -> KeyRecord | None:
-    """The record of a genuine key. Does the same work for every text, so that time does not tell which ids exist."""
+    """The record of a genuine key.
+    Does the same work for every text, so that time does not tell which ids exist."""
     record = records.get(key_id_of(key) or "")
     same = hmac.compare_digest(hash_key(key, salt), record.digest if record else NO_DIGEST)
     return record if record and same else None
@@ -281,7 +306,10 @@ def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord
     """
     candidates = [key for key in offered if key]
     if not candidates:
-        message = "This server wants an API key: send `Authorization: Bearer <key>` or `X-API-Key: <key>`."
+        message = (
+            "This server wants an API key: send `Authorization: Bearer <key>` or `X-API-Key:"
+            " <key>`."
+        )
         raise errors.Unauthorized(message, code="invalid_api_key")
     for key in candidates:
         if record := keys.find(key):
@@ -296,9 +324,13 @@ def may_use(caller: Caller, adapter: str) -> bool:
 
 def _valid(record: KeyRecord, now: datetime) -> KeyRecord:
     if record.suspended:
-        raise errors.Forbidden(f"The API key {record.id} is suspended; ask its issuer.", code="key_suspended")
+        raise errors.Forbidden(
+            f"The API key {record.id} is suspended; ask its issuer.", code="key_suspended"
+        )
     if (end := _aware(record.expires_at)) and end <= now:
-        message = f"The API key {record.id} expired at {end.isoformat()}; ask its issuer for a new one."
+        message = (
+            f"The API key {record.id} expired at {end.isoformat()}; ask its issuer for a new one."
+        )
         raise errors.Forbidden(message, code="key_expired")
     return record
 

@@ -1,8 +1,10 @@
-"""The keys and roles of the database, held in memory: a request asks no database, and none may fail by it.
+"""The keys and roles of the database, held in memory:
+a request asks no database, and none may fail by it.
 
-A copy is read at the start and then twice a second what has changed. How a change gets lost, and why it doesn't:
-transactions that commit late, and a database's clock that is put back, are met by looking `OVERLAP` into the past;
-rows deleted by hand show in the number of keys; and whatever else, everything is read again every ten minutes.
+A copy is read at the start and then twice a second what has changed. How a change gets lost, and
+why it doesn't: transactions that commit late, and a database's clock that is put back, are met by
+looking `OVERLAP` into the past; rows deleted by hand show in the number of keys; and whatever else,
+everything is read again every ten minutes.
 """
 
 import asyncio
@@ -25,12 +27,14 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 OVERLAP = timedelta(seconds=30)
-"""Longer than any statement may run (`database.STATEMENT_SECONDS`), and than clocks of replicas differ."""
+"""Longer than any statement may run (`database.STATEMENT_SECONDS`),
+and than clocks of replicas differ."""
 READ_ALL_SECONDS = 600.0
 
 
 class DatabaseKeys:
-    """The keys of a stand-alone server, as `auth.Keys`. Enter it to have them read, and read again."""
+    """The keys of a stand-alone server, as `auth.Keys`.
+    Enter it to have them read, and read again."""
 
     def __init__(
         self,
@@ -55,16 +59,23 @@ class DatabaseKeys:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "DatabaseKeys":
-        """Raises `errors.ConfigInvalid` for a pepper that is not that of the keys. An absent database is no fault."""
+        """Raises `errors.ConfigInvalid` for a pepper that is not that of the keys.
+        An absent database is no fault."""
         try:
             await self.poll()
         except DatabaseAway:
-            log.error("The API keys can't be read yet: requests with one get 503 until the database answers")
+            log.error(
+                "The API keys can't be read yet: requests with one get 503 until the database"
+                " answers"
+            )
         self._task = asyncio.create_task(self._keep_reading())
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._task:
             self._task.cancel()
@@ -73,7 +84,9 @@ class DatabaseKeys:
 
     def find(self, key: str) -> KeyRecord | None:
         if self._salt is None:
-            raise errors.ServiceUnavailable("The API keys are not known yet: the database does not answer.")
+            raise errors.ServiceUnavailable(
+                "The API keys are not known yet: the database does not answer."
+            )
         return proven(key, self._salt, self._records)
 
     def records(self) -> Collection[KeyRecord]:
@@ -90,7 +103,9 @@ class DatabaseKeys:
             salt = self._salt or await keystore.read_salt(connection, self._pepper)
             now, count = await keystore.count_keys(connection)
             whole = self._clock() >= self._read_all_at
-            records = await self._read(connection, None if whole else min(now, self._read_at) - OVERLAP)
+            records = await self._read(
+                connection, None if whole else min(now, self._read_at) - OVERLAP
+            )
             if not whole and len(records) != count:
                 whole = True
                 records = await self._read(connection, None)
@@ -102,8 +117,11 @@ class DatabaseKeys:
         if whole:
             self._read_all_at = self._clock() + READ_ALL_SECONDS
 
-    async def _read(self, connection: AsyncConnection, since: datetime | None) -> dict[str, KeyRecord]:
-        """The keys in force. A record that has not changed stays the same object: whoever keeps it by identity may."""
+    async def _read(
+        self, connection: AsyncConnection, since: datetime | None
+    ) -> dict[str, KeyRecord]:
+        """The keys in force. A record that has not changed stays the same object:
+        whoever keeps it by identity may."""
         records = {} if since is None else self._records
         async for row in keystore.read_keys(connection, since):
             if row.revoked_at:
@@ -128,5 +146,7 @@ class DatabaseKeys:
 
     def _note(self, fault: str) -> None:
         if fault and fault != self._fault:
-            log.error("The API keys in the database can't be read; those known stay in force: %s", fault)
+            log.error(
+                "The API keys in the database can't be read; those known stay in force: %s", fault
+            )
         self._fault = fault

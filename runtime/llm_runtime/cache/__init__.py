@@ -1,1 +1,2 @@
-"""Cached answers: for equal deterministic requests, and for requests repeated with the same idempotency key."""
+"""Cached answers: for equal deterministic requests,
+and for requests repeated with the same idempotency key."""

@@ -1,4 +1,5 @@
-"""A complete answer as it is cached: everything that a dialect needs to replay it, at once or as a stream."""
+"""A complete answer as it is cached: everything that a dialect needs to replay it,
+at once or as a stream."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ MAX_CHARACTERS = 32_000
 """A longer answer is passed to the requests that wait for it, but not cached."""
 ANSWER_BYTES = 500
 EVENT_CHARACTERS = 100
-"""Size of an event without its text. Only answers with log probabilities have more than one event for a choice."""
+"""Size of an event without its text.
+Only answers with log probabilities have more than one event for a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +51,35 @@ class Answer:
 
 
 class Turn(Protocol):
-    """Single-flight: the holder of a turn generates an answer that others may wait for, and must end the turn."""
+    """Single-flight: the holder of a turn generates an answer that others may wait for,
+    and must end the turn."""
 
     def keep(self, answer: Answer) -> None:
         """End the turn with a complete answer."""
         ...
 
     def drop(self) -> None:
-        """End the turn without an answer, so that the next request may try. Does nothing after `keep`."""
+        """End the turn without an answer, so that the next request may try.
+        Does nothing after `keep`."""
         ...
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
     """The answer as JSON for the database."""
-    choices = [{"tokens": choice.tokens, "events": list(map(_pack, choice.events))} for choice in answer.choices]
+    choices = [
+        {"tokens": choice.tokens, "events": list(map(_pack, choice.events))}
+        for choice in answer.choices
+    ]
     return {"prompt_tokens": answer.prompt_tokens, "choices": choices}
 
 
 def from_json(stored: dict[str, Any]) -> Answer:
-    """The answer from the database. Raises LookupError, TypeError or ValueError if another version wrote it."""
-    choices = (AnswerChoice(tuple(map(_unpack, choice["events"])), choice["tokens"]) for choice in stored["choices"])
+    """The answer from the database.
+    Raises LookupError, TypeError or ValueError if another version wrote it."""
+    choices = (
+        AnswerChoice(tuple(map(_unpack, choice["events"])), choice["tokens"])
+        for choice in stored["choices"]
+    )
     return Answer(stored["prompt_tokens"], tuple(choices))
 
 

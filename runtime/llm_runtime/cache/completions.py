@@ -1,6 +1,8 @@
-"""The completion cache: equal deterministic requests of one tenant are computed once, even if they are concurrent.
+"""The completion cache: equal deterministic requests of one tenant are computed once,
+even if they are concurrent.
 
-Concurrent equal requests are a single flight: the first one leads and computes, the others wait for its answer.
+Concurrent equal requests are a single flight:
+the first one leads and computes, the others wait for its answer.
 """
 
 import asyncio
@@ -31,7 +33,8 @@ class CacheStatistics:
 
 
 class CompletionCache:
-    """Answers by digest: the most recently used ones in memory, all of them in the database if there is one."""
+    """Answers by digest: the most recently used ones in memory,
+    all of them in the database if there is one."""
 
     def __init__(
         self,
@@ -50,12 +53,17 @@ class CompletionCache:
         return len(self._entries)
 
     def statistics(self) -> CacheStatistics:
-        return CacheStatistics(self.entries, self._entries.entries, self.hits, self.misses, len(self._flights))
+        return CacheStatistics(
+            self.entries, self._entries.entries, self.hits, self.misses, len(self._flights)
+        )
 
-    async def find(self, key: str, *, tenant: str, model: str, timeout_seconds: float) -> Answer | Turn:
+    async def find(
+        self, key: str, *, tenant: str, model: str, timeout_seconds: float
+    ) -> Answer | Turn:
         """The answer, or a turn to compute it.
 
-        Waits for an in-flight answer; if that fails, the next waiting request leads. Raises `errors.RequestTimeout`.
+        Waits for an in-flight answer;
+        if that fails, the next waiting request leads. Raises `errors.RequestTimeout`.
         """
         answer: Answer | None
         if (answer := self._entries.get(key)) is None:
@@ -126,6 +134,9 @@ class _Flight:
         # Not `wait_for`, which would cancel the shared future if one follower leaves.
         done, _ = await asyncio.wait({self.result}, timeout=max(0.0, timeout_seconds))
         if not done:
-            message = "An equal request was still being answered when this one's time was over; try again."
+            message = (
+                "An equal request was still being answered when this one's time was over; try"
+                " again."
+            )
             raise errors.RequestTimeout(message, code="request_timeout")
         return self.result.result()

@@ -1,7 +1,9 @@
-"""`Idempotency-Key`: a request repeated with the same key gets the same answer, even if it is sampled.
+"""`Idempotency-Key`: a request repeated with the same key gets the same answer,
+even if it is sampled.
 
-As in Stripe's API: a repetition gets 409 while the first request runs, and the same key with another request is
-refused. Only complete answers are cached; after a failure the key can be used again.
+As in Stripe's API: a repetition gets 409 while the first request runs, and the same key with
+another request is refused. Only complete answers are cached; after a failure the key can be used
+again.
 """
 
 import hashlib
@@ -29,19 +31,24 @@ class _Known:
 
 
 class IdempotencyKeys:
-    """Keys of all tenants on this replica. When full, the largest tenant loses its least recently used key."""
+    """Keys of all tenants on this replica.
+    When full, the largest tenant loses its least recently used key."""
 
     def __init__(
-        self, entries: int = ENTRIES, ttl_seconds: float = TTL_SECONDS, clock: Callable[[], float] = time.monotonic
+        self,
+        entries: int = ENTRIES,
+        ttl_seconds: float = TTL_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answered: Kept[_Known] = Kept(entries, ALL_BYTES, ttl_seconds, clock)
         self._running: dict[str, _Known] = {}
 
     def claim(self, tenant: str, key: str, digest: str) -> Answer | Turn:
-        """The answer to the first request with `key`, or a turn to compute it. `digest` identifies the request.
+        """The answer to the first request with `key`, or a turn to compute it.
+        `digest` identifies the request.
 
-        Raises `errors.InvalidRequest` if the key is invalid or was used for another request, `errors.Conflict` while
-        the first request with it runs.
+        Raises `errors.InvalidRequest` if the key is invalid or was used for another request,
+        `errors.Conflict` while the first request with it runs.
         """
         if not 0 < len(key) <= MAX_KEY_CHARACTERS:
             message = f"{HEADER} must have 1 to {MAX_KEY_CHARACTERS} characters."
@@ -52,10 +59,15 @@ class IdempotencyKeys:
             known = self._running[place] = _Known(tenant, digest)
             return _Claim(self, place, known)
         if known.digest != digest:
-            message = f"This {HEADER} was sent with another request; use a new key for each request."
+            message = (
+                f"This {HEADER} was sent with another request; use a new key for each request."
+            )
             raise errors.InvalidRequest(message, param=HEADER, code="idempotency_key_reused")
         if known.answer is None:
-            message = f"The first request with this {HEADER} is still being answered; try again in a moment."
+            message = (
+                f"The first request with this {HEADER} is still being answered; try again in a"
+                " moment."
+            )
             raise errors.Conflict(message, param=HEADER, code="idempotency_conflict")
         return known.answer
 

@@ -35,9 +35,12 @@ def _now() -> datetime:
 
 
 class AnswerStore:
-    """Answers in the database. Use it as a context manager: it writes in the background, and the rest at its exit."""
+    """Answers in the database.
+    Use it as a context manager: it writes in the background, and the rest at its exit."""
 
-    def __init__(self, database: Database, ttl_seconds: int, now: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self, database: Database, ttl_seconds: int, now: Callable[[], datetime] = _now
+    ) -> None:
         self._database = database
         self._ttl = timedelta(seconds=ttl_seconds)
         self._now = now
@@ -70,7 +73,9 @@ class AnswerStore:
         except (DatabaseAway, TimeoutError):
             self._not_before = time.monotonic() + RETRY_SECONDS
         except (LookupError, TypeError, ValueError):
-            log.warning("An answer in the database was written by another version; it is computed again")
+            log.warning(
+                "An answer in the database was written by another version; it is computed again"
+            )
         return None
 
     def put(self, id_: str, tenant: str, model: str, answer: Answer) -> None:
@@ -101,10 +106,13 @@ class AnswerStore:
         insert: Any = (postgresql if self._database.postgres else sqlite).insert(table)
         fresh = {name: insert.excluded[name] for name in ("answer", "expires_at")}
         try:
-            # Sorted, so that replicas that write the same rows lock them in the same order and can't deadlock.
+            # Sorted, so that replicas that write the same rows lock them in the same order and
+            # can't deadlock.
             rows = sorted(batch, key=lambda row: str(row["id"]))
             async with self._database.begin() as connection:
-                await connection.execute(insert.on_conflict_do_update(index_elements=["id"], set_=fresh), rows)
+                await connection.execute(
+                    insert.on_conflict_do_update(index_elements=["id"], set_=fresh), rows
+                )
         except DatabaseAway:
             raise
         except Exception:

@@ -1,4 +1,5 @@
-"""The command line's verbs beside `serve` and `fetch`: one module each, registered in `__main__`."""
+"""The command line's verbs beside `serve` and `fetch`:
+one module each, registered in `__main__`."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from llm_runtime import errors
 
 @contextmanager
 def faults(verb: str, status: int = 1) -> Iterator[None]:
-    """Report a fault to a person at a terminal: one line without a traceback, and this exit status."""
+    """Report a fault to a person at a terminal:
+    one line without a traceback, and this exit status."""
     try:
         yield
     except errors.Fatal as fatal:
@@ -19,8 +21,8 @@ def faults(verb: str, status: int = 1) -> Iterator[None]:
         raise typer.Exit(status) from fatal
     except PermissionError as denied:
         typer.echo(
-            f"{verb}: user {os.geteuid()} may not open {denied.filename}: change its mode, or run this as the user "
-            'whose it is (in a container: --user "$(id -u)")',
+            f"{verb}: user {os.geteuid()} may not open {denied.filename}: change its mode, or run"
+            ' this as the user whose it is (in a container: --user "$(id -u)")',
             err=True,
         )
         raise typer.Exit(status) from denied

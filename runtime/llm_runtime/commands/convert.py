@@ -1,4 +1,5 @@
-"""`llm-runtime convert`: pickled weights become safetensors, in a folder beside. The only place that unpickles."""
+"""`llm-runtime convert`: pickled weights become safetensors, in a folder beside.
+The only place that unpickles."""
 
 import json
 import shutil
@@ -21,19 +22,26 @@ from llm_runtime.files.verify import verify_weights
 SHARD_BYTES = 5_000_000_000
 CHILD = (sys.executable, "-m", "llm_runtime.loading.unpickle")
 
-Source = Annotated[Path, typer.Argument(help="Folder with pytorch_model*.bin or adapter_model.bin. It stays as it is.")]
+Source = Annotated[
+    Path,
+    typer.Argument(help="Folder with pytorch_model*.bin or adapter_model.bin. It stays as it is."),
+]
 Target = Annotated[Path, typer.Argument(help="Folder to make.")]
 
 
 def convert(source: Source, target: Target) -> None:
-    """Write a model's or an adapter's .bin weights as safetensors, with its configuration and tokenizer, to TARGET.
+    """Write a model's or an adapter's .bin weights as safetensors,
+    with its configuration and tokenizer, to TARGET.
 
-    The pickles are opened, by PyTorch's loader for tensors only (weights_only) and in a process of its own: a file that
-    wants to run code is refused. Do it only with files whose maker you trust.
+    The pickles are opened, by PyTorch's loader for tensors only (weights_only) and in a process of
+    its own: a file that wants to run code is refused. Do it only with files whose maker you trust.
     """
     with faults("convert"):
         written = _convert(source, target)
-    typer.echo(f"{target} holds {', '.join(written)}; register it with `llm-runtime push {target} --name …`")
+    typer.echo(
+        f"{target} holds {', '.join(written)}; register it with `llm-runtime push {target}"
+        " --name …`"
+    )
 
 
 def _convert(source: Path, target: Path) -> list[str]:
@@ -46,8 +54,8 @@ def _convert(source: Path, target: Path) -> list[str]:
     pickles = [source / path for name, path in located.files.items() if name.endswith(".bin")]
     size = sum(file.stat().st_size for file in pickles)
     typer.echo(
-        f"unpickling {', '.join(file.name for file in pickles)} ({size / MIB:,.0f} MiB) in a process of its own, as "
-        "tensors only",
+        f"unpickling {', '.join(file.name for file in pickles)} ({size / MIB:,.0f} MiB) in a"
+        " process of its own, as tensors only",
         err=True,
     )
     partial = target.with_name(f".partial-{target.name}")
@@ -75,14 +83,24 @@ def _write(source: Path, partial: Path, located: Located, pickles: list[Path], s
 
 def _unpickle(pickles: list[Path], target: Path, name: str) -> None:
     shard_bytes = SHARD_BYTES if name == "model" else sys.maxsize
-    plan = {"files": [str(file) for file in pickles], "target": str(target), "name": name, "shard_bytes": shard_bytes}
+    plan = {
+        "files": [str(file) for file in pickles],
+        "target": str(target),
+        "name": name,
+        "shard_bytes": shard_bytes,
+    }
     done = subprocess.run([*CHILD, json.dumps(plan)], capture_output=True, text=True)
     if done.returncode:
         report = report_from_termination_message(done.stdout + done.stderr)
         if done.returncode == -signal.SIGKILL:
-            message = "the converting process ended with status -9, as it does where memory runs out; give it more"
+            message = (
+                "the converting process ended with status -9, as it does where memory runs out;"
+                " give it more"
+            )
             raise errors.OutOfMemory(message)
         if report is None:
             tail = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise errors.ModelCorrupt(f"the converting process ended with status {done.returncode}: {tail}")
+            raise errors.ModelCorrupt(
+                f"the converting process ended with status {done.returncode}: {tail}"
+            )
         raise getattr(errors, report.reason)(report.message)

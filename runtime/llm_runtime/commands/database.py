@@ -16,16 +16,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration; of it the database's address counts.")]
-DatabaseUrl = Annotated[str | None, typer.Option(help=f"Over {ENV_DATABASE_URL} and the configuration.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(CONFIG_FLAG, help="Configuration; of it the database's address counts."),
+]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help=f"Over {ENV_DATABASE_URL} and the configuration.")
+]
 
-MAKE_IT = "check its address, or run `llm-runtime db upgrade` with it (a server does so at its start)"
+MAKE_IT = (
+    "check its address, or run `llm-runtime db upgrade` with it (a server does so at its start)"
+)
 
 
 def asked(
-    ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None, *, make: bool = False
+    ask: "Callable[[Database], Awaitable[T]]",
+    config: Path | None,
+    database_url: str | None,
+    *,
+    make: bool = False,
 ) -> T:
-    """Return the result of `ask` on the configured database. A fault ends the command with one line and status 1.
+    """Return the result of `ask` on the configured database.
+    A fault ends the command with one line and status 1.
 
     Without `make`, a missing SQLite file is a fault, too.
     """
@@ -34,7 +46,9 @@ def asked(
     async def run() -> T:
         address = settings.storage(config).url if database_url is None else database_url
         if address == NO_DATABASE:
-            raise errors.ConfigInvalid(f"there is no database: name one with --database-url or {ENV_DATABASE_URL}")
+            raise errors.ConfigInvalid(
+                f"there is no database: name one with --database-url or {ENV_DATABASE_URL}"
+            )
         if not make and not is_there(address):
             raise errors.ConfigInvalid(f"there is no {place_of(address)}: {MAKE_IT}")
         database = Database(address)
@@ -52,8 +66,11 @@ def asked(
         raise typer.Exit(1) from None
 
 
-def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
-    """As `asked`, but the tables must exist: a read-only command must not create any, least of all in a wrong place."""
+def read(
+    ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None
+) -> T:
+    """As `asked`, but the tables must exist:
+    a read-only command must not create any, least of all in a wrong place."""
     from llm_runtime.db import migrate
 
     async def checked(database: "Database") -> T:
@@ -64,7 +81,9 @@ def read(ask: "Callable[[Database], Awaitable[T]]", config: Path | None, databas
     return asked(checked, config, database_url)
 
 
-def with_store(work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, database_url: str | None) -> T:
+def with_store(
+    work: "Callable[[KeyStore], Awaitable[T]]", config: Path | None, database_url: str | None
+) -> T:
     """Do `work` with the keys of the configured database. Creates the tables if needed."""
     from llm_runtime.auth.store import KeyStore
     from llm_runtime.db import migrate

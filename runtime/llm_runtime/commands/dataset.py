@@ -1,4 +1,5 @@
-"""`llm-runtime dataset`: an evaluation dataset in MLflow, of what clients have asked and were answered."""
+"""`llm-runtime dataset`: an evaluation dataset in MLflow,
+of what clients have asked and were answered."""
 
 import os
 import sys
@@ -17,16 +18,30 @@ if TYPE_CHECKING:
     from llm_runtime.commands.recorded import Chosen
     from llm_runtime.db.database import Database
 
-Name = Annotated[str, typer.Argument(help="The dataset; made when it is not there, else what is new is added.")]
-Model = Annotated[str, typer.Option(help="Of which model's requests.")]
-Version = Annotated[str, typer.Option(help="Of which version's answers, as the stable one's. Not said: of all.")]
-Since = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, in UTC. Not said: all days.")]
-Limit = Annotated[int, typer.Option(min=1, max=20_000, help="Most records; the newest are taken.")]
-Uri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Address of the MLflow server.")]
-Config = Annotated[
-    Path | None, typer.Option(CONFIG_FLAG, help="Configuration; of it the database and the filters' patterns count.")
+Name = Annotated[
+    str, typer.Argument(help="The dataset; made when it is not there, else what is new is added.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say how many records there would be.")]
+Model = Annotated[str, typer.Option(help="Of which model's requests.")]
+Version = Annotated[
+    str, typer.Option(help="Of which version's answers, as the stable one's. Not said: of all.")
+]
+Since = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d"], help="First day, in UTC. Not said: all days."),
+]
+Limit = Annotated[int, typer.Option(min=1, max=20_000, help="Most records; the newest are taken.")]
+Uri = Annotated[
+    str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Address of the MLflow server.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        CONFIG_FLAG, help="Configuration; of it the database and the filters' patterns count."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only say how many records there would be.")
+]
 
 
 def dataset(
@@ -47,19 +62,27 @@ def dataset(
     logs.configure("console", os.environ.get("LOG_LEVEL", "INFO"), sys.stderr)
     with faults("dataset"):
         if not tracking_uri and not dry_run:
-            raise errors.ConfigInvalid("no MLflow server is named: pass --tracking-uri or set MLFLOW_TRACKING_URI")
+            raise errors.ConfigInvalid(
+                "no MLflow server is named: pass --tracking-uri or set MLFLOW_TRACKING_URI"
+            )
         finder = Finder(_patterns(config))
     day = since.replace(tzinfo=UTC) if since else None
 
     async def ask(database: "Database") -> "Chosen":
-        return await recorded.choose(database, finder, model, version=version, since=day, limit=limit)
+        return await recorded.choose(
+            database, finder, model, version=version, since=day, limit=limit
+        )
 
     chosen = read(ask, config, database_url)
     with faults("dataset"):
-        _say(f"{len(chosen.records)} records of {chosen.looked_at} stored requests; left out: {chosen.left_out}")
+        _say(
+            f"{len(chosen.records)} records of {chosen.looked_at} stored requests; left out:"
+            f" {chosen.left_out}"
+        )
         if not chosen.records:
             raise errors.ConfigInvalid(
-                f"there is nothing to make a dataset of: are prompts of {model} stored (database.storePrompts)?"
+                f"there is nothing to make a dataset of: are prompts of {model} stored"
+                " (database.storePrompts)?"
             )
         if not dry_run:
             _say(f"dataset {name}: {recorded.publish(chosen.records, name, tracking_uri)}")

@@ -15,7 +15,8 @@ cli = typer.Typer(help="The database: usage, keys, limits.", no_args_is_help=Tru
 
 @cli.command()
 def upgrade(config: Config = None, database_url: DatabaseUrl = None) -> None:
-    """Make the tables, or bring those of an older version to this one's. May run at any time, any number of times."""
+    """Make the tables, or bring those of an older version to this one's.
+    May run at any time, any number of times."""
     from llm_runtime.db import migrate
 
     async def run(database: "Database") -> tuple[str | None, str | None]:
@@ -44,8 +45,14 @@ def _show(found: "Inspection") -> None:
     table.add_column("rows", justify="right")
     table.add_column("size with indexes", justify="right")
     for each in found.tables:
-        table.add_row(each.name, f"{each.rows:,}", "" if each.bytes is None else f"{each.bytes / 1e6:,.1f} MB")
+        table.add_row(
+            each.name, f"{each.rows:,}", "" if each.bytes is None else f"{each.bytes / 1e6:,.1f} MB"
+        )
     console = Console()
     console.print(table)
-    state = "current" if found.current else f"this program has {found.head}: run `llm-runtime db upgrade`"
+    state = (
+        "current"
+        if found.current
+        else f"this program has {found.head}: run `llm-runtime db upgrade`"
+    )
     console.print(f"revision {found.revision or 'none'} ({state})", highlight=False)

@@ -1,4 +1,5 @@
-"""`llm-runtime fit`: whether a model will fit, from its configuration and headers alone, here or in another machine."""
+"""`llm-runtime fit`: whether a model will fit,
+from its configuration and headers alone, here or in another machine."""
 
 import json
 import re
@@ -17,11 +18,20 @@ from llm_runtime.machine.memory import MIB, available_bytes
 if TYPE_CHECKING:
     from llm_runtime.files.fit import Need, Plan
 
-Source = Annotated[str | None, typer.Argument(help="A folder, or a uri as in model.uri. None: the configured model.")]
-Config = Annotated[Path | None, typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment.")]
-Memory = Annotated[str, typer.Option(help="Memory to ask about, like 24Gi or 80G. Default: what is free here.")]
+Source = Annotated[
+    str | None,
+    typer.Argument(help="A folder, or a uri as in model.uri. None: the configured model."),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(CONFIG_FLAG, help="Configuration, JSON or YAML. None: the environment."),
+]
+Memory = Annotated[
+    str, typer.Option(help="Memory to ask about, like 24Gi or 80G. Default: what is free here.")
+]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Over engine.device; auto: the GPU where there is one.")
+    Literal["auto", "cpu", "cuda"] | None,
+    typer.Option(help="Over engine.device; auto: the GPU where there is one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, sizes in bytes.")]
 
@@ -40,7 +50,11 @@ FIRST_GPU = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nou
 
 
 def fit(
-    source: Source = None, config: Config = None, memory: Memory = "", device: Device = None, as_json: Json = False
+    source: Source = None,
+    config: Config = None,
+    memory: Memory = "",
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Say whether the model fits, and what would. Only config.json and headers are read.
 
@@ -68,7 +82,9 @@ def bytes_of(quantity: str) -> int:
     """`24Gi`, `80G` or a number of bytes, as Kubernetes writes it. Raises ConfigInvalid."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]|[KMGT]i)?", quantity)
     if found is None:
-        raise errors.ConfigInvalid(f"--memory {quantity!r} is not a size like 24Gi, 80G or a number of bytes")
+        raise errors.ConfigInvalid(
+            f"--memory {quantity!r} is not a size like 24Gi, 80G or a number of bytes"
+        )
     return int(float(found[1]) * UNITS[found[2] or ""])
 
 
@@ -81,7 +97,9 @@ def _wanted(source: str | None, config: Path | None) -> RuntimeConfig:
         assert loaded
         return loaded
     is_uri = re.match(r"[a-z][a-z0-9+-]*:/", source) is not None
-    model = ModelConfig(name="model", uri=source) if is_uri else ModelConfig(name="model", path=source)
+    model = (
+        ModelConfig(name="model", uri=source) if is_uri else ModelConfig(name="model", path=source)
+    )
     return loaded.model_copy(update={"model": model}) if loaded else RuntimeConfig(model=model)
 
 
@@ -91,7 +109,9 @@ def _place(device: str, memory: int | None) -> tuple[str, int]:
 
     gpu = None if device == "cpu" else _free_on_gpu()
     if device == "cuda" and gpu is None and memory is None:
-        raise errors.ConfigInvalid("there is no GPU here; say what the other machine has with --memory")
+        raise errors.ConfigInvalid(
+            "there is no GPU here; say what the other machine has with --memory"
+        )
     where = "cuda" if device == "cuda" or gpu is not None else "cpu"
     free = memory if memory is not None else gpu if where == "cuda" else available_bytes()
     # On a CPU the server's own processes share it.
@@ -99,14 +119,21 @@ def _place(device: str, memory: int | None) -> tuple[str, int]:
 
 
 def _free_on_gpu() -> int | None:
-    """Free GPU memory according to the driver's own tool, because this process does not import torch."""
+    """Free GPU memory according to the driver's own tool,
+    because this process does not import torch."""
     if shutil.which(FIRST_GPU[0]) is None:
         return None
     answer = subprocess.run(FIRST_GPU, capture_output=True, text=True, timeout=20)
-    return int(answer.stdout.split()[0]) * MIB if answer.returncode == 0 and answer.stdout.strip() else None
+    return (
+        int(answer.stdout.split()[0]) * MIB
+        if answer.returncode == 0 and answer.stdout.strip()
+        else None
+    )
 
 
-def _document(source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[str, ...]) -> dict[str, Any]:
+def _document(
+    source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "source": source,
         "fits": not refusal,
@@ -132,6 +159,13 @@ def _table(source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[st
         (need.total, "needed"),
         (free, "there, on the GPU" if plan.device == "cuda" else "there, beside the server itself"),
     ]
-    lines = [f"{source} on {plan.device}", *(f"{-(-size // MIB):>10,} MiB  {what}" for size, what in rows)]
-    lines += ["It does not fit. What would:", *(f"  {way}" for way in refusal)] if refusal else ["It fits."]
+    lines = [
+        f"{source} on {plan.device}",
+        *(f"{-(-size // MIB):>10,} MiB  {what}" for size, what in rows),
+    ]
+    lines += (
+        ["It does not fit. What would:", *(f"  {way}" for way in refusal)]
+        if refusal
+        else ["It fits."]
+    )
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""`llm-runtime keys create|list|revoke|rotate`: keys in the database, which running servers follow."""
+"""`llm-runtime keys create|list|revoke|rotate`:
+keys in the database, which running servers follow."""
 
 import json
 import re
@@ -25,12 +26,15 @@ def create(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     owner: Annotated[str, typer.Option(help="Who holds it.")] = "",
     role: Annotated[str, typer.Option(help="Its tier; none: the default one.")] = "",
-    expires: Annotated[str | None, typer.Option(help="Its end: 90d, 12h, or a date like 2027-01-31.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="Its end: 90d, 12h, or a date like 2027-01-31.")
+    ] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(help="An adapter that it may use; none: all. Repeatable.")
     ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option(help="A limit of its own: tokens-per-minute=1000. Repeatable.")
+        list[str] | None,
+        typer.Option(help="A limit of its own: tokens-per-minute=1000. Repeatable."),
     ] = None,
     admin: Annotated[bool, typer.Option("--admin", help="It may manage models and keys.")] = False,
     as_json: Json = False,
@@ -49,13 +53,17 @@ def create(
     issued, known = with_store(work, config, database_url)
     if not known:
         typer.echo(
-            f"The database has no role {role!r}: unless the configuration has one, the default tier counts.", err=True
+            f"The database has no role {role!r}: unless the configuration has one, the default tier"
+            " counts.",
+            err=True,
         )
     _show_once(issued, as_json)
 
 
 @cli.command("list")
-def list_keys(as_json: Json = False, database_url: DatabaseUrl = None, config: Config = None) -> None:
+def list_keys(
+    as_json: Json = False, database_url: DatabaseUrl = None, config: Config = None
+) -> None:
     """All keys: who holds them, their state, their limits."""
 
     async def work(store: KeyStore) -> list[StoredKey]:
@@ -71,7 +79,15 @@ def list_keys(as_json: Json = False, database_url: DatabaseUrl = None, config: C
     table = Table("ID", "NAME", "OWNER", "ROLE", "STATE", "EXPIRES", "LIMITS", "ADAPTERS")
     for key in found:
         limits = " ".join(f"{name}={value}" for name, value in key["limits"].items())
-        cells = (key["id"], key["name"], key["owner"], key["role"], key["state"], key["expires_at"] or "", limits)
+        cells = (
+            key["id"],
+            key["name"],
+            key["owner"],
+            key["role"],
+            key["state"],
+            key["expires_at"] or "",
+            limits,
+        )
         table.add_row(*cells, " ".join(key["adapters"]) or "all")
     Console().print(table)
 
@@ -90,7 +106,9 @@ def revoke(
 @cli.command()
 def rotate(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id: see `keys list`.")],
-    overlap_hours: Annotated[float, typer.Option(min=0, max=24 * 365, help="How long the old key still works.")] = 24,
+    overlap_hours: Annotated[
+        float, typer.Option(min=0, max=24 * 365, help="How long the old key still works.")
+    ] = 24,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
     config: Config = None,
@@ -98,7 +116,9 @@ def rotate(
     """Make a new key like an old one, print it, and let the old one end."""
     overlap = timedelta(hours=overlap_hours)
     issued = with_store(lambda store: store.rotate(_id(key_id), overlap), config, database_url)
-    typer.echo(f"The old key {_id(key_id)} works for {overlap_hours:g} more hours at most.", err=True)
+    typer.echo(
+        f"The old key {_id(key_id)} works for {overlap_hours:g} more hours at most.", err=True
+    )
     _show_once(issued, as_json)
 
 
@@ -153,7 +173,9 @@ def _end(text: str, now: datetime) -> datetime:
     try:
         end = datetime.fromisoformat(text)
     except ValueError as error:
-        raise typer.BadParameter("write 90d, 12h, 30m or a date like 2027-01-31", param_hint="--expires") from error
+        raise typer.BadParameter(
+            "write 90d, 12h, 30m or a date like 2027-01-31", param_hint="--expires"
+        ) from error
     end = end if end.tzinfo else end.replace(tzinfo=UTC)
     if end <= now:
         raise typer.BadParameter("lies in the past", param_hint="--expires")
@@ -172,4 +194,6 @@ def _limits(texts: list[str]) -> Limits:
         return Limits.model_validate(wished)
     except ValidationError as error:
         field = str(error.errors()[0]["loc"][0]).replace("_", "-")
-        raise typer.BadParameter(f"{field}: {error.errors()[0]['msg']}", param_hint="--limit") from error
+        raise typer.BadParameter(
+            f"{field}: {error.errors()[0]['msg']}", param_hint="--limit"
+        ) from error

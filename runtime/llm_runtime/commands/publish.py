@@ -1,7 +1,9 @@
-"""Uploads a verified package as a version of a registered model in MLflow, completely or not at all.
+"""Uploads a verified package as a version of a registered model in MLflow,
+completely or not at all.
 
-`mlflow.register_model` refuses a folder without an MLmodel file, and a flavour would import and rewrite the model. So
-the files are logged to a run unchanged and the version points to them. `fetch` reads them back byte for byte.
+`mlflow.register_model` refuses a folder without an MLmodel file, and a flavour would import and
+rewrite the model. So the files are logged to a run unchanged and the version points to them.
+`fetch` reads them back byte for byte.
 """
 
 import logging
@@ -32,13 +34,17 @@ BASE_TAG = f"{TAG}/base-model"
 PARALLEL_FILES = 4
 ATTEMPTS = 4
 PAUSE_SECONDS = 1.0
-UPLOAD_SETTINGS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3600", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+UPLOAD_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3600",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 """The timeout covers one request, and a whole shard is uploaded in one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Name, alias and tags for a package. Raises ConfigInvalid for names that MLflow would refuse later."""
+    """Name, alias and tags for a package.
+    Raises ConfigInvalid for names that MLflow would refuse later."""
 
     name: str
     alias: str = ""
@@ -53,12 +59,17 @@ class Wish:
             raise ConfigInvalid(f"the model name {self.name!r} must not be empty or contain / or :")
         if self.alias and (not re.fullmatch(r"[\w-]{1,255}", self.alias) or self.alias.isdigit()):
             raise ConfigInvalid(
-                f"the alias {self.alias!r} must consist of letters, digits, _ and -, and not be a number"
+                f"the alias {self.alias!r} must consist of letters, digits, _ and -, and not be a"
+                " number"
             )
         if self.alias == "latest" or re.fullmatch(r"v\d+", self.alias):
-            raise ConfigInvalid(f"MLflow reserves the alias {self.alias!r}: choose another, like champion")
+            raise ConfigInvalid(
+                f"MLflow reserves the alias {self.alias!r}: choose another, like champion"
+            )
         if self.base_model and not re.fullmatch(r"(models:/|hf://).+", self.base_model):
-            raise ConfigInvalid(f"the base model {self.base_model!r} must begin with models:/ or hf://")
+            raise ConfigInvalid(
+                f"the base model {self.base_model!r} must begin with models:/ or hf://"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +112,15 @@ def told(what: str) -> Iterator[None]:
     except Exception as error:
         fatal = fatal_of(error, what)
         if isinstance(fatal, ModelNotFound) and fatal is not error:
-            raise ConfigInvalid(f"MLflow refused {what}: {getattr(error, 'message', error)}") from error
+            raise ConfigInvalid(
+                f"MLflow refused {what}: {getattr(error, 'message', error)}"
+            ) from error
         raise fatal from error
 
 
 def _ensure_model(client: Any, name: str) -> None:
-    """Create the registered model if needed, before the upload: a bad name or missing rights then fail at once."""
+    """Create the registered model if needed, before the upload:
+    a bad name or missing rights then fail at once."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -119,12 +133,19 @@ def _ensure_model(client: Any, name: str) -> None:
 
 def _known(client: Any, name: str, digest: str) -> str | None:
     versions = client.search_model_versions(f"{named(name)} and tags.`{DIGEST_TAG}` = '{digest}'")
-    ready = sorted((int(version.version) for version in versions if version.status == "READY"), reverse=True)
+    ready = sorted(
+        (int(version.version) for version in versions if version.status == "READY"), reverse=True
+    )
     return str(ready[0]) if ready else None
 
 
 def _upload(
-    client: Any, registry: MlflowRegistry, package: Package, wish: Wish, digest: str, progress: Progress
+    client: Any,
+    registry: MlflowRegistry,
+    package: Package,
+    wish: Wish,
+    digest: str,
+    progress: Progress,
 ) -> str:
     run = client.create_run(_experiment(client, wish.experiment), run_name=f"push {wish.name}")
     run_id = run.info.run_id
@@ -156,8 +177,9 @@ def _experiment(client: Any, name: str) -> str:
 def _check_destination(location: str) -> None:
     if urlparse(location).scheme in ("", "file"):
         raise ConfigInvalid(
-            f"the server stores artifacts at {location}, a path on its own machine that only clients there can write; "
-            "start it with --artifacts-destination, so that it accepts and serves them"
+            f"the server stores artifacts at {location}, a path on its own machine that only"
+            " clients there can write; start it with --artifacts-destination, so that it accepts"
+            " and serves them"
         )
 
 
@@ -185,7 +207,8 @@ def _send(client: Any, run_id: str, package: Package, progress: Progress) -> Non
 
 
 def _patiently(what: str, attempt: Callable[[], None]) -> None:
-    """Retry after transient faults, with exponential back-off: one must not cost an upload of many gigabytes."""
+    """Retry after transient faults, with exponential back-off:
+    one must not cost an upload of many gigabytes."""
     for failures in range(1, ATTEMPTS + 1):
         try:
             attempt()
@@ -203,6 +226,6 @@ def _check_arrived(registry: MlflowRegistry, location: str, package: Package) ->
     for name, file in package.files.items():
         if uploaded.get(name, -1) not in (None, file.stat().st_size):
             raise ModelCorrupt(
-                f"{name} has {file.stat().st_size} bytes here and {uploaded.get(name, 'none')} in the registry after "
-                "its upload; push again"
+                f"{name} has {file.stat().st_size} bytes here and {uploaded.get(name, 'none')} in"
+                " the registry after its upload; push again"
             )

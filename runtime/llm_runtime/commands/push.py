@@ -1,4 +1,5 @@
-"""`llm-runtime push`: a local folder becomes a version in MLflow, and the YAML that serves it is printed."""
+"""`llm-runtime push`: a local folder becomes a version in MLflow,
+and the YAML that serves it is printed."""
 
 import os
 import re
@@ -18,14 +19,30 @@ if TYPE_CHECKING:
     from llm_runtime.commands.publish import Published, Wish
     from llm_runtime.files.package import Package
 
-Folder = Annotated[Path, typer.Argument(help="A model (config.json, safetensors, tokenizer) or a LoRA adapter.")]
+Folder = Annotated[
+    Path, typer.Argument(help="A model (config.json, safetensors, tokenizer) or a LoRA adapter.")
+]
 Name = Annotated[str, typer.Option(help="Registered model; made when it is not there.")]
-Alias = Annotated[str, typer.Option(help="Let this alias name the version, like champion: what follows it rolls out.")]
-Tag = Annotated[list[str] | None, typer.Option(help="A tag of the version, KEY=VALUE; may be repeated.")]
-Uri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Address of the MLflow server.")]
-Experiment = Annotated[str, typer.Option(help="Experiment of the run that holds the files; made when not there.")]
-Base = Annotated[str, typer.Option(help="An adapter's base, models:/… or hf://…; else as its configuration says.")]
-Force = Annotated[bool, typer.Option("--force", help="Make a version even if the registry has these very files.")]
+Alias = Annotated[
+    str,
+    typer.Option(help="Let this alias name the version, like champion: what follows it rolls out."),
+]
+Tag = Annotated[
+    list[str] | None, typer.Option(help="A tag of the version, KEY=VALUE; may be repeated.")
+]
+Uri = Annotated[
+    str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="Address of the MLflow server.")
+]
+Experiment = Annotated[
+    str, typer.Option(help="Experiment of the run that holds the files; made when not there.")
+]
+Base = Annotated[
+    str,
+    typer.Option(help="An adapter's base, models:/… or hf://…; else as its configuration says."),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Make a version even if the registry has these very files.")
+]
 
 
 def push(
@@ -38,19 +55,27 @@ def push(
     base_model: Base = "",
     force: Force = False,
 ) -> None:
-    """Verify a local model or adapter folder, upload it to MLflow as a new version, and say how to serve it."""
+    """Verify a local model or adapter folder, upload it to MLflow as a new version,
+    and say how to serve it."""
     from llm_runtime.commands.publish import Wish, publish
     from llm_runtime.files.package import package
 
     logs.configure("console", os.environ.get("LOG_LEVEL", "INFO"), sys.stderr)
     with faults("push"):
         if not tracking_uri:
-            raise errors.ConfigInvalid("no MLflow server is named: pass --tracking-uri or set MLFLOW_TRACKING_URI")
+            raise errors.ConfigInvalid(
+                "no MLflow server is named: pass --tracking-uri or set MLFLOW_TRACKING_URI"
+            )
         wish = Wish(name, alias, _tags(tag or []), experiment, base_model, force)
         found = package(folder)
         if base_model and found.kind == "model":
-            raise errors.ConfigInvalid(f"{folder} holds a whole model: --base-model is for adapters")
-        _say(f"{folder}: {found.kind} of {len(found.files)} files, {found.total_bytes / MIB:.1f} MiB, verified")
+            raise errors.ConfigInvalid(
+                f"{folder} holds a whole model: --base-model is for adapters"
+            )
+        _say(
+            f"{folder}: {found.kind} of {len(found.files)} files, {found.total_bytes / MIB:.1f}"
+            " MiB, verified"
+        )
         with _progress() as progress:
             published = publish(found, wish, tracking_uri, progress)
     _report(found, wish, published)
@@ -80,10 +105,17 @@ def _report(package: "Package", wish: "Wish", published: "Published") -> None:
     if published.created:
         _say(f"{named} is registered, {published.digest}")
     else:
-        _say(f"{named} holds these very files already, so nothing was uploaded (--force makes another version)")
+        _say(
+            f"{named} holds these very files already, so nothing was uploaded (--force makes"
+            " another version)"
+        )
     if wish.alias:
         _say(f"alias {wish.alias} names version {published.version}")
-    typer.echo(adapter_yaml(wish, published) if package.kind == "adapter" else deployment_yaml(wish, published))
+    typer.echo(
+        adapter_yaml(wish, published)
+        if package.kind == "adapter"
+        else deployment_yaml(wish, published)
+    )
 
 
 def _say(text: str) -> None:
@@ -105,7 +137,9 @@ spec:
 
 def adapter_yaml(wish: "Wish", published: "Published") -> str:
     """The entry to add to the LLMDeployment of the adapter's base."""
-    entry = f"{{name: {quoted(object_name(published.name))}, mlflow: {_reference(wish, published)}}}"
+    entry = (
+        f"{{name: {quoted(object_name(published.name))}, mlflow: {_reference(wish, published)}}}"
+    )
     return f"spec:\n  adapters:\n    - {entry}"
 
 

@@ -1,4 +1,5 @@
-"""Stored requests as records of an evaluation dataset: what was asked, and what was answered as the expectation."""
+"""Stored requests as records of an evaluation dataset:
+what was asked, and what was answered as the expectation."""
 
 import json
 from collections import Counter
@@ -32,13 +33,23 @@ class Chosen:
     @property
     def left_out(self) -> str:
         """In words."""
-        return ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items())) or "none"
+        return (
+            ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+            or "none"
+        )
 
 
 async def choose(
-    database: Database, finder: Finder, model: str, *, version: str, since: datetime | None, limit: int
+    database: Database,
+    finder: Finder,
+    model: str,
+    *,
+    version: str,
+    since: datetime | None,
+    limit: int,
 ) -> Chosen:
-    """The newest requests that a model can be asked again, each question once. Raises `DatabaseAway`."""
+    """The newest requests that a model can be asked again, each question once.
+    Raises `DatabaseAway`."""
     async with database.read() as connection:
         rows = (await connection.execute(_stored(model, version, since))).all()
     reasons = Counter[str]()
@@ -52,7 +63,8 @@ async def choose(
         if inputs is None or not completion:
             reasons["that can't be asked again"] += 1
         elif finder.find(prompt.encode()) or finder.find(completion.encode()):
-            # Left out, not masked: a mask in a question makes it another one, and its answer no expectation.
+            # Left out, not masked: a mask in a question makes it another one,
+            # and its answer no expectation.
             reasons["with personal data"] += 1
         elif prompt in records:
             reasons["asked more than once"] += 1
@@ -72,7 +84,12 @@ def _stored(model: str, version: str, since: datetime | None) -> sa.Select[Any]:
         wanted.append(log.model_version == version)
     if since is not None:
         wanted.append(log.at >= since)
-    return sa.select(log.prompt, log.completion).where(*wanted).order_by(log.at.desc()).limit(MOST_LOOKED_AT)
+    return (
+        sa.select(log.prompt, log.completion)
+        .where(*wanted)
+        .order_by(log.at.desc())
+        .limit(MOST_LOOKED_AT)
+    )
 
 
 def _inputs(prompt: str) -> Json | None:
@@ -88,7 +105,8 @@ def _inputs(prompt: str) -> Json | None:
 
 
 def publish(records: list[Json], name: str, tracking_uri: str) -> str:
-    """Merge the records into MLflow's dataset of this name, and say what came of it. Raises errors.Fatal."""
+    """Merge the records into MLflow's dataset of this name, and say what came of it.
+    Raises errors.Fatal."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -98,13 +116,19 @@ def publish(records: list[Json], name: str, tracking_uri: str) -> str:
         found = client.search_datasets(filter_string=f"name = {quote}{name}{quote}")
         if len(found) > 1:
             ids = ", ".join(sorted(each.dataset_id for each in found))
-            raise ConfigInvalid(f"{len(found)} datasets are called {name} ({ids}): choose another name")
+            raise ConfigInvalid(
+                f"{len(found)} datasets are called {name} ({ids}): choose another name"
+            )
         made = found[0] if found else client.create_dataset(name, experiment_id=["0"])
         inserted = 0
         for start in range(0, len(records), AT_ONCE):
             some = records[start : start + AT_ONCE]
             # Datasets' own `merge_records` wants pandas, which a pod does not have.
-            inserted += client._tracking_client.store.upsert_dataset_records(made.dataset_id, some)["inserted"]
+            inserted += client._tracking_client.store.upsert_dataset_records(made.dataset_id, some)[
+                "inserted"
+            ]
     except MlflowException as error:
-        raise RegistryUnreachable(f"MLflow at {tracking_uri} did not take the dataset: {error}") from error
+        raise RegistryUnreachable(
+            f"MLflow at {tracking_uri} did not take the dataset: {error}"
+        ) from error
     return f"{inserted} records are new, {len(records) - inserted} were there; its id is {made.dataset_id}"

@@ -37,7 +37,9 @@ def list_roles(
     table = Table("NAME", *(name.replace("_", " ").upper() for name in LIMITS))
     for tier in found.values():
         values = tier.model_dump()
-        table.add_row(tier.name, *("-" if values[name] is None else str(values[name]) for name in LIMITS))
+        table.add_row(
+            tier.name, *("-" if values[name] is None else str(values[name]) for name in LIMITS)
+        )
     Console().print(table)
 
 
@@ -65,7 +67,9 @@ def set_role(
             priority=priority,
         )
     except ValidationError as error:
-        raise typer.BadParameter("letters, digits, dots and dashes, at most 63", param_hint="NAME") from error
+        raise typer.BadParameter(
+            "letters, digits, dots and dashes, at most 63", param_hint="NAME"
+        ) from error
     with_store(lambda store: store.set_role(tier), config, database_url)
     typer.echo(f"The role {name} is set; running servers follow within two seconds.")
 

@@ -11,7 +11,9 @@ from llm_runtime.commands import faults
 cli = typer.Typer(help="Work with configuration files.", no_args_is_help=True)
 
 Old = Annotated[Path, typer.Argument(help="The old file, such as config.yml.")]
-Output = Annotated[Path | None, typer.Option("--output", help="The new file. None: standard output.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", help="The new file. None: standard output.")
+]
 
 
 @cli.command()

@@ -34,7 +34,10 @@ class By(StrEnum):
 
 
 Day = Annotated[
-    str, typer.Argument(metavar="[DAY]", help="today, yesterday or YYYY-MM-DD, in UTC, instead of a month.")
+    str,
+    typer.Argument(
+        metavar="[DAY]", help="today, yesterday or YYYY-MM-DD, in UTC, instead of a month."
+    ),
 ]
 
 
@@ -45,7 +48,9 @@ def usage(
     since: Annotated[str, typer.Option(help="First day, instead of a month.")] = "",
     until: Annotated[str, typer.Option(help="Last day. Default: today.")] = "",
     key: Annotated[str, typer.Option(help="Of this key's id only.")] = "",
-    latest: Annotated[int, typer.Option(min=0, help="Show the key's last requests instead; how many.")] = 0,
+    latest: Annotated[
+        int, typer.Option(min=0, help="Show the key's last requests instead; how many.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     plot: Annotated[bool, typer.Option(help="Draw the tokens below the table.")] = True,
     config: Config = None,
@@ -56,7 +61,9 @@ def usage(
 
     if latest:
         if not key:
-            raise typer.BadParameter("the last requests of which key? Add --key ID", param_hint="--latest")
+            raise typer.BadParameter(
+                "the last requests of which key? Add --key ID", param_hint="--latest"
+            )
         requests = read(lambda database: report.latest(database, key, latest), config, database_url)
         _print_json(requests) if as_json else _print_requests(key, requests)
         return
@@ -80,7 +87,9 @@ def _period(day: str, month: str, since: str, until: str) -> "Period":
     from llm_runtime.usage import report
 
     if bool(day) + bool(month) + bool(since or until) > 1:
-        raise typer.BadParameter("name a day, or a month, or days with --since and --until", param_hint="--month")
+        raise typer.BadParameter(
+            "name a day, or a month, or days with --since and --until", param_hint="--month"
+        )
     if day:
         return report.Period(_day(day), _day(day))
     today = datetime.now(UTC).date()
@@ -90,7 +99,9 @@ def _period(day: str, month: str, since: str, until: str) -> "Period":
     try:
         chosen = datetime.strptime(month, "%Y-%m").date() if month else today
     except ValueError:
-        raise typer.BadParameter(f"{month!r} is no month; write 2026-11", param_hint="--month") from None
+        raise typer.BadParameter(
+            f"{month!r} is no month; write 2026-11", param_hint="--month"
+        ) from None
     return report.month(chosen.year, chosen.month)
 
 
@@ -100,7 +111,9 @@ def _day(text: str) -> date:
     try:
         return named.get(text) or date.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no day; write today, yesterday or 2026-11-28") from None
+        raise typer.BadParameter(
+            f"{text!r} is no day; write today, yesterday or 2026-11-28"
+        ) from None
 
 
 def _named(period: "Period") -> str:
@@ -129,13 +142,17 @@ def _table(by: By, period: "Period", totals: "list[Total]", *, narrow: bool) -> 
     from rich.table import Table
 
     title = f"Usage by {by.value}, {_named(period)} (UTC); tokens of prompts and answers"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_footer=len(totals) > 1)
+    table = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, show_footer=len(totals) > 1
+    )
     figure = _brief if narrow else "{:,}".format
     sums = [sum(column) for column in zip(*map(_figures, totals), strict=True)]
     table.add_column(by.value, footer="all", no_wrap=True)
     if by is By.KEY and not narrow:
         table.add_column("name", no_wrap=True)
-    for name, total in zip(("requests", "failed", "cached", "prompts", "answers"), sums, strict=True):
+    for name, total in zip(
+        ("requests", "failed", "cached", "prompts", "answers"), sums, strict=True
+    ):
         table.add_column(name, footer=figure(total), justify="right", no_wrap=True)
     table.add_column("last", no_wrap=True)
     for total in totals:
@@ -169,8 +186,19 @@ def _print_requests(key: str, requests: "list[Request]") -> None:
     table.add_column("request id", overflow="fold")
     for each in requests:
         model = f"{each.model}:{each.adapter}" if each.adapter else each.model
-        figures = (f"{each.prompt_tokens:,}", f"{each.completion_tokens:,}", f"{each.duration_seconds:.2f}")
-        table.add_row(f"{each.at:%m-%d %H:%M:%S}", each.endpoint, model, each.outcome, *figures, each.request_id)
+        figures = (
+            f"{each.prompt_tokens:,}",
+            f"{each.completion_tokens:,}",
+            f"{each.duration_seconds:.2f}",
+        )
+        table.add_row(
+            f"{each.at:%m-%d %H:%M:%S}",
+            each.endpoint,
+            model,
+            each.outcome,
+            *figures,
+            each.request_id,
+        )
     Console().print(table)
 
 

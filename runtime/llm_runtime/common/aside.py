@@ -12,7 +12,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="aside")
-"""Few threads: this work holds Python's lock, so more would gain nothing. Slots already bound each caller's share."""
+"""Few threads: this work holds Python's lock, so more would gain nothing.
+Slots already bound each caller's share."""
 
 
 async def aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -24,7 +25,8 @@ async def aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def in_thread(work: Callable[[], T]) -> Callable[[], Awaitable[T]]:
     """`work` on a thread of its own, as something to await: for what takes minutes, like a model.
 
-    Not `asyncio.to_thread`: its threads are joined at exit, and SIGTERM must not wait for a model to be fetched.
+    Not `asyncio.to_thread`: its threads are joined at exit,
+    and SIGTERM must not wait for a model to be fetched.
     """
 
     async def done() -> T:

@@ -1,4 +1,5 @@
-"""A bounded in-memory cache that is fair between tenants: when full, it evicts the largest tenant's oldest entry."""
+"""A bounded in-memory cache that is fair between tenants:
+when full, it evicts the largest tenant's oldest entry."""
 
 import time
 from collections import OrderedDict
@@ -27,12 +28,18 @@ class _Share:
 
 
 class Kept(Generic[V]):
-    """Values by key, each owned by a tenant. When full, evicts from the largest tenant, which may be the newcomer."""
+    """Values by key, each owned by a tenant.
+    When full, evicts from the largest tenant, which may be the newcomer."""
 
     def __init__(
-        self, entries: int, size: int, ttl_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        entries: int,
+        size: int,
+        ttl_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Holds at most `entries` entries and `size` bytes (as passed to `put`), each for `ttl_seconds`."""
+        """Holds at most `entries` entries and `size` bytes (as passed to `put`),
+        each for `ttl_seconds`."""
         self.entries = entries
         self.size = size
         self._ttl = ttl_seconds

@@ -1,9 +1,11 @@
-"""Paged attention over the blocks of the KV cache (Kwon et al. 2023, vLLM), in place of Transformers' own attention.
+"""Paged attention over the blocks of the KV cache (Kwon et al.
+2023, vLLM), in place of Transformers' own attention.
 
-Transformers' AttentionInterface passes each layer's queries, keys and values to `paged_attention`. It is registered
-under a name that Transformers' mask factory does not know, so no mask is built. On a CPU, one call of the compiled
-kernel computes a layer. Elsewhere, and without the kernel, torch gathers the blocks: spans of a single token (decode)
-are computed together, longer spans (prefill) one after another.
+Transformers' AttentionInterface passes each layer's queries, keys and values to `paged_attention`.
+It is registered under a name that Transformers' mask factory does not know, so no mask is built. On
+a CPU, one call of the compiled kernel computes a layer. Elsewhere, and without the kernel, torch
+gathers the blocks: spans of a single token (decode) are computed together, longer spans (prefill)
+one after another.
 """
 
 import ctypes
@@ -24,7 +26,14 @@ from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.scheduler import Span
 
 ATTENTION = "llm_runtime_paged"
-_IGNORED = {"position_ids", "is_causal", "use_cache", "output_attentions", "cache_position", "logits_to_keep"}
+_IGNORED = {
+    "position_ids",
+    "is_causal",
+    "use_cache",
+    "output_attentions",
+    "cache_position",
+    "logits_to_keep",
+}
 """Keyword arguments of attention functions that have no effect here."""
 
 
@@ -34,11 +43,13 @@ class Rule:
 
     scale: float
     window: int = 0
-    """Sliding window: a token attends to itself and the `window - 1` tokens before it. 0 means to all before it."""
+    """Sliding window: a token attends to itself and the `window - 1` tokens before it.
+    0 means to all before it."""
     softcap: float = 0.0
     """Scores become cap * tanh(score / cap). 0 means that they stay as they are."""
     sinks: Any = None
-    """Attention sinks, [heads]: an extra score in each softmax that belongs to no token (GPT-OSS)."""
+    """Attention sinks, [heads]: an extra score in each softmax that belongs to no token
+    (GPT-OSS)."""
 
 
 class Step:
@@ -50,7 +61,10 @@ class Step:
         self.starts = [span.start for span in spans]
         self.counts = [span.count for span in spans]
         self.ends = list(accumulate(self.counts))
-        self.tables = [span.sequence.blocks.numbers[: BlockPool.needed(span.start + span.count)] for span in spans]
+        self.tables = [
+            span.sequence.blocks.numbers[: BlockPool.needed(span.start + span.count)]
+            for span in spans
+        ]
         self.positions = [p for span in spans for p in range(span.start, span.start + span.count)]
         self.offsets = [position % BLOCK_TOKENS for position in self.positions]
         self.blocks = [
@@ -74,17 +88,22 @@ class Step:
     @cached_property
     def singles(self) -> int:
         """How many spans at the beginning have a single token: the scheduler puts these first."""
-        return next((index for index, count in enumerate(self.counts) if count > 1), len(self.counts))
+        return next(
+            (index for index, count in enumerate(self.counts) if count > 1), len(self.counts)
+        )
 
     def table(self, first: int, last: int) -> Any:
         """Block lists of spans [first, last), padded with their own first block to one width."""
         tables = self.tables[first:last]
         width = max(map(len, tables))
-        return torch.tensor([table + table[:1] * (width - len(table)) for table in tables], device=self.device)
+        return torch.tensor(
+            [table + table[:1] * (width - len(table)) for table in tables], device=self.device
+        )
 
 
 class NativeStep:
-    """A step in the form that the kernel takes. Keeps the tensors alive that its pointers refer to."""
+    """A step in the form that the kernel takes.
+    Keeps the tensors alive that its pointers refer to."""
 
     def __init__(self, step: Step) -> None:
         self._rows = native.limit("attention_rows")
@@ -98,7 +117,9 @@ class NativeStep:
             "row_block": step.blocks,
             "row_offset": step.offsets,
         }
-        self._held = {name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()}
+        self._held = {
+            name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()
+        }
         self._tiles: dict[int, Any] = {}
         self._rotations: dict[int, tuple[Any, Any, Any]] = {}
         self.arguments = native.StepArguments(
@@ -108,14 +129,16 @@ class NativeStep:
             setattr(self.arguments, name, tensor.data_ptr())
 
     def tiles(self, group: int) -> Any:
-        """Cumulative number of kernel tiles of the spans, if `group` query heads share a key head."""
+        """Cumulative number of kernel tiles of the spans,
+        if `group` query heads share a key head."""
         if group not in self._tiles:
             counts = [-(-count * group // self._rows) for count in self._counts]
             self._tiles[group] = torch.tensor([0, *accumulate(counts)], dtype=torch.int32)
         return self._tiles[group]
 
     def rotation(self, cosines_and_sines: tuple[Any, Any]) -> tuple[Any, Any]:
-        """Cosines and sines in float32. Converted once a step: layers of one kind share the same pair of tensors."""
+        """Cosines and sines in float32.
+        Converted once a step: layers of one kind share the same pair of tensors."""
         key = id(cosines_and_sines[0])
         if key not in self._rotations:
             converted = [part.float().contiguous() for part in cosines_and_sines]
@@ -129,14 +152,19 @@ def paged_attention(
     dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None,
     paged_step: Step | None = None, **options: Any,
 ) -> tuple[Any, None]:  # fmt: skip
-    """Attention of one layer. `query`: [1, heads, tokens, head_size]; returns [1, tokens, heads, head_size]."""
-    strange = sorted(name for name, option in options.items() if _is_set(option) and name not in _IGNORED)
+    """Attention of one layer. `query`: [1, heads, tokens, head_size];
+    returns [1, tokens, heads, head_size]."""
+    strange = sorted(
+        name for name, option in options.items() if _is_set(option) and name not in _IGNORED
+    )
     if paged_step is None or strange:
         raise NotImplementedError(f"attention with {', '.join(strange) or 'no step'}")
     at = paged_step.cache.shape.layers[module.layer_idx]
     # The kernel does not check sizes, so a mismatch must end here.
     if (key.shape[1], key.shape[-1], value.shape[-1]) != (at.kv_heads, at.head_size, at.value_size):
-        raise NotImplementedError(f"keys and values have another shape than in the model's own cache, {at}")
+        raise NotImplementedError(
+            f"keys and values have another shape than in the model's own cache, {at}"
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     rule = Rule(scale, sliding_window or 0, float(softcap or 0.0), s_aux)
     attend = _choose(paged_step, module.layer_idx, query)
@@ -152,20 +180,34 @@ def _is_set(option: Any) -> bool:
 
 def _choose(step: Step, layer: int, query: Any) -> Callable[..., Any]:
     at = step.cache.shape.layers[layer]
-    fits = query.dtype is step.cache.shape.dtype and query.dtype in KERNELS and at.head_size == at.value_size
+    fits = (
+        query.dtype is step.cache.shape.dtype
+        and query.dtype in KERNELS
+        and at.head_size == at.value_size
+    )
     fits = fits and at.head_size % 16 == 0 and step.device == "cpu"
     return attend_native if fits and native.library() else attend_gathered
 
 
 def attend_native(
-    step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any, rotation: tuple[Any, Any] | None = None
+    step: Step,
+    layer: int,
+    rule: Rule,
+    query: Any,
+    key: Any,
+    value: Any,
+    rotation: tuple[Any, Any] | None = None,
 ) -> Any:
-    """Attention by the compiled kernel. `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size].
+    """Attention by the compiled kernel.
+    `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size].
 
-    `rotation`: cosines and sines of RoPE, [1, tokens, head_size], if queries and keys are not rotated yet.
+    `rotation`: cosines and sines of RoPE, [1, tokens,
+    head_size], if queries and keys are not rotated yet.
     """
     heads, tokens, size = query.shape
-    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
+    query, key, value = (
+        part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value)
+    )
     out = query.new_empty(tokens, heads, size)
     tiles = step.native.tiles(heads // key.shape[0])
     sinks = None if rule.sinks is None else rule.sinks.detach().float().contiguous()
@@ -189,7 +231,9 @@ def attend_native(
     arguments.span_tiles = tiles.data_ptr()
     arguments.cosines = arguments.sines = None
     if rotation:
-        arguments.cosines, arguments.sines = (part.data_ptr() for part in step.native.rotation(rotation))
+        arguments.cosines, arguments.sines = (
+            part.data_ptr() for part in step.native.rotation(rotation)
+        )
     native.call("llm_attention", KERNELS[query.dtype], ctypes.byref(arguments))
     return out
 
@@ -200,27 +244,40 @@ def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, va
     step.cache.write(layer, step.row_blocks, step.row_offsets, key, value)
     parts = []
     if step.singles:
-        lengths = torch.tensor([start + 1 for start in step.starts[: step.singles]], device=step.device)
+        lengths = torch.tensor(
+            [start + 1 for start in step.starts[: step.singles]], device=step.device
+        )
         keys, values = step.cache.read(layer, step.table(0, step.singles))
-        parts.append(_softmax(query[: step.singles].unsqueeze(2), keys, values, lengths.unsqueeze(1), rule).squeeze(2))
+        parts.append(
+            _softmax(
+                query[: step.singles].unsqueeze(2), keys, values, lengths.unsqueeze(1), rule
+            ).squeeze(2)
+        )
     for span in range(step.singles, len(step.counts)):
         begin = step.ends[span] - step.counts[span]
         end = step.ends[span]
         keys, values = step.cache.read(layer, step.table(span, span + 1))
-        lengths = torch.arange(step.starts[span] + 1, step.starts[span] + step.counts[span] + 1, device=step.device)
-        part = _softmax(query[begin:end].transpose(0, 1).unsqueeze(0), keys, values, lengths.unsqueeze(0), rule)
+        lengths = torch.arange(
+            step.starts[span] + 1, step.starts[span] + step.counts[span] + 1, device=step.device
+        )
+        part = _softmax(
+            query[begin:end].transpose(0, 1).unsqueeze(0), keys, values, lengths.unsqueeze(0), rule
+        )
         parts.append(part[0].transpose(0, 1))
     return torch.cat(parts)
 
 
 def _softmax(query: Any, keys: Any, values: Any, lengths: Any, rule: Rule) -> Any:
-    """`query`: [rows, heads, tokens, head_size]; `lengths`: [rows, tokens], the keys that each token may attend to."""
+    """`query`: [rows, heads, tokens, head_size];
+    `lengths`: [rows, tokens], the keys that each token may attend to."""
     at = torch.arange(keys.shape[2], device=query.device)
     seen = at < lengths[:, None, :, None]
     if rule.window:
         seen &= at >= lengths[:, None, :, None] - rule.window
     if not rule.softcap and rule.sinks is None:
-        return F.scaled_dot_product_attention(query, keys, values, seen, scale=rule.scale, enable_gqa=True)
+        return F.scaled_dot_product_attention(
+            query, keys, values, seen, scale=rule.scale, enable_gqa=True
+        )
     group = query.shape[1] // keys.shape[1]
     keys = keys.repeat_interleave(group, dim=1)
     values = values.repeat_interleave(group, dim=1)
@@ -230,5 +287,7 @@ def _softmax(query: Any, keys: Any, values: Any, lengths: Any, rule: Rule) -> An
     scores = scores.masked_fill(~seen, float("-inf"))
     if rule.sinks is not None:
         sinks = rule.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-        return torch.matmul(torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1].to(values.dtype), values)
+        return torch.matmul(
+            torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1].to(values.dtype), values
+        )
     return torch.matmul(scores.softmax(-1).to(values.dtype), values)

@@ -1,9 +1,11 @@
-"""Operator fusion on a CPU: norms, gated activations, and attention with its rotation become one call each.
+"""Operator fusion on a CPU: norms, gated activations,
+and attention with its rotation become one call each.
 
-A layer of a small model spends a third of its time between the matrix products, in operations of a few microseconds
-that Python starts one by one. Modules keep their place, names and weights. Only `forward` is replaced, and only where
-it is known what it computes: norms and gates are compared with the original on random input, and attention is replaced
-only in classes whose code was reviewed. The runner's logit check comes after all of it.
+A layer of a small model spends a third of its time between the matrix products, in operations of a
+few microseconds that Python starts one by one. Modules keep their place, names and weights. Only
+`forward` is replaced, and only where it is known what it computes: norms and gates are compared
+with the original on random input, and attention is replaced only in classes whose code was
+reviewed. The runner's logit check comes after all of it.
 """
 
 import logging
@@ -20,12 +22,14 @@ from llm_runtime.compute.native import KERNELS
 log = logging.getLogger(__name__)
 
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
-"""Classes whose forward is: projections, optional norms of heads, RoPE by halves, attention, output projection."""
+"""Classes whose forward is: projections, optional norms of heads,
+RoPE by halves, attention, output projection."""
 _ROWS = 3
 
 
 def fuse(model: Any) -> Counter[str]:
-    """Replace every `forward` that can be fused. Returns counts by kind; none without the compiled kernels."""
+    """Replace every `forward` that can be fused.
+    Returns counts by kind; none without the compiled kernels."""
     done: Counter[str] = Counter()
     if model.device.type != "cpu" or model.dtype not in KERNELS or native.library() is None:
         return done
@@ -52,20 +56,27 @@ def _fuse_norm(module: Any, dtype: Any) -> bool:
 
 def _fuse_gate(module: Any, dtype: Any) -> bool:
     gate: Any = getattr(module, "gate_proj", None)
-    if not hasattr(gate, "in_features") or not all(hasattr(module, name) for name in ("up_proj", "down_proj")):
+    if not hasattr(gate, "in_features") or not all(
+        hasattr(module, name) for name in ("up_proj", "down_proj")
+    ):
         return False
     return _try(module, partial(_gated, module), gate.in_features, dtype)
 
 
 def _fuse_attention(module: Any) -> bool:
-    if type(module).__name__ not in ATTENTIONS or module.head_dim % 16 or module.head_dim > native.limit("most_head"):
+    if (
+        type(module).__name__ not in ATTENTIONS
+        or module.head_dim % 16
+        or module.head_dim > native.limit("most_head")
+    ):
         return False
     module.forward = partial(_attention, module)
     return True
 
 
 def _try(module: Any, forward: Any, size: int, dtype: Any) -> bool:
-    """Use `forward` if, on a random [1, _ROWS, size], it computes the same as the module up to rounding."""
+    """Use `forward` if, on a random [1, _ROWS, size],
+    it computes the same as the module up to rounding."""
     sample = torch.randn(1, _ROWS, size).to(dtype)
     try:
         expected = module(sample).float()
@@ -111,12 +122,14 @@ def _attention(
         return result
     shape = (hidden_states.shape[1], -1, module.head_dim)
     query, key, value = (
-        projection(hidden_states).view(shape) for projection in (module.q_proj, module.k_proj, module.v_proj)
+        projection(hidden_states).view(shape)
+        for projection in (module.q_proj, module.k_proj, module.v_proj)
     )
     if hasattr(module, "q_norm"):
         query = module.q_norm(query)
         key = module.k_norm(key)
-    # Mistral's modules read the window from the configuration at each call, the others keep it as an attribute.
+    # Mistral's modules read the window from the configuration at each call,
+    # the others keep it as an attribute.
     holder = module.config if type(module).__name__ == "MistralAttention" else module
     rule = Rule(module.scaling, getattr(holder, "sliding_window", None) or 0)
     query, key, value = (part.transpose(0, 1) for part in (query, key, value))

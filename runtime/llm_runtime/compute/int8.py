@@ -1,8 +1,8 @@
 """Linear weights as 8-bit integers: a quarter of float32's memory, half of bfloat16's.
 
-Weight-only, symmetric, one scale for each output: `w[n, k] ≈ q[n, k] * scale[n]` with `scale[n] = max|w[n]| / 127`.
-Activations are not quantised: in large models a few of them are very large, and quantising those costs quality
-(Dettmers et al. 2022, LLM.int8()).
+Weight-only, symmetric, one scale for each output: `w[n, k] ≈ q[n, k] * scale[n]` with
+`scale[n] = max|w[n]| / 127`. Activations are not quantised: in large models a few of them are very
+large, and quantising those costs quality (Dettmers et al. 2022, LLM.int8()).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from llm_runtime.machine.heap import Replaced
 
 
 class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
-    """Replaces a `torch.nn.Linear`. Computes in bfloat16 with float32 sums, and returns the input's dtype."""
+    """Replaces a `torch.nn.Linear`.
+    Computes in bfloat16 with float32 sums, and returns the input's dtype."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -32,7 +33,9 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
         rows = x.reshape(-1, self.in_features)
         if x.device.type == "cpu":
             rows = rows.bfloat16().contiguous()
-            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16()).to(x.dtype)
+            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16()).to(
+                x.dtype
+            )
         else:
             out = F.linear(rows, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         if self.bias is not None:
@@ -40,7 +43,10 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
         return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features},"
+            f" bias={self.bias is not None}"
+        )
 
 
 def quantize_weight(weight: Any) -> tuple[Any, Any]:
@@ -53,8 +59,10 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
     """Replace the linear layers of `model` in place, one by one. Returns the bytes saved.
 
     Three kinds of layers stay as they are:
-    - those that are never called when `forward` runs the model: it then uses their weight directly (Jamba's `dt_proj`);
-    - those whose weight is shared with another module, because an int8 copy beside the original would cost memory;
+    - those that are never called when `forward` runs the model:
+      it then uses their weight directly (Jamba's `dt_proj`);
+    - those whose weight is shared with another module,
+      because an int8 copy beside the original would cost memory;
     - the output layer, because rounding there changes tokens most directly.
     """
     names = _called(model, forward)
@@ -62,12 +70,18 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
     shared = _shared_weights(model)
     saved = 0
     replaced = Replaced()
-    # `pop` drops the reference to each layer, so that its old weight is freed as soon as it is replaced.
+    # `pop` drops the reference to each layer,
+    # so that its old weight is freed as soon as it is replaced.
     remaining = list(model.named_modules())[::-1]
     while remaining:
         path, module = remaining.pop()
         parent, _, name = path.rpartition(".")
-        if type(module) is not nn.Linear or module is head or name not in names or id(module.weight) in shared:
+        if (
+            type(module) is not nn.Linear
+            or module is head
+            or name not in names
+            or id(module.weight) in shared
+        ):
             continue
         replacement = Int8Linear(module)
         saved += module.weight.nbytes - replacement.weight.nbytes - replacement.scale.nbytes

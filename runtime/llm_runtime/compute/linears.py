@@ -1,7 +1,8 @@
 """Linear layers with weights packed for oneDNN, where a measurement at start-up shows a gain.
 
-Weights are reordered once. On processors that MKL was not tuned for, torch's plain float32 product runs at a third of
-the packed one's speed. The operations are private to torch's compiler; if they are missing, no layer is changed.
+Weights are reordered once. On processors that MKL was not tuned for, torch's plain float32 product
+runs at a third of the packed one's speed. The operations are private to torch's compiler; if they
+are missing, no layer is changed.
 """
 
 import logging
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 PACKED_FOR = 32
 """Number of rows that oneDNN optimises the packed layout for."""
 ROWS = (8, 32, 128)
-"""Numbers of rows measured: few streams, many streams, a chunk of a prompt. A single row is bound by memory anyway."""
+"""Numbers of rows measured: few streams, many streams, a chunk of a prompt.
+A single row is bound by memory anyway."""
 _REPEATS = 12
 _LEAST_GAIN = 1.05
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise")
@@ -42,7 +44,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
 
 def pack_linears(model: Any) -> None:
-    """Replace the layers that become faster. A weight that is shared with an embedding is then in memory twice."""
+    """Replace the layers that become faster.
+    A weight that is shared with an embedding is then in memory twice."""
     if not all(hasattr(torch.ops.mkldnn, name) for name in _NAMES):
         log.info("this version of torch has no packed linear layers")
         return
@@ -52,15 +55,20 @@ def pack_linears(model: Any) -> None:
         for name, child in parent.named_children()
         if type(child) is nn.Linear and child.weight.device.type == "cpu"
     ]
-    keyed = [((linear.out_features, linear.in_features, linear.weight.dtype), linear) for _, _, linear in remaining]
+    keyed = [
+        ((linear.out_features, linear.in_features, linear.weight.dtype), linear)
+        for _, _, linear in remaining
+    ]
     shapes = Counter(shape for shape, _ in keyed)
-    # Measured with the model's own weights: a new one would take as much as the largest, a fifth of a small model.
+    # Measured with the model's own weights: a new one would take as much as the largest,
+    # a fifth of a small model.
     weights = {shape: linear.weight for shape, linear in keyed}
     del keyed
     with torch.inference_mode():
         gains = {shape: _gain(weights[shape].detach()) for shape in shapes}
         del weights
-        # `pop` and `del` drop the references to each layer, so that its old weight is freed as soon as it is packed.
+        # `pop` and `del` drop the references to each layer,
+        # so that its old weight is freed as soon as it is packed.
         replaced = Replaced()
         while remaining:
             parent, name, linear = remaining.pop()
@@ -81,20 +89,27 @@ def pack_linears(model: Any) -> None:
 
 
 def _gain(weight: Any) -> float:
-    """Speed-up of the packed product, as the geometric mean over ROWS; 0 if it does not run here."""
+    """Speed-up of the packed product, as the geometric mean over ROWS;
+    0 if it does not run here."""
     _, in_features = weight.shape
     dtype = weight.dtype
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
-        gains = [_speedup(torch.randn(rows, in_features, dtype=dtype), weight, packed) for rows in ROWS]
+        gains = [
+            _speedup(torch.randn(rows, in_features, dtype=dtype), weight, packed) for rows in ROWS
+        ]
     except RuntimeError as error:
-        log.info("packed linear layers do not run here", extra={"reason": str(error), "dtype": str(dtype)})
+        log.info(
+            "packed linear layers do not run here",
+            extra={"reason": str(error), "dtype": str(dtype)},
+        )
         return 0.0
     return math.prod(gains) ** (1 / len(gains))
 
 
 def _speedup(inputs: Any, weight: Any, packed: Any) -> float:
-    """Best time of the plain product divided by that of the packed one. Noise only adds time, so the best is truest."""
+    """Best time of the plain product divided by that of the packed one.
+    Noise only adds time, so the best is truest."""
     plain_seconds = packed_seconds = float("inf")
     for _ in range(_REPEATS):
         started = time.perf_counter()

@@ -1,17 +1,18 @@
 """LoRA: many adapters beside one base model, in one batch.
 
-A linear layer that an adapter targets returns `base(x) + B·A·x` (Hu et al. 2021), with the A and B of each row's
-adapter. The A and B of adapters that run together lie side by side in a `_Stack`. `x` is multiplied by all A at once, a
-mask clears the columns that do not belong to a row's adapter, and the result times all B at once is added to the base's
-output. So a layer costs two small products, however many adapters a step has. Linears that read the same tensor (query,
-key, value; gate, up) share the first product.
+A linear layer that an adapter targets returns `base(x) + B·A·x` (Hu et al. 2021), with the A and B
+of each row's adapter. The A and B of adapters that run together lie side by side in a `_Stack`. `x`
+is multiplied by all A at once, a mask clears the columns that do not belong to a row's adapter, and
+the result times all B at once is added to the base's output. So a layer costs two small products,
+however many adapters a step has. Linears that read the same tensor (query, key, value; gate, up)
+share the first product.
 
-On a CPU, short runs of rows go through a compiled kernel instead, which multiplies each row with its own adapter only
-(as Punica's SGMV does on a GPU, Chen et al. 2023). In a decode step, masked columns and seven times two small products
-a layer would cost more than the sums themselves.
+On a CPU, short runs of rows go through a compiled kernel instead, which multiplies each row with
+its own adapter only (as Punica's SGMV does on a GPU, Chen et al. 2023). In a decode step, masked
+columns and seven times two small products a layer would cost more than the sums themselves.
 
-Before each forward, `AdapterSet.select` says which rows belong to which adapter. No module is replaced: a targeted one
-gets its own `forward`, which is removed again when no adapter targets it.
+Before each forward, `AdapterSet.select` says which rows belong to which adapter. No module is
+replaced: a targeted one gets its own `forward`, which is removed again when no adapter targets it.
 """
 
 import inspect
@@ -30,14 +31,17 @@ from llm_runtime.compute.linears import PACKED_FOR
 from llm_runtime.compute.native import KERNELS
 
 SHELF_RANK = 256
-"""Largest sum of ranks of adapters that are computed together. It is bounded because masked columns cost time, too."""
+"""Largest sum of ranks of adapters that are computed together.
+It is bounded because masked columns cost time, too."""
 
 OWN_ROWS = 64
-"""Number of rows from which a run (a chunk of a prompt) is computed with its own adapter only, not with a stack."""
+"""Number of rows from which a run (a chunk of a prompt)
+is computed with its own adapter only, not with a stack."""
 
 PROBE_TOKENS = 17
 MKL_WIDTH = 16
-"""Width up to which MKL multiplies 32 rows faster than oneDNN sets up its call. Beyond, oneDNN takes half the time."""
+"""Width up to which MKL multiplies 32 rows faster than oneDNN sets up its call.
+Beyond, oneDNN takes half the time."""
 
 BASE = ""
 """The name of the base model: no adapter."""
@@ -56,7 +60,8 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class LoraWeights:
-    """One module's part of an adapter: `a` [rank, inputs], `b` [outputs, rank] with the scaling folded in."""
+    """One module's part of an adapter: `a` [rank, inputs],
+    `b` [outputs, rank] with the scaling folded in."""
 
     a: Any
     b: Any
@@ -69,7 +74,8 @@ class LoraWeights:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A checked adapter. `weights` by module name, as in `model.named_modules()`; `rank` is the highest of them."""
+    """A checked adapter. `weights` by module name, as in `model.named_modules()`;
+    `rank` is the highest of them."""
 
     rank: int
     weights: Mapping[str, LoraWeights]
@@ -77,26 +83,36 @@ class Adapter:
 
 Shapes = Mapping[str, LinearShape]
 Reader = Callable[[Path, Shapes], Adapter]
-"""Reads an adapter's folder and checks it against the base's linears. Raises errors.Fatal subclasses."""
+"""Reads an adapter's folder and checks it against the base's linears.
+Raises errors.Fatal subclasses."""
 
 
 class AdapterSet:
-    """The adapters loaded beside `model`. For one thread, between steps; only `read` may run on another."""
+    """The adapters loaded beside `model`.
+    For one thread, between steps; only `read` may run on another."""
 
     def __init__(self, model: Any, reader: Reader, *, tiled: bool = True) -> None:
-        """Run `model` once to learn which linears read the same tensor. Call it before its attention is replaced.
+        """Run `model` once to learn which linears read the same tensor.
+        Call it before its attention is replaced.
 
-        Without `tiled`, every step has a single adapter, so a linear may also see rows that are not the step's
-        (DeepSeek's projections read the whole cache).
+        Without `tiled`, every step has a single adapter, so a linear may also see rows that are not
+        the step's (DeepSeek's projections read the whole cache).
         """
         self._linears = _find_linears(model)
-        if any(isinstance(linear.module.forward, _AdaptedForward) for linear in self._linears.values()):
+        if any(
+            isinstance(linear.module.forward, _AdaptedForward) for linear in self._linears.values()
+        ):
             raise ValueError("the model already has a set of adapters")
         self._reader = reader
         self._device = model.device
         self._dtype = model.dtype
         self._adapters: dict[str, Adapter] = {}
-        self._tiled = tiled and self._dtype in KERNELS and self._device.type == "cpu" and native.library() is not None
+        self._tiled = (
+            tiled
+            and self._dtype in KERNELS
+            and self._device.type == "cpu"
+            and native.library() is not None
+        )
         self._pointers = _Pointers({})
         self._shelves: list[list[str]] = []
         self._stacks: dict[tuple[str, ...], _Stack] = {}
@@ -117,12 +133,14 @@ class AdapterSet:
         self.install(name, self.read(folder))
 
     def install(self, name: str, adapter: Adapter) -> None:
-        """Install `adapter` as `name`, replacing one of that name. Rows of other adapters are unaffected."""
+        """Install `adapter` as `name`, replacing one of that name.
+        Rows of other adapters are unaffected."""
         if name == BASE:
             raise ValueError("an adapter needs a name")
         place = {"device": self._device, "dtype": self._dtype}
         weights = {
-            module: LoraWeights(w.a.to(**place).contiguous(), w.b.to(**place)) for module, w in adapter.weights.items()
+            module: LoraWeights(w.a.to(**place).contiguous(), w.b.to(**place))
+            for module, w in adapter.weights.items()
         }
         self.drop(name)
         self._adapters[name] = Adapter(adapter.rank, weights)
@@ -136,7 +154,9 @@ class AdapterSet:
         if self._adapters.pop(name, None) is None:
             return
         self._pointers = _Pointers(self._adapters)
-        self._shelves = [rest for shelf in self._shelves if (rest := [other for other in shelf if other != name])]
+        self._shelves = [
+            rest for shelf in self._shelves if (rest := [other for other in shelf if other != name])
+        ]
         self._forget_stacks(name)
         targeted = {module for adapter in self._adapters.values() for module in adapter.weights}
         for module, linear in self._linears.items():
@@ -144,7 +164,8 @@ class AdapterSet:
                 linear.restore()
 
     def select(self, spans: Spans) -> None:
-        """Assign the rows of the next forward to adapters. Raises KeyError for an adapter that is not loaded."""
+        """Assign the rows of the next forward to adapters.
+        Raises KeyError for an adapter that is not loaded."""
         wanted = tuple(spans)
         if wanted != self._selected:
             self._selected = None
@@ -164,18 +185,25 @@ class AdapterSet:
 
     def _forget_stacks(self, changed: str) -> None:
         current = {tuple(shelf) for shelf in self._shelves} | {(name,) for name in self._adapters}
-        self._stacks = {key: stack for key, stack in self._stacks.items() if key in current and changed not in key}
+        self._stacks = {
+            key: stack
+            for key, stack in self._stacks.items()
+            if key in current and changed not in key
+        }
         self._selected = None
         # The blocks hold stacks, and so would keep the weights of removed adapters alive.
         self._step.blocks = ()
 
     def _stack(self, names: tuple[str, ...]) -> "_Stack":
         if names not in self._stacks:
-            self._stacks[names] = _Stack({name: self._adapters[name] for name in names}, self._linears)
+            self._stacks[names] = _Stack(
+                {name: self._adapters[name] for name in names}, self._linears
+            )
         return self._stacks[names]
 
     def _blocks(self, runs: "list[_Run]") -> "tuple[_Block | _TiledBlock, ...]":
-        """The blocks of a step: one for each long run, and one for each group of neighbouring short runs."""
+        """The blocks of a step: one for each long run,
+        and one for each group of neighbouring short runs."""
         height = runs[-1].end if runs else 0
         parts: list[list[_Run]] = []
         for long, group in groupby(runs, lambda run: run.rows >= OWN_ROWS):
@@ -192,7 +220,9 @@ class AdapterSet:
         if self._tiled and runs[0].rows < OWN_ROWS:
             return [_TiledBlock(runs, height, self._pointers, self._dtype)]
         together = [[name for name in shelf if name in names] for shelf in self._shelves]
-        shelves = [(shelf, used) for shelf, used in zip(self._shelves, together, strict=True) if used]
+        shelves = [
+            (shelf, used) for shelf, used in zip(self._shelves, together, strict=True) if used
+        ]
         blocks = []
         for shelf, used in shelves:
             stack = self._stack(tuple(shelf if len(used) > 1 else used))
@@ -237,7 +267,8 @@ class _Step:
         self._products: list[Any] = []
 
     def products(self, read: "_Input", x: Any) -> list[Any]:
-        """Each block's product with A for all linears that read `x`, cached until another tensor is read."""
+        """Each block's product with A for all linears that read `x`,
+        cached until another tensor is read."""
         if self._source is not x or self._input is not read:
             rows = x.reshape(-1, x.shape[-1])
             self._input = read
@@ -248,7 +279,8 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows that are computed with one stack. `masks`: by number of linears that share a product; {} if not needed."""
+    """Rows that are computed with one stack.
+    `masks`: by number of linears that share a product; {} if not needed."""
 
     stack: "_Stack"
     rows: Any
@@ -256,14 +288,18 @@ class _Block:
     masks: Mapping[int, Any]
 
     def first(self, read: "_Input", x: Any) -> Any:
-        """`x` [all rows, inputs] times A: [rows of this block, linears · ranks]; None if no adapter targets `read`."""
+        """`x` [all rows, inputs] times A: [rows of this block, linears · ranks];
+        None if no adapter targets `read`."""
         first = self.stack.first.get(read)
         if first is None:
             return None
-        return first.matrix.times(x if self.rows is None else x[self.rows], self.masks.get(first.linears))
+        return first.matrix.times(
+            x if self.rows is None else x[self.rows], self.masks.get(first.linears)
+        )
 
     def second(self, module: str, product: Any, y: Any) -> Any:
-        """`y` [all rows, outputs] with the products with B added to this block's rows; `y` may be changed in place."""
+        """`y` [all rows, outputs] with the products with B added to this block's rows;
+        `y` may be changed in place."""
         second = self.stack.second.get(module)
         if second is None:
             return y
@@ -272,13 +308,16 @@ class _Block:
             return second.matrix.added(mine, y)
         part = y[self.rows]
         added = second.matrix.added(mine, part)
-        if added is not part or not isinstance(self.rows, slice):  # A slice is a view of `y`, changed in place.
+        if added is not part or not isinstance(
+            self.rows, slice
+        ):  # A slice is a view of `y`, changed in place.
             y[self.rows] = added
         return y
 
 
 class _Pointers:
-    """Addresses of the adapters' weights, for the compiled kernel. Collected when a module first runs."""
+    """Addresses of the adapters' weights, for the compiled kernel.
+    Collected when a module first runs."""
 
     def __init__(self, adapters: Mapping[str, Adapter]) -> None:
         self.index = {name: index for index, name in enumerate(adapters)}
@@ -286,7 +325,8 @@ class _Pointers:
         self._modules: dict[str, tuple[Any, Any, Any] | None] = {}
 
     def of(self, module: str) -> tuple[Any, Any, Any] | None:
-        """Addresses of every adapter's A and B, 0 where it has none, and ranks; None if no adapter has any."""
+        """Addresses of every adapter's A and B, 0 where it has none, and ranks;
+        None if no adapter has any."""
         if module not in self._modules:
             self._modules[module] = self._find(module)
         return self._modules[module]
@@ -303,9 +343,11 @@ class _Pointers:
 
 
 class _TiledBlock:
-    """Short runs on a CPU, for the compiled kernel: each row is multiplied by its own adapter's weights only.
+    """Short runs on a CPU, for the compiled kernel:
+    each row is multiplied by its own adapter's weights only.
 
-    Rows of one adapter are grouped into tiles of at most `lora_rows`, so that its weights are read once for a tile.
+    Rows of one adapter are grouped into tiles of at most `lora_rows`,
+    so that its weights are read once for a tile.
     """
 
     def __init__(self, runs: list[_Run], height: int, pointers: _Pointers, dtype: Any) -> None:
@@ -321,13 +363,17 @@ class _TiledBlock:
                 tiles += (len(order), len(tile), pointers.index[name])
                 order += tile
         self._height = height
-        self._order, self._tiles = (torch.tensor(part, dtype=torch.int32) for part in (order, tiles))
+        self._order, self._tiles = (
+            torch.tensor(part, dtype=torch.int32) for part in (order, tiles)
+        )
         self._count = len(tiles) // 3
 
     def first(self, read: "_Input", x: Any) -> Any:
         """The input itself, because the kernel computes both products in `second`."""
         if x.shape[0] != self._height:  # The kernel does not check the number of rows.
-            raise RuntimeError(f"{', '.join(read.modules)}: {x.shape[0]} rows in a step of {self._height}")
+            raise RuntimeError(
+                f"{', '.join(read.modules)}: {x.shape[0]} rows in a step of {self._height}"
+            )
         return x.contiguous()
 
     def second(self, module: str, x: Any, y: Any) -> Any:
@@ -350,10 +396,16 @@ def _block(stack: "_Stack", runs: list[_Run], height: int, device: Any, dtype: A
     names = {run.name for run in runs}
     rows: Any = slice(begin, end)
     if sum(run.rows for run in runs) < end - begin:
-        rows = torch.tensor([row for run in runs for row in range(run.begin, run.end)], device=device)
+        rows = torch.tensor(
+            [row for run in runs for row in range(run.begin, run.end)], device=device
+        )
     elif end - begin == height:
         rows = None
-    masks = {} if len(names) == 1 else stack.masks([run.name for run in runs for _ in range(run.rows)], device, dtype)
+    masks = (
+        {}
+        if len(names) == 1
+        else stack.masks([run.name for run in runs for _ in range(run.rows)], device, dtype)
+    )
     return _Block(stack, rows, masks)
 
 
@@ -370,36 +422,53 @@ class _Second:
 
 
 class _Stack:
-    """The A and B of some adapters side by side. An adapter has the same columns in every module, zero if unused."""
+    """The A and B of some adapters side by side.
+    An adapter has the same columns in every module, zero if unused."""
 
     def __init__(self, adapters: Mapping[str, Adapter], linears: "Mapping[str, _Linear]") -> None:
         self.rank = sum(adapter.rank for adapter in adapters.values())
-        self._owners = [index for index, adapter in enumerate(adapters.values()) for _ in range(adapter.rank)]
+        self._owners = [
+            index for index, adapter in enumerate(adapters.values()) for _ in range(adapter.rank)
+        ]
         self._index = {name: index for index, name in enumerate(adapters)}
         self.first: dict[_Input, _First] = {}
         self.second: dict[str, _Second] = {}
         targeted = {module for adapter in adapters.values() for module in adapter.weights}
         for read in dict.fromkeys(linears[module].read for module in linears if module in targeted):
-            self._add(read, [module for module in read.modules if module in targeted], list(adapters.values()))
+            self._add(
+                read,
+                [module for module in read.modules if module in targeted],
+                list(adapters.values()),
+            )
 
     def masks(self, names: list[str], device: Any, dtype: Any) -> dict[int, Any]:
-        """Masks [rows, linears · ranks] by number of linears: 1 where a column belongs to the row's adapter, else 0."""
+        """Masks [rows, linears · ranks] by number of linears:
+        1 where a column belongs to the row's adapter, else 0."""
         wanted = torch.tensor([self._index.get(name, -1) for name in names], device=device)
         mask = (wanted.unsqueeze(1) == torch.tensor(self._owners, device=device)).to(dtype)
-        return {linears: mask.repeat(1, linears) for linears in {first.linears for first in self.first.values()}}
+        return {
+            linears: mask.repeat(1, linears)
+            for linears in {first.linears for first in self.first.values()}
+        }
 
     def _add(self, read: "_Input", modules: list[str], adapters: list[Adapter]) -> None:
-        parts = [_side_by_side([adapter.weights.get(module) for adapter in adapters], adapters) for module in modules]
+        parts = [
+            _side_by_side([adapter.weights.get(module) for adapter in adapters], adapters)
+            for module in modules
+        ]
         self.first[read] = _First(_matrix(torch.cat([part.a for part in parts])), len(modules))
         for index, (module, part) in enumerate(zip(modules, parts, strict=True)):
             self.second[module] = _Second(_matrix(part.b), index * self.rank)
 
 
 def _side_by_side(weights: list[LoraWeights | None], adapters: list[Adapter]) -> LoraWeights:
-    """One module's weights of all `adapters`, of which at least one has some: [ranks, inputs], [outputs, ranks]."""
+    """One module's weights of all `adapters`, of which at least one has some:
+    [ranks, inputs], [outputs, ranks]."""
     like = next(part for part in weights if part is not None)
     none = LoraWeights(like.a[:0], like.b[:, :0])
-    parts = [_filled(part or none, adapter.rank) for part, adapter in zip(weights, adapters, strict=True)]
+    parts = [
+        _filled(part or none, adapter.rank) for part, adapter in zip(weights, adapters, strict=True)
+    ]
     return (
         parts[0]
         if len(parts) == 1
@@ -408,9 +477,14 @@ def _side_by_side(weights: list[LoraWeights | None], adapters: list[Adapter]) ->
 
 
 def _filled(part: LoraWeights, rank: int) -> LoraWeights:
-    """Pad with zeros to `rank`: by a rank pattern, a module may have less than its adapter's highest rank."""
+    """Pad with zeros to `rank`: by a rank pattern,
+    a module may have less than its adapter's highest rank."""
     lacking = rank - part.a.shape[0]
-    return LoraWeights(F.pad(part.a, (0, 0, 0, lacking)), F.pad(part.b, (0, lacking))) if lacking else part
+    return (
+        LoraWeights(F.pad(part.a, (0, 0, 0, lacking)), F.pad(part.b, (0, lacking)))
+        if lacking
+        else part
+    )
 
 
 class _Matrix:
@@ -425,12 +499,14 @@ class _Matrix:
         return product if mask is None else product.mul_(mask)
 
     def added(self, x: Any, y: Any) -> Any:
-        """`y + x · weightᵀ`, in `y` itself or in a new tensor. `x` [rows, inputs], `y` [rows, outputs]."""
+        """`y + x · weightᵀ`, in `y` itself or in a new tensor.
+        `x` [rows, inputs], `y` [rows, outputs]."""
         return y.addmm_(x, self._transposed)
 
 
 class _OneDnnMatrix(_Matrix):
-    """As `_Matrix`, by oneDNN: the weight is in its layout, and mask or sum are applied in the pass over the output."""
+    """As `_Matrix`, by oneDNN: the weight is in its layout,
+    and mask or sum are applied in the pass over the output."""
 
     def __init__(self, weight: Any) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR)
@@ -449,13 +525,16 @@ def _matrix(weight: Any) -> _Matrix:
 
 
 def _prefers_onednn(weight: Any) -> bool:
-    """Whether it is float32 on a CPU, where torch's `mm` uses MKL. For bfloat16, `mm` already uses oneDNN."""
+    """Whether it is float32 on a CPU, where torch's `mm` uses MKL.
+    For bfloat16, `mm` already uses oneDNN."""
     wide = min(weight.shape) > MKL_WIDTH
     return wide and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn()
 
 
 def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    return bool(torch.backends.mkldnn.is_available()) and hasattr(
+        torch.ops.mkldnn, "_reorder_linear_weight"
+    )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -482,14 +561,16 @@ class _Linear:
         adapted = self.module.forward
         if isinstance(adapted, _AdaptedForward):
             del self.module.forward
-            # Deleting the attribute restores the class's method. The instance may have had another forward before.
+            # Deleting the attribute restores the class's method.
+            # The instance may have had another forward before.
             if self.module.forward != adapted.base:
                 self.module.forward = adapted.base
 
 
 @dataclass(frozen=True, slots=True)
 class _AdaptedForward:
-    """The `forward` of a targeted module: the base's output, plus what the step's adapters add to their rows."""
+    """The `forward` of a targeted module: the base's output,
+    plus what the step's adapters add to their rows."""
 
     name: str
     base: Callable[[Any], Any]
@@ -510,15 +591,18 @@ class _AdaptedForward:
 def _find_linears(model: Any) -> dict[str, _Linear]:
     """All linears that see each token of a step once and in order, by name.
 
-    Others can't be adapted, as their rows can't be assigned to adapters: an expert sees only some tokens, and the
-    output layer only those that are sampled.
+    Others can't be adapted, as their rows can't be assigned to adapters: an expert sees only some
+    tokens, and the output layer only those that are sampled.
     """
     calls = _probe(model)
     linears: dict[str, _Linear] = {}
     previous: Any = None
     read = _Input([])
     for name, module, x in calls:
-        if sum(name == other for other, _, _ in calls) > 1 or x.numel() // x.shape[-1] != PROBE_TOKENS:
+        if (
+            sum(name == other for other, _, _ in calls) > 1
+            or x.numel() // x.shape[-1] != PROBE_TOKENS
+        ):
             continue
         if x is not previous:
             previous = x
@@ -535,15 +619,25 @@ def _probe(model: Any) -> list[tuple[str, Any, Any]]:
     named = {m: name for name, m in model.named_modules() if m is not output and _is_linear(m)}
 
     def note(module: Any, arguments: tuple[Any, ...], result: Any) -> None:
-        if isinstance(result, torch.Tensor):  # A router of experts looks like a linear, but returns more than a tensor.
+        if isinstance(
+            result, torch.Tensor
+        ):  # A router of experts looks like a linear, but returns more than a tensor.
             calls.append((named[module], module, arguments[0]))
 
     hooks = [module.register_forward_hook(note) for module in named]
-    ids = torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    ids = (
+        torch.arange(PROBE_TOKENS, device=model.device).unsqueeze(0)
+        % model.get_input_embeddings().num_embeddings
+    )
     try:
         with torch.inference_mode():
-            # Keep one row of logits, as a step does, so that layers after the selection show that they see fewer rows.
-            chosen = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+            # Keep one row of logits, as a step does,
+            # so that layers after the selection show that they see fewer rows.
+            chosen = (
+                {"logits_to_keep": 1}
+                if "logits_to_keep" in inspect.signature(model.forward).parameters
+                else {}
+            )
             model(input_ids=ids, use_cache=False, **chosen)
     finally:
         for hook in hooks:

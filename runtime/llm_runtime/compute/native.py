@@ -1,4 +1,5 @@
-"""Loads the compiled CPU kernels. Uses prebuilt ones, or else compiles them once for this processor.
+"""Loads the compiled CPU kernels.
+Uses prebuilt ones, or else compiles them once for this processor.
 
 `python -m llm_runtime.compute.native` prebuilds them, for an image that has no compiler.
 """
@@ -24,9 +25,18 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 BUILT = Path(__file__).with_name("built")
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
-"""Instruction sets that an image has kernels for, by GCC's names and best first, with the CPU flags they need."""
+"""Instruction sets that an image has kernels for, by GCC's names and best first,
+with the CPU flags they need."""
 COMPILE_SECONDS = 120
 KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Number formats that the kernels support, with the suffixes of their C functions."""
@@ -82,15 +92,21 @@ class StepArguments(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, or None if there are neither prebuilt ones nor a compiler. Then torch operations are used."""
+    """The kernels, or None if there are neither prebuilt ones nor a compiler.
+    Then torch operations are used."""
     try:
         path = _built() or _compiled()
         if path is None:
-            log.warning("no C++ compiler and no prebuilt kernels: attention on this CPU will be several times slower")
+            log.warning(
+                "no C++ compiler and no prebuilt kernels: attention on this CPU will be several times slower"
+            )
             return None
         kernel = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the CPU kernels can't be used: torch's slower operations are", extra={"reason": str(error)})
+        log.warning(
+            "the CPU kernels can't be used: torch's slower operations are",
+            extra={"reason": str(error)},
+        )
         return None
     if kernel.llm_attention_block() != BLOCK_TOKENS:
         raise RuntimeError(f"{path} was built for another block size: remove it")
@@ -101,14 +117,15 @@ def library() -> ctypes.CDLL | None:
 def limit(name: str) -> int:
     """A constant of the compiled kernels.
 
-    `attention_rows` and `lora_rows` are the most rows of a tile, `most_head` is the largest head size that can be
-    rotated.
+    `attention_rows` and `lora_rows` are the most rows of a tile, `most_head` is the largest head
+    size that can be rotated.
     """
     return int(getattr(library(), f"llm_{name}")())
 
 
 def call(name: str, number_format: str, *arguments: Any) -> None:
-    """Run a kernel for float32 or bfloat16. Pointers are tensors' `data_ptr()`. Sizes are not checked."""
+    """Run a kernel for float32 or bfloat16.
+    Pointers are tensors' `data_ptr()`. Sizes are not checked."""
     _function(name, number_format)(*arguments)
 
 
@@ -125,8 +142,17 @@ def build(target: Path, architecture: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         out = Path(folder) / target.name
-        command = [_compiler() or "g++", *FLAGS, f"-march={architecture}", "-o", str(out), str(SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
+        command = [
+            _compiler() or "g++",
+            *FLAGS,
+            f"-march={architecture}",
+            "-o",
+            str(out),
+            str(SOURCE),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+        )
         if done.returncode:
             raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
         out.replace(target)  # Atomic, as two processes may build at the same time.
@@ -142,7 +168,9 @@ def main() -> None:
 def _built() -> Path | None:
     flags = _cpu_flags()
     levels = (
-        [level for level, needed in LEVELS.items() if needed <= flags] if platform.machine() == "x86_64" else ["native"]
+        [level for level, needed in LEVELS.items() if needed <= flags]
+        if platform.machine() == "x86_64"
+        else ["native"]
     )
     files = (BUILT / f"kernels-{level}.so" for level in levels)
     return next((file for file in files if file.is_file()), None)
@@ -153,8 +181,15 @@ def _compiled() -> Path | None:
     if compiler is None:
         return None
     # The name depends on the processor: one home folder may be shared by different machines.
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=10, check=True).stdout
-    inputs = (SOURCE.read_bytes(), version, " ".join(sorted(_cpu_flags())).encode(), " ".join(FLAGS).encode())
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, timeout=10, check=True
+    ).stdout
+    inputs = (
+        SOURCE.read_bytes(),
+        version,
+        " ".join(sorted(_cpu_flags())).encode(),
+        " ".join(FLAGS).encode(),
+    )
     name = f"kernels-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
     target = _cache_folder() / name
     if not target.is_file():
@@ -163,13 +198,18 @@ def _compiled() -> Path | None:
 
 
 def _compiler() -> str | None:
-    """g++, because torch ships its OpenMP. Another compiler's OpenMP would compete with it for the cores."""
+    """g++, because torch ships its OpenMP.
+    Another compiler's OpenMP would compete with it for the cores."""
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
 def _cache_folder() -> Path:
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-operator" / "kernels"
+        home = (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+            / "llm-operator"
+            / "kernels"
+        )
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home

@@ -1,4 +1,5 @@
-"""The batched forward pass: runs spans through a Transformers model, with paged attention over the KV cache.
+"""The batched forward pass: runs spans through a Transformers model,
+with paged attention over the KV cache.
 
 All tokens of a step are packed into one row, [1, tokens], so that no layer sees padding.
 """
@@ -30,12 +31,18 @@ class TransformersRunner:
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute a step and choose a token for each span that samples, in order. Raises StepOutOfMemory."""
+        """Compute a step and choose a token for each span that samples, in order.
+        Raises StepOutOfMemory."""
         try:
             return self._forward(batch)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one. On a CPU, only the message shows it.
+        except (
+            RuntimeError
+        ) as error:  # torch.OutOfMemoryError is one. On a CPU, only the message shows it.
             message = str(error)
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in message:
+            if (
+                not isinstance(error, torch.OutOfMemoryError)
+                and "can't allocate memory" not in message
+            ):
                 raise
         # Outside of `except`, so that the exception's frames no longer hold the step's tensors.
         torch.cuda.empty_cache()

@@ -1,14 +1,16 @@
 """From logits to tokens, for a whole batch at once, each row with its own options.
 
-The order is that of Transformers' `_get_logits_processor` (bias and penalties, then temperature, top-k, top-p, min-p)
-and of vLLM's sampler: `logit_bias` → `repetition_penalty` → `frequency_penalty`, `presence_penalty` → constraint →
-temperature → `top_k` → `top_p` → `min_p`. Everything before temperature also applies to greedy rows. Options cost time
-only for the rows that have them. Log probabilities are those of the model's unchanged logits.
+The order is that of Transformers' `_get_logits_processor` (bias and penalties, then temperature,
+top-k, top-p, min-p) and of vLLM's sampler: `logit_bias` → `repetition_penalty` →
+`frequency_penalty`, `presence_penalty` → constraint → temperature → `top_k` → `top_p` → `min_p`.
+Everything before temperature also applies to greedy rows. Options cost time only for the rows that
+have them. Log probabilities are those of the model's unchanged logits.
 
-Sampling uses the Gumbel-max trick (Maddison et al. 2014): it chooses the token with the greatest sum of logit and
-noise. The noise depends only on (seed, index of the token, token id), so neither the rest of the batch nor the device
-changes it. Logits differ in their last bits between batch shapes; that changes a choice only if two sums are as close.
-docs/decisions.md compares it with sampling by inverse transform.
+Sampling uses the Gumbel-max trick (Maddison et al. 2014): it chooses the token with the greatest
+sum of logit and noise. The noise depends only on (seed, index of the token, token id), so neither
+the rest of the batch nor the device changes it. Logits differ in their last bits between batch
+shapes; that changes a choice only if two sums are as close. docs/decisions.md compares it with
+sampling by inverse transform.
 """
 
 import random
@@ -24,13 +26,16 @@ from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.request import Sampling
 
 GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: dividing by them would overflow, and greedy is their limit."""
+"""Temperatures below this are greedy:
+dividing by them would overflow, and greedy is their limit."""
 
 CANDIDATES = 128
-"""How many of the likeliest tokens the filters look at first. Usually no other token would be kept."""
+"""How many of the likeliest tokens the filters look at first.
+Usually no other token would be kept."""
 
 BLOCK = 256
-"""Tokens in a block. A block is drawn first, then a token in it, so that less noise has to be computed."""
+"""Tokens in a block. A block is drawn first,
+then a token in it, so that less noise has to be computed."""
 
 NOTHING = float("-inf")
 
@@ -47,7 +52,9 @@ class Sampler:
         samplings = [sequence.request.sampling for sequence in sequences]
         scores = _steered(logits, sequences)
         best, tokens = scores.max(dim=-1)
-        rows = [row for row, sampling in enumerate(samplings) if sampling.temperature >= GREEDY_BELOW]
+        rows = [
+            row for row, sampling in enumerate(samplings) if sampling.temperature >= GREEDY_BELOW
+        ]
         if rows:
             drawn = [samplings[row] for row in rows]
             keys = [self._key(sequences[row]) for row in rows]
@@ -80,12 +87,18 @@ def _steered(logits: Any, sequences: list[Sequence]) -> Any:
 
 def _bias(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
     entries = [biases for row in rows if (biases := sequences[row].biases) is not None]
-    place = (_spread(rows, [ids for ids, _ in entries], scores), _joined([ids for ids, _ in entries], np.int64, scores))
-    scores.index_put_(place, _joined([values for _, values in entries], np.float32, scores), accumulate=True)
+    place = (
+        _spread(rows, [ids for ids, _ in entries], scores),
+        _joined([ids for ids, _ in entries], np.int64, scores),
+    )
+    scores.index_put_(
+        place, _joined([values for _, values in entries], np.float32, scores), accumulate=True
+    )
 
 
 def _penalise(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
-    """Apply penalties, only to tokens that occurred: all tensors here are [tokens that occurred, over all rows]."""
+    """Apply penalties, only to tokens that occurred:
+    all tensors here are [tokens that occurred, over all rows]."""
     counts = [counts for row in rows if (counts := sequences[row].counts) is not None]
     samplings = [sequences[row].request.sampling for row in rows]
     ids = [count.token_ids for count in counts]
@@ -96,24 +109,33 @@ def _penalise(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
     values = scores[where, tokens]
     values = torch.where(values > 0, values / repetition, values * repetition)
     values -= _spread([sampling.frequency_penalty for sampling in samplings], ids, scores) * times
-    values -= _spread([sampling.presence_penalty for sampling in samplings], ids, scores) * (times > 0)
+    values -= _spread([sampling.presence_penalty for sampling in samplings], ids, scores) * (
+        times > 0
+    )
     scores[where, tokens] = values
 
 
 def _joined(parts: "list[array[Any]]", kind: Any, like: Any) -> Any:
-    return torch.from_numpy(np.concatenate([np.frombuffer(part, kind) for part in parts])).to(like.device)
+    return torch.from_numpy(np.concatenate([np.frombuffer(part, kind) for part in parts])).to(
+        like.device
+    )
 
 
 def _spread(values: list[Any], over: "list[array[Any]]", like: Any) -> Any:
     """Repeat each of `values` as often as there are entries in its part of `over`."""
     kind = np.int64 if isinstance(values[0], int) else np.float32
-    return torch.from_numpy(np.repeat(np.array(values, dtype=kind), [len(part) for part in over])).to(like.device)
+    return torch.from_numpy(
+        np.repeat(np.array(values, dtype=kind), [len(part) for part in over])
+    ).to(like.device)
 
 
 def _constrain(scores: Any, rows: list[int], sequences: list[Sequence]) -> None:
-    """Mask the tokens that a constraint forbids. If a matcher has failed, its row keeps none and ends in an error."""
+    """Mask the tokens that a constraint forbids.
+    If a matcher has failed, its row keeps none and ends in an error."""
     width = -(-scores.shape[1] // 8)
-    masks = [matcher.mask() if (matcher := sequences[row].matcher) is not None else b"" for row in rows]
+    masks = [
+        matcher.mask() if (matcher := sequences[row].matcher) is not None else b"" for row in rows
+    ]
     packed = bytearray(b"".join(mask[:width].ljust(width, b"\0") for mask in masks))
     bits = torch.frombuffer(packed, dtype=torch.uint8).to(scores.device).view(len(rows), width, 1)
     bits = (bits >> torch.arange(8, dtype=torch.uint8, device=scores.device)) & 1
@@ -139,9 +161,9 @@ def _column(values: list[float], like: Any) -> Any:
 def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = ()) -> Any:
     """`scores` with minus infinity for tokens that top-k, top-p or min-p remove.
 
-    Sorting the whole vocabulary is slow, so the filters first look at the likeliest tokens only. `counts`: how many
-    these are in each attempt; the next attempt takes the rows for which they were not enough. The last one must be the
-    whole vocabulary.
+    Sorting the whole vocabulary is slow, so the filters first look at the likeliest tokens only.
+    `counts`: how many these are in each attempt; the next attempt takes the rows for which they
+    were not enough. The last one must be the whole vocabulary.
     """
     rows = [row for row, s in enumerate(samplings) if s.top_k > 0 or s.top_p < 1.0 or s.min_p > 0.0]
     size = scores.shape[-1]
@@ -152,7 +174,8 @@ def _filtered(scores: Any, samplings: list[Sampling], counts: tuple[int, ...] = 
 
 
 def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count: int) -> list[int]:
-    """Filter `rows` of `scores` by their `count` likeliest tokens. Returns the rows for which these were too few."""
+    """Filter `rows` of `scores` by their `count` likeliest tokens.
+    Returns the rows for which these were too few."""
     chosen = [samplings[row] for row in rows]
     part = _rows(scores, rows)
     if all(sampling.top_k == 0 and sampling.top_p >= 1.0 for sampling in chosen):
@@ -164,7 +187,9 @@ def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count
         holds_all = count == part.shape[-1] or all(sampling.top_k > 0 for sampling in chosen)
         least = _least(values, (values if holds_all else part).logsumexp(-1, keepdim=True), chosen)
         short = [] if holds_all else _short(least, values, chosen)
-        least[short] = NOTHING  # No score is below that, so these rows stay whole for the next attempt.
+        least[short] = (
+            NOTHING  # No score is below that, so these rows stay whole for the next attempt.
+        )
     part.masked_fill_(part < least, NOTHING)
     if part is not scores:
         scores[rows] = part
@@ -172,9 +197,12 @@ def _filter_among(scores: Any, rows: list[int], samplings: list[Sampling], count
 
 
 def _short(least: Any, values: Any, samplings: list[Sampling]) -> list[int]:
-    """Places of the rows that keep even their last candidate, and so may have to keep tokens beyond it."""
+    """Places of the rows that keep even their last candidate,
+    and so may have to keep tokens beyond it."""
     last_is_kept = (least <= values[:, -1:]).squeeze(1).tolist()
-    return [place for place, kept in enumerate(last_is_kept) if kept and samplings[place].top_k == 0]
+    return [
+        place for place, kept in enumerate(last_is_kept) if kept and samplings[place].top_k == 0
+    ]
 
 
 def _likeliest(part: Any, count: int) -> Any:
@@ -187,30 +215,41 @@ def _likeliest(part: Any, count: int) -> Any:
 
 
 def _least(values: Any, whole: Any, samplings: list[Sampling]) -> Any:
-    """The least value that each row's filters keep, [rows, 1]. A filter keeps a prefix of the descending `values`."""
+    """The least value that each row's filters keep, [rows, 1].
+    A filter keeps a prefix of the descending `values`."""
     count = values.shape[-1]
-    top_k = torch.tensor([min(s.top_k, count) or count for s in samplings], device=values.device).unsqueeze(1)
-    top_k_is_on = torch.tensor([sampling.top_k > 0 for sampling in samplings], device=values.device).unsqueeze(1)
+    top_k = torch.tensor(
+        [min(s.top_k, count) or count for s in samplings], device=values.device
+    ).unsqueeze(1)
+    top_k_is_on = torch.tensor(
+        [sampling.top_k > 0 for sampling in samplings], device=values.device
+    ).unsqueeze(1)
     values = values.masked_fill(torch.arange(count, device=values.device) >= top_k, NOTHING)
-    # Rows without top-k are normalised over the whole vocabulary: tokens beyond the candidates have probability, too.
+    # Rows without top-k are normalised over the whole vocabulary:
+    # tokens beyond the candidates have probability, too.
     whole = torch.where(top_k_is_on, values.logsumexp(-1, keepdim=True), whole)
     probabilities = (values - whole).exp()
     before = probabilities.cumsum(-1) - probabilities
-    top_p = _column([sampling.top_p if sampling.top_p < 1.0 else 2.0 for sampling in samplings], values)
+    top_p = _column(
+        [sampling.top_p if sampling.top_p < 1.0 else 2.0 for sampling in samplings], values
+    )
     kept = (before < top_p) & (values >= values[:, :1] + _log_min_p(samplings, values))
     last = (kept.sum(-1, keepdim=True).clamp_(min=1) - 1).minimum(top_k - 1)
     return values.gather(1, last)
 
 
 def _log_min_p(samplings: list[Sampling], like: Any) -> Any:
-    """How far below the best score a token may be. Without min-p it is minus infinity, which keeps everything."""
+    """How far below the best score a token may be.
+    Without min-p it is minus infinity, which keeps everything."""
     return _column([s.min_p for s in samplings], like).log_()
 
 
 def _draw(scores: Any, keys: list[int]) -> Any:
-    """Gumbel-max in two steps: draw a block of tokens by its total probability, then one of its tokens.
+    """Gumbel-max in two steps: draw a block of tokens by its total probability,
+    then one of its tokens.
 
-    This is exact: the maximum over a block of (logit + noise) is distributed like (logsumexp of the block + noise).
+    This is exact: the maximum over a block of (logit + noise)
+    is distributed like (logsumexp of the block + noise).
     """
     rows, size = scores.shape
     blocks = -(-size // BLOCK)
@@ -219,7 +258,9 @@ def _draw(scores: Any, keys: list[int]) -> Any:
     noise = torch.from_numpy(gumbel(keys, blocks + BLOCK)).to(scores.device)
     scores = scores.reshape(rows, blocks, BLOCK)
     block = (scores.logsumexp(-1) + noise[:, :blocks]).argmax(-1)
-    inside = (scores[torch.arange(rows, device=scores.device), block] + noise[:, blocks:]).argmax(-1)
+    inside = (scores[torch.arange(rows, device=scores.device), block] + noise[:, blocks:]).argmax(
+        -1
+    )
     return block * BLOCK + inside
 
 
@@ -245,7 +286,9 @@ def gumbel(keys: list[int], count: int) -> Any:
 def _packed(logits: Any, tokens: Any, best: Any, samplings: list[Sampling]) -> list[Sampled]:
     finite = torch.isfinite(best).tolist()
     chosen = [token if good else None for token, good in zip(tokens.tolist(), finite, strict=True)]
-    rows = [row for row, s in enumerate(samplings) if s.logprobs is not None and chosen[row] is not None]
+    rows = [
+        row for row, s in enumerate(samplings) if s.logprobs is not None and chosen[row] is not None
+    ]
     results = [Sampled(token) for token in chosen]
     if rows:
         logprobs = logits[rows].log_softmax(-1)

@@ -1,8 +1,10 @@
-"""The slow path: runs any causal language model of Transformers, one sequence after another within a step.
+"""The slow path: runs any causal language model of Transformers,
+one sequence after another within a step.
 
-Nothing in the model is replaced. Each sequence has the cache that the model itself creates (keys and values, sliding
-windows, recurrent states, or several of these). Each step feeds it the tokens that it has not seen, as `model.generate`
-does. So answers equal those of `generate` for every architecture; only the speed of batching is missing.
+Nothing in the model is replaced. Each sequence has the cache that the model itself creates (keys
+and values, sliding windows, recurrent states, or several of these). Each step feeds it the tokens
+that it has not seen, as `model.generate` does. So answers equal those of `generate` for every
+architecture; only the speed of batching is missing.
 """
 
 import inspect
@@ -22,7 +24,8 @@ from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.errors import ModelUnsupported
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
-"""Names under which a model's output returns its cache (as in Transformers' generation/utils.py)."""
+"""Names under which a model's output returns its cache (as in Transformers'
+generation/utils.py)."""
 
 _APPENDING_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Kinds of cache layers that accept several tokens at once after the first ones."""
@@ -40,14 +43,21 @@ class _State:
 class SequentialRunner:
     """Runs batches through an unchanged `model`, sequence by sequence, and samples.
 
-    It ignores blocks, and uses only the end of a span. With `whole_prompts` (for a cache that accepts a prompt only in
-    one piece), spans that end inside a prompt compute nothing, and the last one computes the whole prompt.
+    It ignores blocks, and uses only the end of a span. With `whole_prompts` (for a cache that
+    accepts a prompt only in one piece), spans that end inside a prompt compute nothing, and the
+    last one computes the whole prompt.
     """
 
     def __init__(
-        self, model: Any, sampler: Sampler, *, whole_prompts: bool = False, brings_cache: bool = False
+        self,
+        model: Any,
+        sampler: Sampler,
+        *,
+        whole_prompts: bool = False,
+        brings_cache: bool = False,
     ) -> None:
-        """`brings_cache`: pass a new cache, for a model that fills one but does not create it (RecurrentGemma)."""
+        """`brings_cache`: pass a new cache, for a model that fills one but does not create it
+        (RecurrentGemma)."""
         self.model = model
         self.sampler = sampler
         self.whole_prompts = whole_prompts
@@ -68,7 +78,8 @@ class SequentialRunner:
             return self.sampler.sample(logits, sequences) if sequences else []
 
     def logits(self, batch: Batch) -> Any:
-        """Logits after the last token of each sampling span, [sampling spans, vocabulary]; None without any."""
+        """Logits after the last token of each sampling span, [sampling spans, vocabulary];
+        None without any."""
         rows = [row for span in batch.spans if (row := self._advance(span)) is not None]
         return torch.cat(rows) if rows else None
 
@@ -90,12 +101,16 @@ class SequentialRunner:
         return self.adapters
 
     def state_bytes(self, sequence: Sequence) -> list[int]:
-        """Bytes that the cache of `sequence` takes now: of each layer, or in total if it has no layers."""
+        """Bytes that the cache of `sequence` takes now:
+        of each layer, or in total if it has no layers."""
         return [_bytes(part) for part in self._parts(sequence)]
 
     def state_lengths(self, sequence: Sequence, length: int) -> list[int]:
         """How many of `length` tokens each of these parts keeps at most."""
-        return [min(getattr(part, "sliding_window", None) or length, length) for part in self._parts(sequence)]
+        return [
+            min(getattr(part, "sliding_window", None) or length, length)
+            for part in self._parts(sequence)
+        ]
 
     def takes_chunks(self, sequence: Sequence) -> bool:
         """Whether the cache of `sequence` accepts a prompt in chunks."""
@@ -108,8 +123,8 @@ class SequentialRunner:
         return list(getattr(options.get("past_key_values"), "layers", None) or [options])
 
     def _forget(self) -> None:
-        # Weak references are not enough: a reader of events may keep a finished sequence alive, and a preempted one
-        # (fewer tokens computed than seen) starts again.
+        # Weak references are not enough: a reader of events may keep a finished sequence alive, and
+        # a preempted one (fewer tokens computed than seen) starts again.
         for sequence, state in list(self._states.items()):
             if sequence.finish_reason is not None or sequence.computed < state.seen:
                 del self._states[sequence]
@@ -135,7 +150,11 @@ class SequentialRunner:
         return outputs.logits[:, -1].float() if span.samples else None
 
     def _state(self) -> _State:
-        return _State(options={"past_key_values": DynamicCache(config=self.model.config)} if self.brings_cache else {})
+        return _State(
+            options={"past_key_values": DynamicCache(config=self.model.config)}
+            if self.brings_cache
+            else {}
+        )
 
     def _positions(self, ids: Any) -> dict[str, Any]:
         # No attention mask is passed: without padding, `generate` drops it, too.
@@ -145,10 +164,15 @@ class SequentialRunner:
 
 
 def _carried(outputs: Any) -> dict[str, Any]:
-    """The cache in `outputs`, by the name of the next forward's argument; empty if there is none."""
+    """The cache in `outputs`, by the name of the next forward's argument;
+    empty if there is none."""
     for name in CACHE_NAMES:
         if outputs.get(name) is not None:
-            return {"past_key_values" if name in ("mems", "past_buckets_states") else name: outputs[name]}
+            return {
+                "past_key_values" if name in ("mems", "past_buckets_states") else name: outputs[
+                    name
+                ]
+            }
     return {}
 
 

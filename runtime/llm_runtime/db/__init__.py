@@ -1,1 +1,2 @@
-"""The database: tables, the connection pool, and migrations. SQL statements are in the modules that use them."""
+"""The database: tables, the connection pool, and migrations.
+SQL statements are in the modules that use them."""

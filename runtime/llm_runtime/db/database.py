@@ -15,7 +15,13 @@ from typing import Any
 import aiosqlite
 import asyncpg
 from sqlalchemy import URL, Connection, event, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -29,11 +35,17 @@ NO_DATABASE = "none"
 POOL_SIZE = 5
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
-DRIVERS = {"postgres": "postgresql+asyncpg", "postgresql": "postgresql+asyncpg", "sqlite": "sqlite+aiosqlite"}
+DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+}
 SQLITE_LOGIC_ERROR = 1
-"""SQLITE_ERROR: the statement does not fit the schema. All other operational errors are about the file or a lock."""
+"""SQLITE_ERROR: the statement does not fit the schema.
+All other operational errors are about the file or a lock."""
 AWAY_STATES = ("08", "25006", "28", "3D", "40", "53", "55P03", "57", "58")
-"""SQLSTATEs that mean the server, not the statement: connections, rights, locks, disk, shutdown, a standby."""
+"""SQLSTATEs that mean the server, not the statement:
+connections, rights, locks, disk, shutdown, a standby."""
 
 
 class DatabaseAway(Exception):
@@ -41,7 +53,8 @@ class DatabaseAway(Exception):
 
 
 class Database:
-    """Connections to one database. Callers must handle `DatabaseAway`: no request may fail because of it."""
+    """Connections to one database.
+    Callers must handle `DatabaseAway`: no request may fail because of it."""
 
     def __init__(self, url: str = "", *, statement_seconds: float = STATEMENT_SECONDS) -> None:
         """Raises `errors.ConfigInvalid` for an invalid address. Connects when first used."""
@@ -58,10 +71,11 @@ class Database:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: committed at the end, rolled back after an exception. Raises `DatabaseAway`.
+        """A transaction: committed at the end, rolled back after an exception.
+        Raises `DatabaseAway`.
 
-        On SQLite it takes the write lock at its beginning. A transaction that begins as a reader could be refused when
-        it first writes.
+        On SQLite it takes the write lock at its beginning. A transaction that begins as a reader
+        could be refused when it first writes.
         """
         self._check_prepared()
         async with self._transaction(self._engine) as connection:
@@ -75,7 +89,8 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A read-only transaction. On SQLite it neither waits for a writer nor blocks one. Otherwise as `begin`."""
+        """A read-only transaction.
+        On SQLite it neither waits for a writer nor blocks one. Otherwise as `begin`."""
         self._check_prepared()
         async with self._transaction(self._engine.execution_options(reads_only=True)) as connection:
             yield connection
@@ -102,14 +117,17 @@ class Database:
 
     def _note(self, *, away: bool, why: Exception | None = None) -> None:
         if away and not self.away:
-            log.error("The database %s does not answer: %s", self.place, explain(why) if why else "")
+            log.error(
+                "The database %s does not answer: %s", self.place, explain(why) if why else ""
+            )
         elif self.away and not away:
             log.info("The database %s answers again", self.place)
         self.away = away
 
 
 def is_there(url: str) -> bool:
-    """False for an SQLite file that does not exist: connecting would create it. Raises as `Database`."""
+    """False for an SQLite file that does not exist: connecting would create it.
+    Raises as `Database`."""
     address = _address(url or DEFAULT_URL)
     if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
         return True
@@ -122,17 +140,28 @@ def place_of(url: str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """The error in one line, without the statement, its parameters, or the values in Postgres' details."""
+    """The error in one line, without the statement, its parameters,
+    or the values in Postgres' details."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    # The driver quotes values that it can't send: "invalid input for query argument $1: 'the prompt' (…)".
+    # The driver quotes values that it can't send:
+    # "invalid input for query argument $1: 'the prompt' (…)".
     text = re.sub(r"(query argument \$\d+): .*", r"\1", str(cause), flags=re.DOTALL).splitlines()
-    return text[0] if text else "no answer in time" if isinstance(cause, TimeoutError) else type(cause).__name__
+    return (
+        text[0]
+        if text
+        else "no answer in time"
+        if isinstance(cause, TimeoutError)
+        else type(cause).__name__
+    )
 
 
 def _is_away(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         # asyncpg's own errors are not wrapped while it connects.
-        return isinstance(error, OSError | TimeoutError | PoolTimeout | asyncpg.PostgresError | asyncpg.InterfaceError)
+        return isinstance(
+            error,
+            OSError | TimeoutError | PoolTimeout | asyncpg.PostgresError | asyncpg.InterfaceError,
+        )
     if error.connection_invalidated:
         return True
     state = getattr(error.orig, "sqlstate", None)
@@ -142,21 +171,31 @@ def _is_away(error: Exception) -> bool:
         return True
     # Other subclasses of DatabaseError (DataError, IntegrityError, …) are about the row.
     of_the_file = isinstance(error, OperationalError) or type(error) is DatabaseError
-    return of_the_file and getattr(error.orig, "sqlite_errorcode", None) not in (None, SQLITE_LOGIC_ERROR)
+    return of_the_file and getattr(error.orig, "sqlite_errorcode", None) not in (
+        None,
+        SQLITE_LOGIC_ERROR,
+    )
 
 
 def _address(url: str) -> URL:
     try:
         address = make_url(url)
         if "@" in (address.host or ""):
-            raise ValueError  # The password contains an @, so its end would be taken for the host name and logged.
+            # The password contains an @, so its end would be taken for the host name and logged.
+            raise ValueError
     except (ArgumentError, ValueError):
-        # Raised without the cause: the parser's message quotes the text, which may be half of a password.
-        message = "the database's address can't be read: write postgresql://user:password@host/name or sqlite:///file"
+        # Raised without the cause: the parser's message quotes the text,
+        # which may be half of a password.
+        message = (
+            "the database's address can't be read: write postgresql://user:password@host/name or"
+            " sqlite:///file"
+        )
         raise errors.ConfigInvalid(f"{message}; in a password write @ as %40") from None
     backend = address.drivername.partition("+")[0]
     if backend not in DRIVERS:
-        raise errors.ConfigInvalid(f"{backend} is no database of ours: write postgresql://… or sqlite:///file")
+        raise errors.ConfigInvalid(
+            f"{backend} is no database of ours: write postgresql://… or sqlite:///file"
+        )
     return address.set(drivername=DRIVERS[backend])
 
 
@@ -172,7 +211,8 @@ def _postgres(address: URL, statement_seconds: float) -> AsyncEngine:
     dsn = address.set(drivername="postgresql").render_as_string(hide_password=False)
 
     async def connect() -> "asyncpg.Connection[asyncpg.Record]":
-        # asyncpg gets the complete address, because it supports libpq's options, such as sslmode and sslrootcert.
+        # asyncpg gets the complete address, because it supports libpq's options,
+        # such as sslmode and sslrootcert.
         connection = await asyncpg.connect(
             dsn,
             timeout=CONNECT_SECONDS,
@@ -180,7 +220,9 @@ def _postgres(address: URL, statement_seconds: float) -> AsyncEngine:
             server_settings={"application_name": "llm-runtime"},
         )
         # A replica that hangs inside a transaction must not hold its locks until TCP notices.
-        await connection.execute(f"SET idle_in_transaction_session_timeout = '{round(3 * statement_seconds)}s'")
+        await connection.execute(
+            f"SET idle_in_transaction_session_timeout = '{round(3 * statement_seconds)}s'"
+        )
         return connection
 
     return create_async_engine(
@@ -201,9 +243,13 @@ def _sqlite(address: URL) -> AsyncEngine:
         try:
             Path(str(address.database)).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise errors.ConfigInvalid(f"no folder for the database {address.database}: {error.strerror}") from error
+            raise errors.ConfigInvalid(
+                f"no folder for the database {address.database}: {error.strerror}"
+            ) from error
     # An in-memory database lives as long as its connection, so there must be exactly one.
-    sizes: dict[str, Any] = {"pool_size": 1, "pool_recycle": -1} if in_memory else {"pool_size": POOL_SIZE}
+    sizes: dict[str, Any] = (
+        {"pool_size": 1, "pool_recycle": -1} if in_memory else {"pool_size": POOL_SIZE}
+    )
     engine = create_async_engine(
         address,
         connect_args={"timeout": STATEMENT_SECONDS, "async_creator_fn": _open_sqlite},
@@ -220,9 +266,10 @@ def _sqlite(address: URL) -> AsyncEngine:
 class _SQLiteConnection(aiosqlite.Connection):
     """A connection that can be stopped twice.
 
-    SQLAlchemy closes the connection of a cancelled task. If closing is cancelled, too, SQLAlchemy stops the connection
-    while closing still runs, and closing then stops it again. aiosqlite's thread has ended by then and never answers
-    the second stop, so closing would wait for ever, and so would the process when it ends its loop.
+    SQLAlchemy closes the connection of a cancelled task. If closing is cancelled, too, SQLAlchemy
+    stops the connection while closing still runs, and closing then stops it again. aiosqlite's
+    thread has ended by then and never answers the second stop, so closing would wait for ever, and
+    so would the process when it ends its loop.
     """
 
     _stopping: asyncio.Future[Any] | None = None
@@ -236,7 +283,9 @@ class _SQLiteConnection(aiosqlite.Connection):
 
 
 def _open_sqlite(database: str, **options: Any) -> aiosqlite.Connection:
-    connection = _SQLiteConnection(partial(_connect_sqlite, database, **options), iter_chunk_size=64)
+    connection = _SQLiteConnection(
+        partial(_connect_sqlite, database, **options), iter_chunk_size=64
+    )
     connection._thread.daemon = True  # As SQLAlchemy does with connections that it creates itself.
     return connection
 
@@ -244,7 +293,9 @@ def _open_sqlite(database: str, **options: Any) -> aiosqlite.Connection:
 def _connect_sqlite(database: str, **options: Any) -> sqlite3.Connection:
     """Open the file and prepare the connection, in the connection's own thread."""
     connection: sqlite3.Connection = sqlite3.connect(database, **options)
-    connection.isolation_level = None  # Otherwise Python's driver begins transactions late, and commits before DDL.
+    connection.isolation_level = (
+        None  # Otherwise Python's driver begins transactions late, and commits before DDL.
+    )
     _turn_wal_on(connection)
     for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
@@ -254,9 +305,9 @@ def _connect_sqlite(database: str, **options: Any) -> sqlite3.Connection:
 def _turn_wal_on(connection: sqlite3.Connection) -> None:
     """Turn on the write-ahead log, so that a long report and the next flush don't block each other.
 
-    Changing the mode needs an exclusive lock, and holds a shared one while it waits. A writer that is about to commit
-    waits for that shared lock: both would wait until SQLite gives up. So each attempt fails at once and releases its
-    lock, and is retried after a random pause.
+    Changing the mode needs an exclusive lock, and holds a shared one while it waits. A writer that
+    is about to commit waits for that shared lock: both would wait until SQLite gives up. So each
+    attempt fails at once and releases its lock, and is retried after a random pause.
     """
     deadline = time.monotonic() + STATEMENT_SECONDS
     connection.execute("PRAGMA busy_timeout=0").close()
@@ -266,7 +317,8 @@ def _turn_wal_on(connection: sqlite3.Connection) -> None:
             break
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                break  # The file works without WAL, or its first statement says what is wrong with it.
+                # The file works without WAL, or its first statement says what is wrong with it.
+                break
             time.sleep(random.uniform(0.001, 0.02))
     connection.execute(f"PRAGMA busy_timeout={STATEMENT_SECONDS * 1000:.0f}").close()
 

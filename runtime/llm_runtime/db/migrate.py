@@ -30,7 +30,8 @@ LOCK = 0x6C6C6D01
 LOCK_POLL_SECONDS = 0.1
 RETRY_SECONDS = 1.0
 MIGRATION_SECONDS = 900.0
-"""Timeout of a migration, and so the longest that other replicas wait. An index on a large table takes minutes."""
+"""Timeout of a migration, and so the longest that other replicas wait.
+An index on a large table takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class Inspection:
 
 
 async def upgrade(database: Database) -> None:
-    """Upgrade an empty or older database to the head revision. Safe to call from several replicas at once.
+    """Upgrade an empty or older database to the head revision.
+    Safe to call from several replicas at once.
 
     A newer database is not changed. Raises `DatabaseAway`.
     """
@@ -80,7 +82,8 @@ async def upgrade(database: Database) -> None:
 
 
 class UpToDate:
-    """A server's database: upgraded at the server's start or as soon as it answers, closed at the server's end."""
+    """A server's database: upgraded at the server's start or as soon as it answers,
+    closed at the server's end."""
 
     def __init__(self, database: Database, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self._database = database
@@ -91,13 +94,18 @@ class UpToDate:
         try:
             await upgrade(self._database)
         except DatabaseAway as away:
-            log.error("%s does not answer: the server starts without it (%s)", self._database.place, away)
+            log.error(
+                "%s does not answer: the server starts without it (%s)", self._database.place, away
+            )
             self._database.prepared = False
             self._task = asyncio.create_task(self._upgrade_later())
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._task:
             self._task.cancel()
@@ -128,7 +136,11 @@ async def outdated(database: Database) -> str:
     if revision is None:
         return "holds no tables of llm-runtime"
     # Migrations only add, so this program can read a newer database.
-    return f"is at revision {revision}, older than {head()}" if revision != head() and revision in _known() else ""
+    return (
+        f"is at revision {revision}, older than {head()}"
+        if revision != head() and revision in _known()
+        else ""
+    )
 
 
 def head() -> str:
@@ -147,7 +159,9 @@ async def _alone(database: Database) -> AsyncIterator[AsyncConnection]:
                 yield connection
                 return
         if asyncio.get_running_loop().time() > deadline:
-            raise DatabaseAway(f"another process has been migrating {database.place} for {MIGRATION_SECONDS:.0f} s")
+            raise DatabaseAway(
+                f"another process has been migrating {database.place} for {MIGRATION_SECONDS:.0f} s"
+            )
         await asyncio.sleep(LOCK_POLL_SECONDS)
 
 
@@ -155,7 +169,9 @@ def _upgrade(connection: Connection) -> None:
     config = _config()
     before = _revision(connection)
     if before is not None and before not in _known():
-        log.warning("The database is at revision %s, which is newer than this program's %s", before, head())
+        log.warning(
+            "The database is at revision %s, which is newer than this program's %s", before, head()
+        )
         return
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -188,10 +204,14 @@ async def _bytes(connection: AsyncConnection, name: str) -> int | None:
     if connection.dialect.name == "postgresql":
         statement = sa.text("SELECT pg_total_relation_size(quote_ident(:name)::regclass)")
     else:
-        compiled = await connection.scalar(sa.text("SELECT sqlite_compileoption_used('ENABLE_DBSTAT_VTAB')"))
+        compiled = await connection.scalar(
+            sa.text("SELECT sqlite_compileoption_used('ENABLE_DBSTAT_VTAB')")
+        )
         if not compiled:
             return None
         # `name` is a table or an index, `tbl_name` the table that it belongs to.
-        statement = sa.text("SELECT sum(pgsize) FROM dbstat JOIN sqlite_master USING (name) WHERE tbl_name = :name")
+        statement = sa.text(
+            "SELECT sum(pgsize) FROM dbstat JOIN sqlite_master USING (name) WHERE tbl_name = :name"
+        )
     size = await connection.scalar(statement, {"name": name})
     return int(size or 0)

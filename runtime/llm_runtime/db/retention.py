@@ -26,13 +26,17 @@ INTERVAL_SECONDS = 3600.0
 MOST_ROWS = 10_000
 """Most sessions, and most cached completions, of one tenant. Beyond it, its oldest are deleted."""
 ADDRESS = "ip:"
-"""Prefix of the ids of callers without a key. Such an id is an IP address, which is personal data."""
+"""Prefix of the ids of callers without a key.
+Such an id is an IP address, which is personal data."""
 
 
 class Retention:
-    """Deletes in the background, inside `async with`. With `retention_days` 0, rows of requests are kept for ever."""
+    """Deletes in the background, inside `async with`.
+    With `retention_days` 0, rows of requests are kept for ever."""
 
-    def __init__(self, database: Database, retention_days: int, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(
+        self, database: Database, retention_days: int, *, interval_seconds: float = INTERVAL_SECONDS
+    ) -> None:
         self._database = database
         self._days = retention_days
         self._interval_seconds = interval_seconds
@@ -43,7 +47,10 @@ class Retention:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._task:
             self._task.cancel()
@@ -62,15 +69,22 @@ class Retention:
 
 
 async def clean(database: Database, retention_days: int, now: datetime) -> dict[str, int]:
-    """Delete expired rows in batches. Returns the number of deleted rows by table. Raises `DatabaseAway`."""
+    """Delete expired rows in batches.
+    Returns the number of deleted rows by table. Raises `DatabaseAway`."""
     deleted = {}
     for table in EXPIRING:
         deleted[table.name] = await _delete(database, table.c.id, table.c.expires_at < now)
-        deleted[table.name] += await _delete(database, table.c.id, table.c.id.in_(_beyond_share(table)))
+        deleted[table.name] += await _delete(
+            database, table.c.id, table.c.id.in_(_beyond_share(table))
+        )
     if retention_days:
         oldest = now - timedelta(days=retention_days)
-        deleted[inference_log.name] = await _delete(database, inference_log.c.id, inference_log.c.at < oldest)
-        of_addresses = usage_daily.c.key_id.startswith(ADDRESS) & (usage_daily.c.day < oldest.date())
+        deleted[inference_log.name] = await _delete(
+            database, inference_log.c.id, inference_log.c.at < oldest
+        )
+        of_addresses = usage_daily.c.key_id.startswith(ADDRESS) & (
+            usage_daily.c.day < oldest.date()
+        )
         gone = await _delete(database, usage_daily.c.key_id, of_addresses)
         if gone:
             deleted[usage_daily.name] = gone
@@ -83,19 +97,26 @@ EXPIRING = (completion_cache, sessions)
 
 
 def _beyond_share(table: sa.Table) -> sa.Select[tuple[str]]:
-    place = sa.func.row_number().over(partition_by=table.c.tenant, order_by=table.c.expires_at.desc()).label("place")
+    place = (
+        sa.func.row_number()
+        .over(partition_by=table.c.tenant, order_by=table.c.expires_at.desc())
+        .label("place")
+    )
     ranked = sa.select(table.c.id, place).subquery()
     return sa.select(ranked.c.id).where(ranked.c.place > MOST_ROWS)
 
 
 async def _delete(database: Database, key: sa.Column[Any], old: sa.ColumnElement[bool]) -> int:
-    """Delete the rows that are `old`, a batch in each transaction, until none is left or another replica deletes."""
+    """Delete the rows that are `old`, a batch in each transaction,
+    until none is left or another replica deletes."""
     total = 0
     table = key.table
     batch = sa.select(key).where(old).limit(BATCH_ROWS).scalar_subquery()
     while True:
         async with database.begin() as connection:
-            if database.postgres and not await connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(LOCK))):
+            if database.postgres and not await connection.scalar(
+                sa.select(sa.func.pg_try_advisory_xact_lock(LOCK))
+            ):
                 return total
             count = (await connection.execute(sa.delete(table).where(old, key.in_(batch)))).rowcount
         total += count

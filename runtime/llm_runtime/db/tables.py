@@ -1,8 +1,9 @@
 """The tables. A change here needs a migration.
 
-Times are UTC, stored with their zone if the database supports zones; otherwise `Moment` adds it when reading. Counters
-that several replicas increase are updated by `SET x = x + n`. Statements that update several rows do so in the order of
-their keys: replicas that lock rows in the same order can't deadlock.
+Times are UTC, stored with their zone if the database supports zones; otherwise `Moment` adds it
+when reading. Counters that several replicas increase are updated by `SET x = x + n`. Statements
+that update several rows do so in the order of their keys: replicas that lock rows in the same order
+can't deadlock.
 """
 
 from datetime import UTC, datetime
@@ -62,7 +63,8 @@ roles = Table(
     Column("priority", Integer, nullable=False, default=0),
     Column("updated_at", Moment, nullable=False),
 )
-"""Tiers of a stand-alone server: `contract.Tier`. They override those of the configuration. NULL means no limit."""
+"""Tiers of a stand-alone server: `contract.Tier`.
+They override those of the configuration. NULL means no limit."""
 
 api_keys = Table(
     "api_keys",
@@ -83,7 +85,8 @@ api_keys = Table(
     Index(None, "updated_at"),
     Index(None, "name"),
 )
-"""Keys of a stand-alone server: `contract.KeyRecord`. Revoked keys stay, so that replicas see them by `updated_at`."""
+"""Keys of a stand-alone server: `contract.KeyRecord`.
+Revoked keys stay, so that replicas see them by `updated_at`."""
 
 inference_log = Table(
     "inference_log",
@@ -113,9 +116,11 @@ inference_log = Table(
     Index(None, "key_id", "at"),
     Index(None, "at"),
 )
-"""One row for each admitted request: `usage.UsageRow`. `prompt` and `completion` are NULL unless configured.
+"""One row for each admitted request: `usage.UsageRow`.
+`prompt` and `completion` are NULL unless configured.
 
-The writer creates a row's `id` once. If a commit was not acknowledged, the row is sent again and recognised by its id.
+The writer creates a row's `id` once.
+If a commit was not acknowledged, the row is sent again and recognised by its id.
 """
 
 usage_daily = Table(
@@ -135,7 +140,8 @@ usage_daily = Table(
     PrimaryKeyConstraint("day", "key_id", "model", "adapter"),
     Index(None, "key_id", "day"),
 )
-"""Sums by UTC day, updated in the transaction that writes the rows, so that reports need not count rows."""
+"""Sums by UTC day, updated in the transaction that writes the rows,
+so that reports need not count rows."""
 
 budgets = Table(
     "budgets",
@@ -148,9 +154,10 @@ budgets = Table(
 )
 """The state of a limit that replicas share.
 
-`id` is `<key>/<limit>` for a limit by minute, `<key>/<limit>/<YYYY-MM>` for one by month. By month, `used` is what has
-been leased and not returned, a whole number below 2^53. By minute, `used` is the level of the leaky bucket at `at`.
-Times are seconds since 1970 of the database's clock. From `expires_at` on, a row has no meaning.
+`id` is `<key>/<limit>` for a limit by minute, `<key>/<limit>/<YYYY-MM>` for one by month. By month,
+`used` is what has been leased and not returned, a whole number below 2^53. By minute, `used` is the
+level of the leaky bucket at `at`. Times are seconds since 1970 of the database's clock. From
+`expires_at` on, a row has no meaning.
 """
 
 leases = Table(
@@ -164,7 +171,8 @@ leases = Table(
     Index(None, "budget", "expires_at"),
     Index(None, "expires_at"),
 )
-"""What a replica has leased from a month's budget and certainly not used. It is returned if the replica dies.
+"""What a replica has leased from a month's budget and certainly not used.
+It is returned if the replica dies.
 
 The row with budget "" is the replica's heartbeat.
 """
@@ -179,7 +187,8 @@ completion_cache = Table(
     Column("expires_at", Moment, nullable=False),
     Index(None, "expires_at"),
 )
-"""Second level of the completion cache. `id` is the SHA-256 of everything that decides an answer, and the tenant."""
+"""Second level of the completion cache.
+`id` is the SHA-256 of everything that decides an answer, and the tenant."""
 
 sessions = Table(
     "sessions",
@@ -191,9 +200,14 @@ sessions = Table(
     Column("expires_at", Moment, nullable=False),
     Index(None, "expires_at"),
 )
-"""Conversations of `/v1/chat`. `id` is the SHA-256 of tenant and session_id. `version` is for optimistic locking."""
+"""Conversations of `/v1/chat`. `id` is the SHA-256 of tenant and session_id.
+`version` is for optimistic locking."""
 
 settings = Table(
-    "settings", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False)
+    "settings",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
 )
-"""Values that all replicas must share: the salt of the key digests, unless the environment sets one."""
+"""Values that all replicas must share:
+the salt of the key digests, unless the environment sets one."""

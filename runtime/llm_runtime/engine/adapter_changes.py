@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class AdapterChanges:
-    """Carries out `LoadAdapter` and `DropAdapter`, and gives memory back when an adapter's last request has ended."""
+    """Carries out `LoadAdapter` and `DropAdapter`,
+    and gives memory back when an adapter's last request has ended."""
 
     def __init__(self, models: Models, send: Send, post: Post) -> None:
         self._models = models
@@ -68,7 +69,9 @@ class AdapterChanges:
         else:
             self._send(Done(command.call, table.names))
 
-    def _fail(self, command: LoadAdapter, error: Exception, left: tuple[str, ...] | None = None) -> None:
+    def _fail(
+        self, command: LoadAdapter, error: Exception, left: tuple[str, ...] | None = None
+    ) -> None:
         self._send(Failed(command.call, _report(error, f"adapter {command.name}"), left))
 
     def _forget(self, served: Served, keys: Iterable[str]) -> None:

@@ -1,7 +1,9 @@
-"""Which adapters are in memory, who uses them, and who makes room. Pure bookkeeping: no torch, no clock, no threads.
+"""Which adapters are in memory, who uses them, and who makes room.
+Pure bookkeeping: no torch, no clock, no threads.
 
-A name stands for a version of an adapter. A sequence keeps the version that it began with, because its keys and values
-were computed with it: a replaced or dropped version leaves memory with its last user.
+A name stands for a version of an adapter. A sequence keeps the version that it began with, because
+its keys and values were computed with it: a replaced or dropped version leaves memory with its last
+user.
 """
 
 from dataclasses import dataclass
@@ -19,14 +21,16 @@ class _Version:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What to do for a new version: forget the versions `leaving`, then put the new weights under `key`."""
+    """What to do for a new version: forget the versions `leaving`,
+    then put the new weights under `key`."""
 
     key: str
     leaving: tuple[str, ...]
 
 
 class AdapterTable:
-    """At most `limit` versions in memory. Their keys are `<name>@<number>`; "" is the base, which is always there."""
+    """At most `limit` versions in memory. Their keys are `<name>@<number>`;
+    "" is the base, which is always there."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -81,20 +85,23 @@ class AdapterTable:
         if name not in self._current:
             loaded = ", ".join(sorted(self._current)) or "none"
             raise NotFound(
-                f"no adapter {name!r} is loaded; loaded are: {loaded}", param="model", code="model_not_found"
+                f"no adapter {name!r} is loaded; loaded are: {loaded}",
+                param="model",
+                code="model_not_found",
             )
         return self._current[name]
 
     def _leaving_for(self, name: str) -> tuple[str, ...]:
-        """The replaced version if nobody uses it, then who was not used for longest, until one more fits."""
+        """The replaced version if nobody uses it,
+        then who was not used for longest, until one more fits."""
         replaced = self._current.get(name)
         unused = [key for key in self._current.values() if not self._versions[key].users]
         unused.sort(key=lambda key: (key != replaced, self._versions[key].used))
         surplus = max(len(self._versions) + 1 - self._limit, int(replaced in unused))
         if surplus > len(unused):
             raise ServiceUnavailable(
-                f"{len(self._versions)} adapters are in memory and in use, which is as many as may be (maxAdapters); "
-                f"load {name!r} again when requests have ended"
+                f"{len(self._versions)} adapters are in memory and in use, which is as many as may"
+                f" be (maxAdapters); load {name!r} again when requests have ended"
             )
         return tuple(unused[:surplus])
 

@@ -1,10 +1,12 @@
-"""Bookkeeping of the KV cache: which block belongs to which sequence, and which blocks hold a known prefix. Pure.
+"""Bookkeeping of the KV cache: which block belongs to which sequence,
+and which blocks hold a known prefix. Pure.
 
-The cache is divided into blocks of equal size, as memory is into pages (PagedAttention, vLLM, 2023): a sequence takes
-blocks as it grows, and nothing is lost to fragmentation. Sequences with the same prefix share its blocks by reference
-count. A full block is indexed by its tokens and the block before it, which makes a tree of prefixes (prefix caching, as
-in SGLang's RadixAttention). When no sequence holds it any more it stays in the index until its memory is needed; the
-least recently used block goes first. This module knows block numbers and token ids, no tensors.
+The cache is divided into blocks of equal size, as memory is into pages (PagedAttention, vLLM,
+2023): a sequence takes blocks as it grows, and nothing is lost to fragmentation. Sequences with the
+same prefix share its blocks by reference count. A full block is indexed by its tokens and the block
+before it, which makes a tree of prefixes (prefix caching, as in SGLang's RadixAttention). When no
+sequence holds it any more it stays in the index until its memory is needed; the least recently used
+block goes first. This module knows block numbers and token ids, no tensors.
 """
 
 from collections import OrderedDict, deque
@@ -12,10 +14,12 @@ from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 32
-"""Tokens per block: small enough to share most of a common prompt, large enough to be read at full speed."""
+"""Tokens per block: small enough to share most of a common prompt,
+large enough to be read at full speed."""
 
 _Key = tuple[int, tuple[int, ...]]
-"""Serial number of the prefix before the block, and the block's own tokens. Exact, so that no hashes can collide."""
+"""Serial number of the prefix before the block, and the block's own tokens.
+Exact, so that no hashes can collide."""
 
 
 @dataclass(slots=True)
@@ -50,7 +54,8 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Number of blocks that can be taken now: free ones, and indexed ones that no sequence holds."""
+        """Number of blocks that can be taken now:
+        free ones, and indexed ones that no sequence holds."""
         return len(self._free) + len(self._unused)
 
     @staticmethod
@@ -64,7 +69,8 @@ class BlockPool:
         return self._serials
 
     def take(self, tokens: int, root: int, token_ids: Run[int] = ()) -> Blocks | None:
-        """Blocks for `tokens` tokens, of which the known prefix of `token_ids` is computed already; None if too few."""
+        """Blocks for `tokens` tokens, of which the known prefix of `token_ids` is computed already;
+        None if too few."""
         blocks = Blocks([], root)
         while hit := self._next_known(blocks, token_ids):
             self._hold(hit[0])
@@ -78,16 +84,18 @@ class BlockPool:
         return blocks
 
     def give_back(self, blocks: Blocks) -> None:
-        """Release the blocks of a finished sequence, its end first: more texts share its beginning."""
+        """Release the blocks of a finished sequence, its end first:
+        more texts share its beginning."""
         for number in reversed(blocks.numbers):
             self._release(number)
         blocks.numbers.clear()
 
     def skip(self, blocks: Blocks, token_ids: Run[int], computed: int) -> int:
-        """Skip tokens that another sequence has computed meanwhile; returns how many are computed, `computed` so far.
+        """Skip tokens that another sequence has computed meanwhile;
+        returns how many are computed, `computed` so far.
 
-        Indexed blocks take the place of the sequence's own. The last token is never skipped: the model has to
-        compute it to predict the next.
+        Indexed blocks take the place of the sequence's own. The last token is never skipped: the
+        model has to compute it to predict the next.
         """
         if computed != len(blocks.known) * BLOCK_TOKENS:
             return computed  # In the middle of a block, or before one that is not full yet.
@@ -101,7 +109,9 @@ class BlockPool:
 
     def remember(self, blocks: Blocks, token_ids: Run[int], computed: int) -> None:
         """Put the full blocks among the first `computed` tokens into the index."""
-        while self._sharing and (start := len(blocks.known) * BLOCK_TOKENS) + BLOCK_TOKENS <= computed:
+        while (
+            self._sharing and (start := len(blocks.known) * BLOCK_TOKENS) + BLOCK_TOKENS <= computed
+        ):
             key = self._key(blocks, token_ids, start)
             if key not in self._index:
                 self._serials += 1

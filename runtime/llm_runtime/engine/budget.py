@@ -1,19 +1,22 @@
-"""How many prompt tokens may share a step with running streams, so that those get their next token in time. Pure.
+"""How many prompt tokens may share a step with running streams,
+so that those get their next token in time. Pure.
 
-Prompts are computed in chunks beside the decoding streams (chunked prefill, Sarathi-Serve, 2024). A large chunk delays
-every stream, a small one the first token of the new request. Instead of a fixed chunk size, the budget measures how
-long a decoding step takes and how much each prompt token adds, and sizes the chunk so that the step meets the goal for
-the time between two tokens.
+Prompts are computed in chunks beside the decoding streams (chunked prefill, Sarathi-Serve, 2024). A
+large chunk delays every stream, a small one the first token of the new request. Instead of a fixed
+chunk size, the budget measures how long a decoding step takes and how much each prompt token adds,
+and sizes the chunk so that the step meets the goal for the time between two tokens.
 """
 
 LEAST_TOKENS = 16
 """Smallest chunk, even when decoding alone takes longer than the goal: no prompt starves."""
 _NEW_WEIGHT = 0.2
-"""Weight of a new measurement in the moving averages; small, so that one slow step does not swing the budget."""
+"""Weight of a new measurement in the moving averages;
+small, so that one slow step does not swing the budget."""
 
 
 class PrefillBudget:
-    """Learns two times from the steps it observes: that of a decoding step, and that of each prompt token."""
+    """Learns two times from the steps it observes:
+    that of a decoding step, and that of each prompt token."""
 
     def __init__(self, most_tokens: int, goal_seconds: float) -> None:
         """`goal_seconds` is the longest that a step should take while streams run."""
@@ -35,7 +38,9 @@ class PrefillBudget:
             self._decode_seconds = _mean(self._decode_seconds, seconds)
         elif prompt_tokens >= LEAST_TOKENS:
             decode_seconds = (self._decode_seconds or 0.0) if decode_tokens else 0.0
-            self._token_seconds = _mean(self._token_seconds, max(seconds - decode_seconds, 1e-6) / prompt_tokens)
+            self._token_seconds = _mean(
+                self._token_seconds, max(seconds - decode_seconds, 1e-6) / prompt_tokens
+            )
 
 
 def _mean(old: float | None, new: float) -> float:

@@ -1,7 +1,8 @@
-"""The engine as the HTTP process sees it. Knows neither torch nor on which thread or in which process the loop runs.
+"""The engine as the HTTP process sees it.
+Knows neither torch nor on which thread or in which process the loop runs.
 
-One `EngineLink` stands for the engine, one `EngineClient` for each model that it has loaded: during a swap the old one
-still has its requests, whose tokens mean nothing to the new model.
+One `EngineLink` stands for the engine, one `EngineClient` for each model that it has loaded: during
+a swap the old one still has its requests, whose tokens mean nothing to the new model.
 """
 
 import asyncio
@@ -39,7 +40,8 @@ from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, To
 log = logging.getLogger(__name__)
 
 RETIRE_SECONDS = 5.0
-"""Requests that were given to the old model before a swap have so long to get from their bodies to the engine."""
+"""Requests that were given to the old model before a swap have so long to get from their bodies to
+the engine."""
 STALL_SECONDS = 300.0
 """An engine that has requests and brings nothing for so long is taken for dead."""
 
@@ -97,7 +99,8 @@ class EngineLink:
         return ClientStream(self, number, mailbox)
 
     async def call(self, make: Callable[[int], Command]) -> Ready | Done:
-        """Send what `make` makes of the call's number and wait for the answer. Raises EngineFailed."""
+        """Send what `make` makes of the call's number and wait for the answer.
+        Raises EngineFailed."""
         number = next(self._numbers)
         answer = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
@@ -124,7 +127,8 @@ class EngineLink:
                 self._answer(call, EngineFailed(fatal, adapters))
 
     def lost(self, report: FatalReport | None = None) -> None:
-        """The engine has gone: whoever waits for it hears so. `report`: why, where nobody wanted it to go."""
+        """The engine has gone: whoever waits for it hears so.
+        `report`: why, where nobody wanted it to go."""
         self._lost = True
         reason = FinishReason.CANCELLED if self._closing else FinishReason.ERROR
         for number in list(self._mailboxes):
@@ -137,7 +141,8 @@ class EngineLink:
                 tell(report)
 
     def on_death(self, tell: Callable[[FatalReport], None]) -> None:
-        """Have `tell` called once when the engine goes and nobody wanted it to; now where that is past."""
+        """Have `tell` called once when the engine goes and nobody wanted it to;
+        now where that is past."""
         if self._death is not None:
             tell(self._death)
         else:
@@ -147,7 +152,9 @@ class EngineLink:
     def alive(self) -> bool:
         """False when it has gone, or has requests and stands still."""
         stalled = self._quiet_seconds > self._stall_seconds
-        return not self._lost and not stalled and self._channel is not None and self._channel.alive()
+        return (
+            not self._lost and not stalled and self._channel is not None and self._channel.alive()
+        )
 
     @property
     def _quiet_seconds(self) -> float:
@@ -172,7 +179,8 @@ class EngineLink:
         )
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""
+        """Admit nothing more and wait;
+        what still runs after the time-out is cancelled and gets its final event."""
         self.draining = True
         deadline = time.monotonic() + timeout_seconds
         await self._empty(lambda: time.monotonic() < deadline)
@@ -192,7 +200,8 @@ class EngineLink:
             await asyncio.sleep(0.02)
 
     def _deliver(self, events: list[tuple[Any, ...]]) -> None:
-        """One hop for each event loop, however many requests a step advanced; none for the loop that reads."""
+        """One hop for each event loop, however many requests a step advanced;
+        none for the loop that reads."""
         by_loop: dict[AbstractEventLoop, list[tuple[_Mailbox, TokenEvent]]] = {}
         for fields in events:
             mailbox = self._mailboxes.get(fields[0])
@@ -242,14 +251,17 @@ class EngineClient:
 
     @property
     def max_model_length(self) -> int:
-        """Tokens that prompt and answer may have together: the configured length, or the model's if that is less."""
+        """Tokens that prompt and answer may have together:
+        the configured length, or the model's if that is less."""
         return self.limits.max_model_length
 
     def generate(self, request: GenerationRequest) -> "ClientStream":
         """Admit now. Raises InvalidRequest, NotFound, QueueFull, ServiceUnavailable."""
         self.limits.check(request)
         if request.adapter and request.adapter not in self.adapters:
-            raise NotFound(f"there is no adapter {request.adapter}", param="model", code="model_not_found")
+            raise NotFound(
+                f"there is no adapter {request.adapter}", param="model", code="model_not_found"
+            )
         if self._retired:
             raise ServiceUnavailable("the model has just been replaced; send the request again")
         if self.outstanding >= self._capacity:
@@ -260,11 +272,13 @@ class EngineClient:
         return replace(self._link.stats(), **self._own)
 
     def on_death(self, tell: Callable[[FatalReport], None]) -> None:
-        """Have `tell` called once when the engine dies by itself; at once where it has died already."""
+        """Have `tell` called once when the engine dies by itself;
+        at once where it has died already."""
         self._link.on_death(tell)
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Admit nothing more and wait; what still runs after the time-out is cancelled and gets its final event."""
+        """Admit nothing more and wait;
+        what still runs after the time-out is cancelled and gets its final event."""
         await self._link.drain(timeout_seconds)
 
     def close(self) -> None:
@@ -272,9 +286,11 @@ class EngineClient:
         self._link.close()
 
     async def load_adapter(self, name: str, folder: Path) -> None:
-        """Load or replace a LoRA adapter while serving. Raises EngineFailed; without memory for it, others may be gone.
+        """Load or replace a LoRA adapter while serving.
+        Raises EngineFailed; without memory for it, others may be gone.
 
-        Requests that run with the old one keep it. Over the limit, the adapter not used for longest leaves.
+        Requests that run with the old one keep it.
+        Over the limit, the adapter not used for longest leaves.
         """
         try:
             done = await self._link.call(lambda call: LoadAdapter(call, self.model, name, folder))
@@ -285,17 +301,19 @@ class EngineClient:
         self.adapters = done.adapters
 
     async def drop_adapter(self, name: str) -> None:
-        """Refuse the adapter from now on, and return when its last request has ended and its memory is free."""
+        """Refuse the adapter from now on, and return when its last request has ended and its memory
+        is free."""
         if name not in self.adapters:
             raise NotFound(f"there is no adapter {name}", param="model", code="model_not_found")
         self.adapters = tuple(known for known in self.adapters if known != name)
         await self._link.call(lambda call: DropAdapter(call, self.model, name))
 
     async def swap(self, config: RuntimeConfig, folder: Path) -> "EngineClient":
-        """Load another model while this one serves, and return its client. Raises EngineFailed: nothing has changed.
+        """Load another model while this one serves, and return its client.
+        Raises EngineFailed: nothing has changed.
 
-        From then on this client's requests run to their end on the old weights, which are freed after the last one.
-        It still takes requests that were on their way for `RETIRE_SECONDS`.
+        From then on this client's requests run to their end on the old weights, which are freed
+        after the last one. It still takes requests that were on their way for `RETIRE_SECONDS`.
         """
         client = await load(self._link, config, folder)
         asyncio.get_running_loop().call_later(RETIRE_SECONDS, self.retire)
@@ -315,7 +333,8 @@ async def load(link: EngineLink, config: RuntimeConfig, folder: Path) -> EngineC
 
 
 class ClientStream:
-    """The events of one request. Leaving it early, by `aclose` or by forgetting it, cancels the request."""
+    """The events of one request.
+    Leaving it early, by `aclose` or by forgetting it, cancels the request."""
 
     __slots__ = ("_link", "_mailbox", "_number", "_over")
 
@@ -365,7 +384,8 @@ class ClientStream:
 class _Mailbox:
     """The events of one request, until they are read.
 
-    The link holds the mailbox, not the stream, so that a stream that nobody holds any more is garbage-collected.
+    The link holds the mailbox, not the stream,
+    so that a stream that nobody holds any more is garbage-collected.
     """
 
     __slots__ = ("_waiter", "client", "events", "loop", "over")
@@ -409,7 +429,8 @@ def _settle(future: "asyncio.Future[Ready | Done]", answer: Ready | Done | Engin
 
 
 def _hop(loop: AbstractEventLoop, work: Callable[[], None]) -> bool:
-    """Do `work` on the thread of `loop`, at once if that is this one. False when the loop is closed."""
+    """Do `work` on the thread of `loop`, at once if that is this one.
+    False when the loop is closed."""
     if asyncio._get_running_loop() is loop:
         work()
         return True

@@ -24,7 +24,8 @@ def start_local(
     stall_seconds: float = STALL_SECONDS,
     trace: StepTrace | None = None,
 ) -> EngineClient:
-    """Serve `model` on a thread; `build` is what a swap loads with. May be used from several event loops."""
+    """Serve `model` on a thread; `build` is what a swap loads with.
+    May be used from several event loops."""
     link = EngineLink(stall_seconds)
     loop = TracedLoop(build, link.receive, trace) if trace else StepLoop(build, link.receive)
     client = EngineClient(link, loop.adopt(model))

@@ -1,8 +1,10 @@
-"""The engine's one thread: commands in, `schedule → compute → advance`, and one report for each step out.
+"""The engine's one thread: commands in, `schedule → compute → advance`,
+and one report for each step out.
 
-It knows neither asyncio nor the wire: `post` may be called from any thread, and reports go to a function. `local` puts
-it on a thread of this process, `worker` makes a process of it. Models that come and go are `swap`'s business, adapters
-`adapter_changes`'; both act between two steps. `trace` measures the parts of a step.
+It knows neither asyncio nor the wire: `post` may be called from any thread, and reports go to a
+function. `local` puts it on a thread of this process, `worker` makes a process of it. Models that
+come and go are `swap`'s business, adapters `adapter_changes`'; both act between two steps. `trace`
+measures the parts of a step.
 """
 
 import logging
@@ -35,7 +37,8 @@ from llm_runtime.request import FinishReason, TokenEvent
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""So many steps in a row in which nothing could be computed: the device or the model is broken, not a request."""
+"""So many steps in a row in which nothing could be computed:
+the device or the model is broken, not a request."""
 MEMORY_SECONDS = 1.0
 """How often the device is asked for its memory, which costs more than the rest of a report."""
 
@@ -43,7 +46,9 @@ MEMORY_SECONDS = 1.0
 class StepLoop:
     """Serves one model; during a swap two, one after the other in each round."""
 
-    def __init__(self, build: Build, send: Send, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, build: Build, send: Send, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._send = send
         self._clock = clock
         self._inbox: SimpleQueue[Command | Callable[[], None]] = SimpleQueue()
@@ -65,7 +70,8 @@ class StepLoop:
         return self._failures >= MAX_FAILURES
 
     def post(self, command: Command | Callable[[], None]) -> None:
-        """Have a command carried out, or something called, between two steps. May be called on any thread."""
+        """Have a command carried out, or something called, between two steps.
+        May be called on any thread."""
         self._inbox.put(command)
 
     def adopt(self, model: Model) -> Ready:
@@ -73,7 +79,8 @@ class StepLoop:
         return self._models.adopt(model)
 
     def run(self) -> None:
-        """Until `Close`, or until the device is found broken. Every request has then had its final event."""
+        """Until `Close`, or until the device is found broken.
+        Every request has then had its final event."""
         try:
             worked = False
             while not self._closing and not self.broken:
@@ -120,7 +127,8 @@ class StepLoop:
         try:
             return self._step(served)
         except Exception as error:
-            # Not one request's fault: a runner or this program broke its word, and the step's outcome is unknown.
+            # Not one request's fault: a runner or this program broke its word,
+            # and the step's outcome is unknown.
             log.exception("A step failed")
             self._count(failed=True)
             scheduler = served.model.scheduler
@@ -137,7 +145,8 @@ class StepLoop:
         return True
 
     def _schedule(self, served: Served) -> Batch | None:
-        """The next batch. Who was cancelled, and how many run now, is told before it takes its time."""
+        """The next batch. Who was cancelled,
+        and how many run now, is told before it takes its time."""
         scheduler = served.model.scheduler
         cancelled = scheduler.drop_cancelled()
         batch = scheduler.next_batch()
@@ -160,7 +169,9 @@ class StepLoop:
         deliveries = scheduler.advance(outcome.batch, outcome.sampled)
         if outcome.failed:
             names = ", ".join(sorted({fault.name for _, fault in outcome.failed}))
-            deliveries += scheduler.fail([sequence for sequence, _ in outcome.failed], _message(names))
+            deliveries += scheduler.fail(
+                [sequence for sequence, _ in outcome.failed], _message(names)
+            )
         return deliveries
 
     def _count(self, *, failed: bool) -> None:
@@ -174,7 +185,9 @@ class StepLoop:
             sequence = Sequence(command.request, served.model.codec)
             sequence.adapter = served.model.adapters.acquire(command.request.adapter)
             self._add(served, sequence)
-        except Exception as error:  # The client has checked all this; a slip of ours must not end the engine.
+        except (
+            Exception
+        ) as error:  # The client has checked all this; a slip of ours must not end the engine.
             log.exception("A request can't be admitted")
             message = f"the engine did not take the request: {error}"
             event = TokenEvent(None, "", finish_reason=FinishReason.ERROR, error=message)
@@ -200,7 +213,9 @@ class StepLoop:
 
     def _report(self, deliveries: list[Delivery]) -> None:
         """Everything that a step brought, in one message."""
-        events = [packed(self._homes[delivery.sequence][0], delivery.event) for delivery in deliveries]
+        events = [
+            packed(self._homes[delivery.sequence][0], delivery.event) for delivery in deliveries
+        ]
         for delivery in deliveries:
             if delivery.event.finish_reason is not None:
                 number, served = self._homes.pop(delivery.sequence)
@@ -217,15 +232,19 @@ class StepLoop:
             max((scheduler.usage_ratio for scheduler in schedulers), default=0.0),
             self._steps,
             self._batch_size,
-            self._models.freed_prompt_tokens + sum(scheduler.prompt_tokens for scheduler in schedulers),
-            self._models.freed_cached_tokens + sum(scheduler.cached_prompt_tokens for scheduler in schedulers),
+            self._models.freed_prompt_tokens
+            + sum(scheduler.prompt_tokens for scheduler in schedulers),
+            self._models.freed_cached_tokens
+            + sum(scheduler.cached_prompt_tokens for scheduler in schedulers),
             self._memory_bytes(),
         )
 
     def _memory_bytes(self) -> int | None:
         asked_at, value = self._memory
         if self._clock() - asked_at >= MEMORY_SECONDS:
-            asks = [served.model.memory_bytes for served in self._models if served.model.memory_bytes]
+            asks = [
+                served.model.memory_bytes for served in self._models if served.model.memory_bytes
+            ]
             value = asks[0]() if asks else None
             self._memory = (self._clock(), value)
         return value

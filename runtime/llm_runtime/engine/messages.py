@@ -1,8 +1,9 @@
 """What the HTTP process and the engine say to each other, and how it lies on the wire.
 
-Every message is one pickle behind its length. Both ends are the same program on the same machine, and the socket has
-no name: nobody else can write to it. Commands go to the engine and are few. `Step` comes back once per step with the
-events of all requests, as bare tuples: pickling instances of classes would cost several times as much per token.
+Every message is one pickle behind its length. Both ends are the same program on the same machine,
+and the socket has no name: nobody else can write to it. Commands go to the engine and are few.
+`Step` comes back once per step with the events of all requests, as bare tuples: pickling instances
+of classes would cost several times as much per token.
 """
 
 import pickle
@@ -20,7 +21,8 @@ LENGTH = struct.Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Generate. `number` names the request in everything that follows; `model` is one that was `Ready`."""
+    """Generate. `number` names the request in everything that follows;
+    `model` is one that was `Ready`."""
 
     number: int
     model: int
@@ -29,7 +31,8 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Give the request's place away; its final event comes all the same, unless it has come already."""
+    """Give the request's place away;
+    its final event comes all the same, unless it has come already."""
 
     number: int
 
@@ -52,7 +55,8 @@ class Retire:
 
 @dataclass(frozen=True, slots=True)
 class LoadAdapter:
-    """Make a LoRA adapter known under `name`, in the place of one of that name. Answered by `Done` or `Failed`."""
+    """Make a LoRA adapter known under `name`, in the place of one of that name.
+    Answered by `Done` or `Failed`."""
 
     call: int
     model: int
@@ -107,7 +111,8 @@ class Failed:
     call: int
     report: FatalReport
     adapters: tuple[str, ...] | None = None
-    """Of the model: those that a request may name from now on, where room was made in vain. None: nothing changed."""
+    """Of the model: those that a request may name from now on, where room was made in vain.
+    None: nothing changed."""
 
 
 class Figures(NamedTuple):
@@ -134,12 +139,22 @@ Report = Ready | Done | Failed | Step
 
 
 def packed(number: int, event: TokenEvent) -> tuple[Any, ...]:
-    """An event for the wire: (number, token id, text), with all its fields only where there is more to say."""
+    """An event for the wire: (number, token id, text),
+    with all its fields only where there is more to say."""
     if event.finish_reason is None and event.logprob is None and not event.cached_tokens:
         return (number, event.token_id, event.text)
     top = tuple((one.token_id, one.text, one.logprob) for one in event.top_logprobs)
     reason = event.finish_reason and event.finish_reason.value
-    return (number, event.token_id, event.text, event.logprob, top, reason, event.error, event.cached_tokens)
+    return (
+        number,
+        event.token_id,
+        event.text,
+        event.logprob,
+        top,
+        reason,
+        event.error,
+        event.cached_tokens,
+    )
 
 
 def unpacked(fields: tuple[Any, ...]) -> TokenEvent:
@@ -148,7 +163,9 @@ def unpacked(fields: tuple[Any, ...]) -> TokenEvent:
         return TokenEvent(fields[1], fields[2])
     _, token_id, text, logprob, top, reason, error, cached = fields
     alternatives = tuple(TopLogprob(*one) for one in top)
-    return TokenEvent(token_id, text, logprob, alternatives, reason and FinishReason(reason), error, cached)
+    return TokenEvent(
+        token_id, text, logprob, alternatives, reason and FinishReason(reason), error, cached
+    )
 
 
 def frame(message: Command | Report) -> bytes:
@@ -175,7 +192,8 @@ class Frames:
         return found
 
     def _end(self, begin: int) -> int:
-        """Where the message that starts at `begin` ends; past everything while its length is not whole."""
+        """Where the message that starts at `begin` ends;
+        past everything while its length is not whole."""
         if len(self._buffer) < begin + LENGTH.size:
             return len(self._buffer) + 1
         return begin + LENGTH.size + int(LENGTH.unpack_from(self._buffer, begin)[0])

@@ -1,7 +1,8 @@
 """The engine in a process of its own, as the HTTP process starts, hears and ends it.
 
-Both processes hold one end of an unnamed socket pair. Its end is the sign of life: when the engine's process goes, for
-whatever reason, the socket closes here, and when this process goes, it closes there and the engine ends at once.
+Both processes hold one end of an unnamed socket pair. Its end is the sign of life: when the
+engine's process goes, for whatever reason, the socket closes here, and when this process goes, it
+closes there and the engine ends at once.
 """
 
 import asyncio
@@ -31,9 +32,13 @@ CLOSE_SECONDS = 5.0
 
 
 async def start_engine(
-    config: RuntimeConfig, folder: Path, worker: Sequence[str] = WORKER, stall_seconds: float = STALL_SECONDS
+    config: RuntimeConfig,
+    folder: Path,
+    worker: Sequence[str] = WORKER,
+    stall_seconds: float = STALL_SECONDS,
 ) -> EngineClient:
-    """Start `worker` and have it load the model. Raises errors.EngineFailed with the reason it gave."""
+    """Start `worker` and have it load the model.
+    Raises errors.EngineFailed with the reason it gave."""
     link = EngineLink(stall_seconds)
     arguments = (logs.format_of(config.server), _log_level(), config.engine.step_trace)
     process = await EngineProcess.start(link, [*worker, *arguments])
@@ -48,7 +53,9 @@ async def start_engine(
 class EngineProcess(asyncio.Protocol):
     """A `client.Channel` to the engine's process."""
 
-    def __init__(self, link: EngineLink, process: "subprocess.Popen[bytes]", ours: socket.socket) -> None:
+    def __init__(
+        self, link: EngineLink, process: "subprocess.Popen[bytes]", ours: socket.socket
+    ) -> None:
         self._link = link
         self._process = process
         self._loop = asyncio.get_running_loop()
@@ -127,11 +134,17 @@ class EngineProcess(asyncio.Protocol):
 
 
 def _spawn(command: Sequence[str], theirs: socket.socket) -> "subprocess.Popen[bytes]":
-    """In this process's group: what is sent to the group, like the kernel's or a shell's SIGKILL, reaches both."""
+    """In this process's group: what is sent to the group,
+    like the kernel's or a shell's SIGKILL, reaches both."""
     environment = dict(os.environ)
-    configure_threads(environment)  # Read by libgomp when torch is first imported; torch is only imported there.
+    configure_threads(
+        environment
+    )  # Read by libgomp when torch is first imported; torch is only imported there.
     return subprocess.Popen(
-        [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+        [*command, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        env=environment,
     )
 
 
@@ -141,33 +154,53 @@ def oom_kills(groups: Sequence[cgroup.MemoryGroup]) -> int:
 
 
 def death(status: int, groups: Sequence[cgroup.MemoryGroup], oom_kills_before: int) -> FatalReport:
-    """What a process that ended with `status` died of, as subprocess counts: a signal's number is negative.
+    """What a process that ended with `status` died of,
+    as subprocess counts: a signal's number is negative.
 
-    The kernel's own count tells a process that it killed for its memory from one that somebody else killed.
+    The kernel's own count tells a process that it killed for its memory from one that somebody else
+    killed.
     """
     if status == -signal.SIGKILL and oom_kills(groups) > oom_kills_before:
         return FatalReport(reason="OutOfMemory", message=_out_of_memory(groups))
     if status == -signal.SIGKILL:
-        who = "by a person or a program" if groups else "by a person or a program, or by the kernel for its memory"
-        message = f"the engine's process was killed by signal 9 (SIGKILL) from outside: {who}; the server starts again"
+        who = (
+            "by a person or a program"
+            if groups
+            else "by a person or a program, or by the kernel for its memory"
+        )
+        message = (
+            f"the engine's process was killed by signal 9 (SIGKILL) from outside: {who}; the server"
+            " starts again"
+        )
         return FatalReport(reason="EngineKilled", message=message)
     if status < 0:
         words = f"was ended by signal {-status} ({_signal_name(-status)})"
-        return FatalReport(reason="EngineDied", message=f"the engine's process {words}; the log above may say why")
+        return FatalReport(
+            reason="EngineDied", message=f"the engine's process {words}; the log above may say why"
+        )
     words = f"ended with status {status}"
-    return FatalReport(reason="EngineDied", message=f"the engine's process {words}; the log above may say why")
+    return FatalReport(
+        reason="EngineDied", message=f"the engine's process {words}; the log above may say why"
+    )
 
 
 def _out_of_memory(groups: Sequence[cgroup.MemoryGroup]) -> str:
     killed = "the engine's process was killed by the kernel for its memory"
     limited = [group for group in groups if group.limit_bytes is not None]
     if not limited:
-        return f"{killed}: the machine had none left and there is no limit; set a memory limit, or {KV_CACHE_FIELD}"
+        return (
+            f"{killed}: the machine had none left and there is no limit; set a memory limit, or"
+            f" {KV_CACHE_FIELD}"
+        )
     tightest = min(limited, key=lambda group: group.limit_bytes or 0)
-    peak = f", of which {tightest.peak_bytes / MIB:.0f} MiB were used at most" if tightest.peak_bytes else ""
+    peak = (
+        f", of which {tightest.peak_bytes / MIB:.0f} MiB were used at most"
+        if tightest.peak_bytes
+        else ""
+    )
     return (
-        f"{killed}: the limit is {(tightest.limit_bytes or 0) / MIB:.0f} MiB{peak}; raise the memory limit, or lower "
-        f"{KV_CACHE_FIELD}, engine.maxBatchSize or engine.maxModelLength"
+        f"{killed}: the limit is {(tightest.limit_bytes or 0) / MIB:.0f} MiB{peak}; raise the"
+        f" memory limit, or lower {KV_CACHE_FIELD}, engine.maxBatchSize or engine.maxModelLength"
     )
 
 

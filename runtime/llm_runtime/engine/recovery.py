@@ -1,12 +1,12 @@
 """Steps that fail: find the request at fault, spare the others, and get by with less memory.
 
-All requests of a batch share one forward pass, so an exception does not say whose fault it is. The failed batch is
-bisected, as `git bisect` or group testing do: it runs again in halves until the span at fault is alone, and only that
-request fails. Running a span twice is safe because a forward pass is idempotent: it only writes keys and values at its
-own positions, the same ones again.
+All requests of a batch share one forward pass, so an exception does not say whose fault it is. The
+failed batch is bisected, as `git bisect` or group testing do: it runs again in halves until the
+span at fault is alone, and only that request fails. Running a span twice is safe because a forward
+pass is idempotent: it only writes keys and values at its own positions, the same ones again.
 
-When memory runs out, the number of tokens per pass is halved at once and doubled after a while without trouble, as
-TCP does with its congestion window.
+When memory runs out, the number of tokens per pass is halved at once and doubled after a while
+without trouble, as TCP does with its congestion window.
 """
 
 import logging
@@ -28,13 +28,14 @@ Spans = tuple[Span, ...]
 
 
 class Runner(Protocol):
-    """What computes a batch: torch in production, a script in tests. Called from one thread only."""
+    """What computes a batch: torch in production, a script in tests.
+    Called from one thread only."""
 
     def forward(self, batch: Batch) -> list[Sampled]:
         """Compute the spans, and sample a token for each that asks for one, in order.
 
-        After an exception it is called again for the same spans or a part of them, so it must not change the sequences
-        before it returns. Raises StepOutOfMemory when fewer tokens may fit.
+        After an exception it is called again for the same spans or a part of them, so it must not
+        change the sequences before it returns. Raises StepOutOfMemory when fewer tokens may fit.
         """
         ...
 
@@ -53,7 +54,8 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a span could not be computed: the exception's name. The exception itself would keep its frames' memory."""
+    """Why a span could not be computed: the exception's name.
+    The exception itself would keep its frames' memory."""
 
     name: str
 
@@ -64,7 +66,8 @@ Answer = Sampled | Fault | None
 
 @dataclass(slots=True)
 class Outcome:
-    """Result of a batch: the part that was computed, the tokens sampled for it, and the sequences that failed."""
+    """Result of a batch: the part that was computed, the tokens sampled for it,
+    and the sequences that failed."""
 
     batch: Batch
     sampled: list[Sampled] = field(default_factory=list)
@@ -97,7 +100,11 @@ class CarefulRunner:
             halves = _halves(spans) or _split(spans[0])
         except Exception as error:
             # One error for each request at fault, not for every half on the way to it.
-            log.log(logging.ERROR if len(spans) == 1 else logging.DEBUG, "Forward pass failed", exc_info=True)
+            log.log(
+                logging.ERROR if len(spans) == 1 else logging.DEBUG,
+                "Forward pass failed",
+                exc_info=True,
+            )
             fault = Fault(type(error).__name__)
             halves = _halves(spans)
         else:
@@ -130,7 +137,9 @@ class CarefulRunner:
         tokens = sum(span.count for span in spans)
         self.token_limit = max(tokens // 2, 1)
         self._calm_steps = 0
-        log.warning("Out of memory in a step of %d tokens; steps are smaller for a while: %s", tokens, error)
+        log.warning(
+            "Out of memory in a step of %d tokens; steps are smaller for a while: %s", tokens, error
+        )
 
     def _grow(self, tokens: int) -> None:
         if self.token_limit is not None and self._calm_steps >= CALM_STEPS:

@@ -1,8 +1,9 @@
-"""Which sequences advance by how many tokens in the next step. Pure: no torch, no clock, no chance, no threads.
+"""Which sequences advance by how many tokens in the next step.
+Pure: no torch, no clock, no chance, no threads.
 
-Policy: every sequence that waits for one token gets it; what is left of the token budget goes to prompts, in chunks,
-the more important and older ones first; who waits is admitted once there is room for its prompt and its longest answer,
-so that nothing that runs ever has to be thrown out.
+Policy: every sequence that waits for one token gets it; what is left of the token budget goes to
+prompts, in chunks, the more important and older ones first; who waits is admitted once there is
+room for its prompt and its longest answer, so that nothing that runs ever has to be thrown out.
 """
 
 from collections import Counter
@@ -63,7 +64,8 @@ class Scheduler:
         max_queue_length: int,
         budget: PrefillBudget | None = None,
     ) -> None:
-        """`budget` bounds how long running streams pause for a new prompt (None: only `max_batch_tokens` does)."""
+        """`budget` bounds how long running streams pause for a new prompt (None:
+        only `max_batch_tokens` does)."""
         self.pool = pool
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
@@ -86,17 +88,23 @@ class Scheduler:
         return 1 - self.pool.available / self.pool.size
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises QueueFull: free places count as room, so a queue of one still fills the batch."""
+        """Queue a sequence. Raises QueueFull: free places count as room,
+        so a queue of one still fills the batch."""
         free_places = self.max_batch_size - len(self.running)
         if len(self.waiting) >= self.max_queue_length + free_places:
-            raise QueueFull(f"{len(self.waiting)} requests are waiting, which is as many as may; try again shortly")
+            raise QueueFull(
+                f"{len(self.waiting)} requests are waiting, which is as many as may; try again"
+                " shortly"
+            )
         self._arrivals += 1
         sequence.arrival = self._arrivals
         self.waiting.add(sequence)
 
     def drop_cancelled(self) -> list[Delivery]:
         """Free the places of cancelled sequences."""
-        return self._end([s for s in (*self.running, *self.waiting) if s.cancelled], FinishReason.CANCELLED)
+        return self._end(
+            [s for s in (*self.running, *self.waiting) if s.cancelled], FinishReason.CANCELLED
+        )
 
     def fail(self, sequences: Iterable[Sequence], message: str) -> list[Delivery]:
         """End the sequences that a step could not compute."""
@@ -114,7 +122,8 @@ class Scheduler:
         return Batch(spans) if spans else None
 
     def advance(self, batch: Batch, sampled: list[Sampled]) -> list[Delivery]:
-        """Book what a step computed; `sampled` has one entry for each span that samples, in order."""
+        """Book what a step computed;
+        `sampled` has one entry for each span that samples, in order."""
         chosen = iter(sampled)
         deliveries = []
         for span in batch.spans:
@@ -132,8 +141,12 @@ class Scheduler:
             self._budget.observe(batch.decode_tokens, batch.tokens - batch.decode_tokens, seconds)
 
     def _admit(self) -> None:
-        while len(self.running) < self.max_batch_size and (sequence := self.waiting.first(self._tenants)):
-            blocks = self.pool.take(sequence.longest, self._root(sequence.adapter), sequence.token_ids)
+        while len(self.running) < self.max_batch_size and (
+            sequence := self.waiting.first(self._tenants)
+        ):
+            blocks = self.pool.take(
+                sequence.longest, self._root(sequence.adapter), sequence.token_ids
+            )
             if blocks is None:
                 break
             self.waiting.pop(sequence)
@@ -144,7 +157,8 @@ class Scheduler:
             self._skip_to(sequence, len(blocks.known) * BLOCK_TOKENS)
 
     def _root(self, adapter: str) -> int:
-        """Each version of an adapter computes other keys and values, which only its own sequences may find."""
+        """Each version of an adapter computes other keys and values,
+        which only its own sequences may find."""
         if adapter not in self._roots:
             self._roots[adapter] = self.pool.new_root()
         return self._roots[adapter]
@@ -159,9 +173,13 @@ class Scheduler:
             if room <= 0:
                 break
             # Again at each chunk: of many who bring the same beginning at once, one computes it.
-            self._skip_to(sequence, self.pool.skip(sequence.blocks, sequence.token_ids, sequence.computed))
+            self._skip_to(
+                sequence, self.pool.skip(sequence.blocks, sequence.token_ids, sequence.computed)
+            )
             count = _chunk(sequence, room)
-            spans.append(Span(sequence, sequence.computed, count, samples=count == sequence.pending))
+            spans.append(
+                Span(sequence, sequence.computed, count, samples=count == sequence.pending)
+            )
             room -= count
         # A prompt's last bit may be one token too: attention wants single tokens first.
         return sorted(spans, key=lambda span: span.count > 1)
@@ -171,7 +189,9 @@ class Scheduler:
         sequence.cached += known - sequence.computed
         sequence.computed = known
 
-    def _end(self, sequences: list[Sequence], reason: FinishReason, message: str | None = None) -> list[Delivery]:
+    def _end(
+        self, sequences: list[Sequence], reason: FinishReason, message: str | None = None
+    ) -> list[Delivery]:
         if not sequences:
             return []
         self._release(sequences)
@@ -190,7 +210,8 @@ class Scheduler:
 
 
 def _chunk(sequence: Sequence, room: int) -> int:
-    """Tokens of the next chunk; it ends with a block where it can, for only from there known blocks can follow."""
+    """Tokens of the next chunk;
+    it ends with a block where it can, for only from there known blocks can follow."""
     if sequence.pending <= room:
         return sequence.pending
     end = (sequence.computed + room) // BLOCK_TOKENS * BLOCK_TOKENS

@@ -1,4 +1,5 @@
-"""One request inside the engine: its tokens, the text they become, and when it is finished. Knows no torch."""
+"""One request inside the engine: its tokens, the text they become, and when it is finished.
+Knows no torch."""
 
 from array import array
 from collections.abc import Sequence as Several
@@ -6,7 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llm_runtime.engine.blocks import Blocks
-from llm_runtime.request import Constraint, Detokenizer, FinishReason, GenerationRequest, TokenEvent, TopLogprob
+from llm_runtime.request import (
+    Constraint,
+    Detokenizer,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+    TopLogprob,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,8 @@ class Matcher(Protocol):
         ...
 
     def mask(self) -> bytes:
-        """The tokens that may come next, a bit for each, lowest id in the lowest bit of the first byte."""
+        """The tokens that may come next, a bit for each,
+        lowest id in the lowest bit of the first byte."""
         ...
 
     def advance(self, token_id: int) -> None:
@@ -51,7 +60,8 @@ class Vocabulary(Protocol):
         ...
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """At the constraint's beginning. Raises `errors.InvalidRequest` for one that no answer can meet."""
+        """At the constraint's beginning.
+        Raises `errors.InvalidRequest` for one that no answer can meet."""
         ...
 
     def token_text(self, token_id: int) -> str:
@@ -60,8 +70,8 @@ class Vocabulary(Protocol):
 
 
 class TokenCounts:
-    """The tokens that occurred, and how often each was generated (0: only in the prompt). Grows with the sequence, so
-    that penalties cost a step nothing for what came before it."""
+    """The tokens that occurred, and how often each was generated (0: only in the prompt). Grows
+    with the sequence, so that penalties cost a step nothing for what came before it."""
 
     __slots__ = ("_places", "generated", "token_ids")
 
@@ -82,9 +92,10 @@ class TokenCounts:
 class Sequence:
     """A request on its way through the engine.
 
-    `token_ids` is the prompt followed by what was generated; the first `computed` of them have keys and values in the
-    cache. There is no prefill and no decode phase: a sequence just catches up with its own tokens. `adapter` is the key
-    of the weights it runs with: the request's name for them, or what `AdapterTable.acquire` gave for it.
+    `token_ids` is the prompt followed by what was generated; the first `computed` of them have keys
+    and values in the cache. There is no prefill and no decode phase: a sequence just catches up
+    with its own tokens. `adapter` is the key of the weights it runs with: the request's name for
+    them, or what `AdapterTable.acquire` gave for it.
     """
 
     __slots__ = (
@@ -135,7 +146,9 @@ class Sequence:
         """Take the next token and say what may be shown now."""
         if sampled.token_id is None:
             fault = self.matcher.fault if self.matcher else ""
-            return self.finish(FinishReason.ERROR, fault or "the model produced no numbers for this prompt")
+            return self.finish(
+                FinishReason.ERROR, fault or "the model produced no numbers for this prompt"
+            )
         self.token_ids.append(sampled.token_id)
         if self.counts is not None:
             self.counts.add(sampled.token_id)
@@ -172,12 +185,22 @@ class Sequence:
         return self._release()
 
     def _end_after_this(self) -> FinishReason | None:
-        if self.matcher is not None and self.matcher.complete and not self.request.sampling.ignore_eos:
+        if (
+            self.matcher is not None
+            and self.matcher.complete
+            and not self.request.sampling.ignore_eos
+        ):
             return FinishReason.STOP  # Only the end token could follow; it would cost a step.
-        return FinishReason.LENGTH if self.output_length >= self.request.sampling.max_tokens else None
+        return (
+            FinishReason.LENGTH if self.output_length >= self.request.sampling.max_tokens else None
+        )
 
     def _cut_at_stop_string(self) -> None:
-        starts = [start for stop in self.request.sampling.stop if stop and (start := self._held.find(stop)) >= 0]
+        starts = [
+            start
+            for stop in self.request.sampling.stop
+            if stop and (start := self._held.find(stop)) >= 0
+        ]
         if starts:
             self._held = self._held[: min(starts)]
             self.finish_reason = FinishReason.STOP
@@ -209,7 +232,9 @@ def _counts(request: GenerationRequest) -> TokenCounts | None:
 def _biases(entries: tuple[tuple[int, float], ...]) -> "tuple[array[int], array[float]] | None":
     if not entries:
         return None
-    return array("q", (token_id for token_id, _ in entries)), array("f", (bias for _, bias in entries))
+    return array("q", (token_id for token_id, _ in entries)), array(
+        "f", (bias for _, bias in entries)
+    )
 
 
 def held_back(text: str, stops: tuple[str, ...]) -> int:

@@ -1,4 +1,5 @@
-"""The models in the loop: one is loaded beside another, takes over between two steps, and the old one is freed."""
+"""The models in the loop: one is loaded beside another, takes over between two steps,
+and the old one is freed."""
 
 import logging
 import threading
@@ -50,7 +51,8 @@ class Models:
         )  # fmt: skip
 
     def load(self, command: Load) -> None:
-        """Begin to load a model. What is loaded serves on, and has the processor while the other reads files."""
+        """Begin to load a model.
+        What is loaded serves on, and has the processor while the other reads files."""
         threading.Thread(target=self._load, args=(command,), name="load", daemon=True).start()
 
     def retire(self, number: int) -> None:
@@ -74,7 +76,10 @@ class Models:
             self._post(partial(self._take, command, model))
 
     def _take(self, command: Load, model: Model) -> None:
-        log.info("A model is in memory", extra={"folder": str(command.folder), "resident_mib": _resident_mib()})
+        log.info(
+            "A model is in memory",
+            extra={"folder": str(command.folder), "resident_mib": _resident_mib()},
+        )
         self._send(self.adopt(model, command.call))
 
     def _free(self, number: int) -> None:
@@ -85,7 +90,10 @@ class Models:
         del model
         before = _resident_mib()
         free()
-        log.info("The old model is gone", extra={"resident_mib_before": before, "resident_mib": _resident_mib()})
+        log.info(
+            "The old model is gone",
+            extra={"resident_mib_before": before, "resident_mib": _resident_mib()},
+        )
 
 
 def _report(error: Exception) -> FatalReport:

@@ -1,4 +1,5 @@
-"""A line of JSON for each step, for whoever wants to see where the time goes. Off unless a file is named."""
+"""A line of JSON for each step, for whoever wants to see where the time goes.
+Off unless a file is named."""
 
 import json
 import logging
@@ -47,7 +48,8 @@ class StepTrace:
         if self._file is None:
             return
         fields = {
-            name: round(value, 7) if isinstance(value, float) else value for name, value in record._asdict().items()
+            name: round(value, 7) if isinstance(value, float) else value
+            for name, value in record._asdict().items()
         }
         line = json.dumps(fields, separators=(",", ":")) + "\n"
         try:

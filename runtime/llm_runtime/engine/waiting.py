@@ -1,9 +1,10 @@
-"""The queue before the batch: strict priorities, and fair queueing between tenants within one priority. Pure.
+"""The queue before the batch: strict priorities,
+and fair queueing between tenants within one priority. Pure.
 
-Without it, a tenant that sends a thousand requests at once would have everybody else wait behind them. The queue keeps
-one line per priority and tenant (fair queueing, Nagle, RFC 970, 1985). The next request comes from the highest
-priority; there from the tenant with the fewest running sequences, and among equals from the one whose last turn was
-longest ago, which is round robin.
+Without it, a tenant that sends a thousand requests at once would have everybody else wait behind
+them. The queue keeps one line per priority and tenant (fair queueing, Nagle, RFC 970, 1985). The
+next request comes from the highest priority; there from the tenant with the fewest running
+sequences, and among equals from the one whose last turn was longest ago, which is round robin.
 """
 
 from collections import Counter, deque
@@ -12,7 +13,8 @@ from collections.abc import Iterator
 from llm_runtime.engine.sequence import Sequence
 
 MAX_TENANTS = 1024
-"""Tenants whose last turn is remembered. A forgotten one had its turn longest ago, and so goes first."""
+"""Tenants whose last turn is remembered.
+A forgotten one had its turn longest ago, and so goes first."""
 
 
 class WaitingQueue:
@@ -55,7 +57,9 @@ class WaitingQueue:
             del self._lines[key]
 
     def remove(self, gone: set[Sequence]) -> None:
-        for key in {(sequence.request.priority, sequence.request.tenant) for sequence in gone} & self._lines.keys():
+        for key in {
+            (sequence.request.priority, sequence.request.tenant) for sequence in gone
+        } & self._lines.keys():
             left = deque(sequence for sequence in self._lines[key] if sequence not in gone)
             self._count -= len(self._lines[key]) - len(left)
             if left:

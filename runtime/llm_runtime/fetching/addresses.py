@@ -16,11 +16,13 @@ FRESH_SECONDS = 60.0
 """Age at which a presigned URL is renewed. MLflow's expire after 300 seconds by default."""
 
 Sign = Callable[[], Any]
-"""Returns a presigned URL with headers (MLflow's `PresignedDownloadUrlResponse`), None if the store signs none."""
+"""Returns a presigned URL with headers (MLflow's `PresignedDownloadUrlResponse`),
+None if the store signs none."""
 
 
 def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
-    """An artifact of MLflow's HTTP repository: by presigned URL if the server offers one, else through the proxy."""
+    """An artifact of MLflow's HTTP repository:
+    by presigned URL if the server offers one, else through the proxy."""
     from mlflow.utils.rest_utils import http_request
 
     # For a small file, asking for a presigned URL would take longer than the download.
@@ -28,14 +30,19 @@ def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
         return signed
 
     def get(headers: Mapping[str, str]) -> Any:
-        more = {"extra_headers": dict(headers), "timeout": TIMEOUT_SECONDS, "raise_on_status": False}
+        more = {
+            "extra_headers": dict(headers),
+            "timeout": TIMEOUT_SECONDS,
+            "raise_on_status": False,
+        }
         return http_request(repository._host_creds, f"/{path}", "GET", stream=True, **more)
 
     return Source(get)
 
 
 def of_store(repository: Any, path: str) -> Source:
-    """An artifact of an object store, by URLs that the store's own client presigns in this process."""
+    """An artifact of an object store, by URLs that the store's own client presigns in this
+    process."""
 
     def sign() -> Any:
         return repository.get_download_presigned_url(path)
@@ -46,7 +53,8 @@ def of_store(repository: Any, path: str) -> Source:
 def _promise(repository: Any, path: str) -> str:
     """The checksum that was stored with the upload, "" without one.
 
-    S3 returns it only to requests with ChecksumMode, which a presigned URL does not carry, so a HEAD asks for it.
+    S3 returns it only to requests with ChecksumMode,
+    which a presigned URL does not carry, so a HEAD asks for it.
     """
     bucket, folder = repository.parse_s3_compliant_uri(repository.artifact_uri)
     asked = {"Bucket": bucket, "Key": posixpath.join(folder, path), "ChecksumMode": "ENABLED"}

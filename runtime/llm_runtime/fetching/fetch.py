@@ -1,8 +1,10 @@
-"""Download a pinned version to a verified local folder; concurrent requests for one version share a download.
+"""Download a pinned version to a verified local folder;
+concurrent requests for one version share a download.
 
-list → locate → make room → download to `.partial-…` → verify → manifest → fsync → rename → link `current`.
-A folder with the final name is complete. After a loss of the registry or a kill, the partial folder stays and the next
-start resumes it; after any other error it is removed.
+list → locate → make room → download to `.partial-…` → verify → manifest → fsync → rename → link
+`current`.
+A folder with the final name is complete. After a loss of the registry or a kill, the partial folder
+stays and the next start resumes it; after any other error it is removed.
 """
 
 import json
@@ -40,8 +42,8 @@ CONNECTIONS = 8
 class Fetcher:
     """Downloads versions into the folder `models`.
 
-    When all versions together exceed `cache_bytes`, the least recently used are removed. `sleep` and `chance` (0 to 1)
-    are arguments so that retries can be tested.
+    When all versions together exceed `cache_bytes`, the least recently used are removed. `sleep`
+    and `chance` (0 to 1) are arguments so that retries can be tested.
     """
 
     def __init__(
@@ -60,7 +62,8 @@ class Fetcher:
         self._cache_bytes = cache_bytes
 
     def fetch(self, version: MlflowVersion | Pinned) -> Path:
-        """The verified folder of `version`. Sends no request to the registry if it is already there."""
+        """The verified folder of `version`.
+        Sends no request to the registry if it is already there."""
         folder = self.models / folder_name(version)
         if claim(folder):
             log.info("model is already in the cache", extra={"folder": str(folder)})
@@ -83,7 +86,9 @@ class Fetcher:
             partial.rename(folder)
             sync_folder_entry(self.models)
         except BaseException as error:
-            if not locked or (isinstance(error, Exception) and not isinstance(error, RegistryUnreachable)):
+            if not locked or (
+                isinstance(error, Exception) and not isinstance(error, RegistryUnreachable)
+            ):
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
@@ -108,14 +113,18 @@ class Fetcher:
             source = f"{numbered(version)} {location}"
         sizes = self._patience(f"listing {name}", lambda: self.registry.sizes(location))
         if not sizes:
-            raise ModelNotFound(f"{name} has no artifacts at {location}; register a version that has")
+            raise ModelNotFound(
+                f"{name} has no artifacts at {location}; register a version that has"
+            )
         artifacts = Artifacts(sizes, lambda path: self._read(location, path, partial))
         located = self._locate(artifacts, version.sub_path)
         digests = self._download(location, located, artifacts, partial)
         self._verify(partial)
         write_manifest(partial, source, digests, version.sub_path)
         sync_folder(partial)
-        log.info("model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)})
+        log.info(
+            "model fetched", extra={"model": name, "seconds": round(time.monotonic() - started, 1)}
+        )
 
     def _resolve(self, version: MlflowVersion) -> str:
         if not isinstance(self.registry, Registry):
@@ -128,19 +137,31 @@ class Fetcher:
     def _verify(self, folder: Path) -> None:
         verify_weights(folder)
 
-    def _download(self, location: str, located: Located, artifacts: Artifacts, partial: Path) -> dict[str, str]:
-        """Download all missing files. Returns the SHA-256, by name, of those that were downloaded now."""
+    def _download(
+        self, location: str, located: Located, artifacts: Artifacts, partial: Path
+    ) -> dict[str, str]:
+        """Download all missing files.
+        Returns the SHA-256, by name, of those that were downloaded now."""
         wanted = {name: artifacts.sizes[path] for name, path in located.files.items()}
         total = sum(size or 0 for size in wanted.values())
         plan = partial / ".plan"
         go_on(plan, json.dumps([location, dict(located.files), wanted], sort_keys=True))
         self._make_room(total, max(0, total - bytes_in(partial)))
-        large = sum((size or 0) >= 2 * PIECE_BYTES for name, size in wanted.items() if not (partial / name).is_file())
+        large = sum(
+            (size or 0) >= 2 * PIECE_BYTES
+            for name, size in wanted.items()
+            if not (partial / name).is_file()
+        )
         connections = max(1, CONNECTIONS // max(1, large))
         digests: dict[str, str] = {}
         with watched(partial, total, self.progress), ThreadPoolExecutor(CONNECTIONS) as pool:
             jobs = {
-                name: pool.submit(self._download_file, location, path, Part(partial, name, wanted[name], connections))
+                name: pool.submit(
+                    self._download_file,
+                    location,
+                    path,
+                    Part(partial, name, wanted[name], connections),
+                )
                 for name, path in located.files.items()
             }
             try:
@@ -173,7 +194,8 @@ class Fetcher:
                 if received > size:
                     part.discard()
                 raise BadDownload(
-                    f"{path} has {received} bytes, its listing says {size}; upload it to the registry again"
+                    f"{path} has {received} bytes, its listing says {size}; upload it to the"
+                    " registry again"
                 )
             part.finish()
             return part.sha256
@@ -197,14 +219,18 @@ def fetch(
     cache_bytes: int | None = None,
     hub_token: str = "",
 ) -> Path:
-    """Download the configured model to a verified folder, let `<models>/current` point to it, and return it.
+    """Download the configured model to a verified folder, let `<models>/current` point to it,
+    and return it.
 
-    Without `progress`, log lines report it. Above `cache_bytes`, unused versions are removed. `hub_token` is for
-    `hf://` and overrides the environment's. Raises errors.Fatal subclasses.
+    Without `progress`, log lines report it. Above `cache_bytes`, unused versions are removed.
+    `hub_token` is for `hf://` and overrides the environment's. Raises errors.Fatal subclasses.
     """
     sub_path = config.sub_path or ""
     if config.mlflow is not None and sub_path:
-        raise ConfigInvalid("model.subPath is for model.uri and model.path; with model.mlflow set model.mlflow.subPath")
+        raise ConfigInvalid(
+            "model.subPath is for model.uri and model.path; with model.mlflow set"
+            " model.mlflow.subPath"
+        )
     if config.mlflow is not None:
         registry = MlflowRegistry(config.mlflow.tracking_uri)
         folder = Fetcher(registry, models, progress, cache_bytes=cache_bytes).fetch(config.mlflow)
@@ -214,16 +240,22 @@ def fetch(
         folder = local_model(Path(unquote(urlparse(config.uri).path)), models, sub_path)
     elif config.uri is not None:
         server = config.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, "")
-        folder = _fetch_uri(Reference(config.uri, server, sub_path, hub_token), models, progress, cache_bytes)
+        folder = _fetch_uri(
+            Reference(config.uri, server, sub_path, hub_token), models, progress, cache_bytes
+        )
     else:
-        raise ConfigInvalid("the configuration names no model: set model.mlflow, model.path or model.uri")
+        raise ConfigInvalid(
+            "the configuration names no model: set model.mlflow, model.path or model.uri"
+        )
     with disk_errors(f"linking {models / MODEL_FOLDER}"):
         models.mkdir(parents=True, exist_ok=True)
         point_to(models / MODEL_FOLDER, folder)
     return folder
 
 
-def _fetch_uri(reference: Reference, models: Path, progress: Progress | None, cache_bytes: int | None) -> Path:
+def _fetch_uri(
+    reference: Reference, models: Path, progress: Progress | None, cache_bytes: int | None
+) -> Path:
     files = files_of(reference)
     pins = Pins(models)
     try:
@@ -234,21 +266,33 @@ def _fetch_uri(reference: Reference, models: Path, progress: Progress | None, ca
             raise
         folder = models / folder_name(last)
         more = {"uri": reference.uri, "folder": str(folder), "error": str(error)}
-        log.warning("the registry can't be reached: serving the version that the uri last resolved to", extra=more)
+        log.warning(
+            "the registry can't be reached: serving the version that the uri last resolved to",
+            extra=more,
+        )
         return folder
     folder = Fetcher(files, models, progress, cache_bytes=cache_bytes).fetch(version)
     try:
         pins.remember(reference, version)
-    except OSError as error:  # The volume is read-only. This start works; the next one needs the registry, too.
-        log.warning("can't record what the uri resolved to", extra={"uri": reference.uri, "error": str(error)})
+    except (
+        OSError
+    ) as error:  # The volume is read-only. This start works; the next one needs the registry, too.
+        log.warning(
+            "can't record what the uri resolved to",
+            extra={"uri": reference.uri, "error": str(error)},
+        )
     return folder
 
 
 def go_on(plan: Path, wanted: str) -> None:
-    """Keep a partial folder if its `plan` lists the same files and sizes as `wanted`; otherwise empty it."""
+    """Keep a partial folder if its `plan` lists the same files and sizes as `wanted`;
+    otherwise empty it."""
     folder = plan.parent
     if plan.is_file() and plan.read_text(encoding="utf-8") == wanted:
-        log.info("resuming a download", extra={"folder": str(folder), "done_mib": bytes_in(folder) // MIB})
+        log.info(
+            "resuming a download",
+            extra={"folder": str(folder), "done_mib": bytes_in(folder) // MIB},
+        )
         return
     for file in folder.iterdir():
         file.unlink()

@@ -14,7 +14,12 @@ from llm_runtime.errors import ConfigInvalid, ModelNotFound
 from llm_runtime.fetching.fetch import Fetcher
 from llm_runtime.fetching.registry import MlflowRegistry
 from llm_runtime.files.locate import MAX_DEPTH, Artifacts, Located, check_path
-from llm_runtime.files.package import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, without_weights
+from llm_runtime.files.package import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    without_weights,
+)
 from llm_runtime.files.verify import safetensors_keys
 
 _one_server_at_a_time = threading.Lock()
@@ -32,7 +37,8 @@ class AdapterFetcher(Fetcher):
 
 
 def fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path) -> Path:
-    """The verified folder of the adapter's version. Slow: call it in a thread. Raises errors.Fatal subclasses."""
+    """The verified folder of the adapter's version.
+    Slow: call it in a thread. Raises errors.Fatal subclasses."""
     version = MlflowVersion(
         tracking_uri=access.tracking_uri,
         name=adapter.model,
@@ -45,7 +51,8 @@ def fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path) 
 
 
 def locate_adapter(artifacts: Artifacts, sub_path: str = "") -> Located:
-    """Find the one adapter. Raises ModelNotFound, ModelCorrupt, or ConfigInvalid if there are several."""
+    """Find the one adapter.
+    Raises ModelNotFound, ModelCorrupt, or ConfigInvalid if there are several."""
     for path in artifacts.sizes:
         check_path(path)
     base = sub_path.strip("/")
@@ -58,9 +65,13 @@ def locate_adapter(artifacts: Artifacts, sub_path: str = "") -> Located:
     ]
     if not inside:
         where = f"subPath {base!r}" if base else "the artifacts"
-        raise ModelNotFound(f"no {ADAPTER_CONFIG} in {where}; register the folder that PEFT's save_pretrained wrote")
+        raise ModelNotFound(
+            f"no {ADAPTER_CONFIG} in {where}; register the folder that PEFT's save_pretrained wrote"
+        )
     if len(inside) > 1 and base not in inside:
-        raise ConfigInvalid(f"the artifacts hold several adapters: {', '.join(inside)}; name one in mlflow.subPath")
+        raise ConfigInvalid(
+            f"the artifacts hold several adapters: {', '.join(inside)}; name one in mlflow.subPath"
+        )
     folder = base if base in inside else inside[0]
     names = artifacts.names(folder)
     if ADAPTER_WEIGHTS not in names:
@@ -71,7 +82,8 @@ def locate_adapter(artifacts: Artifacts, sub_path: str = "") -> Located:
 
 @contextmanager
 def registry_environment(access: RegistryAccess) -> Iterator[None]:
-    """Give MLflow's client the credentials in `access` during the block. Other threads wait for their turn."""
+    """Give MLflow's client the credentials in `access` during the block.
+    Other threads wait for their turn."""
     with _one_server_at_a_time, ExitStack() as stack:
         wanted = {
             contract.ENV_MLFLOW_USERNAME: access.username,
@@ -86,7 +98,9 @@ def registry_environment(access: RegistryAccess) -> Iterator[None]:
             file.write(access.ca)
             file.flush()
             wanted[contract.ENV_MLFLOW_CA_FILE] = file.name
-        if not any(wanted.values()):  # Without an operator, the credentials may already be in the environment.
+        if not any(
+            wanted.values()
+        ):  # Without an operator, the credentials may already be in the environment.
             wanted = {}
         before = {name: os.environ.get(name) for name in wanted}
         _set(wanted)

@@ -1,4 +1,5 @@
-"""A download's progress as Prometheus metrics, on the port that `serve` uses afterwards. The operator reads it, too."""
+"""A download's progress as Prometheus metrics, on the port that `serve` uses afterwards.
+The operator reads it, too."""
 
 import logging
 import socket
@@ -32,9 +33,15 @@ class DownloadFigures:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = CollectorRegistry()
         self._rate = Rate(clock)
-        self._done = Gauge(METRIC_DOWNLOADED_BYTES, "Bytes of the model that are here", registry=self._registry)
-        self._size = Gauge(METRIC_DOWNLOAD_SIZE_BYTES, "Bytes of the whole model", registry=self._registry)
-        self._speed = Gauge(METRIC_DOWNLOAD_RATE, "Over the last ten seconds", registry=self._registry)
+        self._done = Gauge(
+            METRIC_DOWNLOADED_BYTES, "Bytes of the model that are here", registry=self._registry
+        )
+        self._size = Gauge(
+            METRIC_DOWNLOAD_SIZE_BYTES, "Bytes of the whole model", registry=self._registry
+        )
+        self._speed = Gauge(
+            METRIC_DOWNLOAD_RATE, "Over the last ten seconds", registry=self._registry
+        )
 
     def __call__(self, done: int, total: int) -> None:
         self._done.set(done)
@@ -58,7 +65,8 @@ def both(one: Progress, other: Progress) -> Progress:
 
 @contextmanager
 def exposed(figures: DownloadFigures, host: str, port: int) -> Iterator[None]:
-    """Serve /metrics and /livez during the block. If the port is taken, that is logged and the block runs anyway."""
+    """Serve /metrics and /livez during the block.
+    If the port is taken, that is logged and the block runs anyway."""
     try:
         server = _Server(figures, host, port)
     except OSError as error:
@@ -66,7 +74,9 @@ def exposed(figures: DownloadFigures, host: str, port: int) -> Iterator[None]:
         yield
         return
     with server:
-        threading.Thread(target=server.serve_forever, args=(0.1,), name="download-metrics", daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, args=(0.1,), name="download-metrics", daemon=True
+        ).start()
         try:
             yield
         finally:
@@ -94,7 +104,9 @@ class _Answer(BaseHTTPRequestHandler):
         elif path == LIVE_PATH:
             self._send(HTTPStatus.OK, "text/plain", b"downloading\n")
         else:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"the model is being downloaded\n")
+            self._send(
+                HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"the model is being downloaded\n"
+            )
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)

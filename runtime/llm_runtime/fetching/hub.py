@@ -30,12 +30,16 @@ class Hub:
         return _parsed(uri)[0]
 
     def commit(self, uri: str) -> str:
-        """The commit that `uri` resolves to now; without a revision, that of the branch main. Raises a Fatal.
+        """The commit that `uri` resolves to now;
+        without a revision, that of the branch main. Raises a Fatal.
 
-        A full commit hash is returned without a request: a serving container may have no token, and needs none.
+        A full commit hash is returned without a request:
+        a serving container may have no token, and needs none.
         """
         repository, revision = _parsed(uri)
-        return revision if COMMIT.fullmatch(revision) else str(self._info(repository, revision)["sha"])
+        return (
+            revision if COMMIT.fullmatch(revision) else str(self._info(repository, revision)["sha"])
+        )
 
     def sizes(self, location: str) -> dict[str, int | None]:
         files = self._info(*_parsed(location))["siblings"]
@@ -56,11 +60,14 @@ class Hub:
             return self._get(url, {}).json()
         except OSError as error:  # Every error of requests is one: of the connection, or of a body that is not JSON.
             cause: BaseException = error
-            while cause.__context__ is not None:  # The root cause, beneath what libraries made of it.
+            while (
+                cause.__context__ is not None
+            ):  # The root cause, beneath what libraries made of it.
                 cause = cause.__context__
             raise RegistryUnreachable(
-                f"the hub at {self._endpoint} can't be asked for {repository} ({type(cause).__name__}: {cause}): set "
-                "HTTPS_PROXY, or HF_ENDPOINT to a mirror, where it can't be reached"
+                f"the hub at {self._endpoint} can't be asked for {repository}"
+                f" ({type(cause).__name__}: {cause}): set HTTPS_PROXY, or HF_ENDPOINT to a mirror,"
+                " where it can't be reached"
             ) from error
 
     def _get(self, url: str, headers: Mapping[str, str], **options: Any) -> Any:
@@ -71,8 +78,8 @@ class Hub:
         answer = requests.get(url, headers=dict(headers), timeout=stream.TIMEOUT_SECONDS, **options)
         if answer.status_code in (401, 403):
             raise RegistryDenied(
-                f"the hub refused {url} (HTTP {answer.status_code}): set HF_TOKEN to one that may read it, or "
-                "send it as hf_token with /load_model"
+                f"the hub refused {url} (HTTP {answer.status_code}): set HF_TOKEN to one that may"
+                " read it, or send it as hf_token with /load_model"
             )
         if answer.status_code == 404:
             raise ModelNotFound(f"the hub has no {url}: correct model.uri")

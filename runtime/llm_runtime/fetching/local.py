@@ -1,4 +1,5 @@
-"""A model in a local folder: verified, and collected by links if its parts lie in different folders."""
+"""A model in a local folder: verified,
+and collected by links if its parts lie in different folders."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +12,8 @@ from llm_runtime.files.verify import verify_weights
 
 
 def local_model(path: Path, models: Path, sub_path: str = "") -> Path:
-    """Verify a local folder. If model and tokenizer lie apart, collect them by links in a folder under `models`."""
+    """Verify a local folder.
+    If model and tokenizer lie apart, collect them by links in a folder under `models`."""
     if not path.is_dir():
         raise ModelNotFound(f"model.path {path} is not a folder")
     check_links(path)

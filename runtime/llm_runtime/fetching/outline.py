@@ -1,6 +1,8 @@
-"""The parts of a model that decide how much memory it takes: config.json and the headers of its weight files.
+"""The parts of a model that decide how much memory it takes:
+config.json and the headers of its weight files.
 
-They come from a folder or a registry. From a registry, only the first megabyte or two of each file is downloaded.
+They come from a folder or a registry.
+From a registry, only the first megabyte or two of each file is downloaded.
 """
 
 import json
@@ -31,7 +33,8 @@ _INNER = ("text_config", "llm_config", "language_config", "decoder")
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A model without its weights. `tensors` are the headers' entries by name, `settings` the language model's."""
+    """A model without its weights.
+    `tensors` are the headers' entries by name, `settings` the language model's."""
 
     source: str
     settings: Mapping[str, Any]
@@ -40,12 +43,21 @@ class Outline:
     @property
     def dtype(self) -> str:
         """The checkpoint's own dtype, according to its configuration."""
-        return str(self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32").removeprefix("torch.")
+        return str(
+            self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32"
+        ).removeprefix("torch.")
 
     def plan(self, engine: EngineConfig, device: str) -> Plan:
-        """The plan that `load` would make. As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
+        """The plan that `load` would make.
+        As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
         own = self.dtype if device == "cuda" else "float32"
-        return Plan(self.tensors, self.settings, engine, own if engine.dtype == "auto" else engine.dtype, device)
+        return Plan(
+            self.tensors,
+            self.settings,
+            engine,
+            own if engine.dtype == "auto" else engine.dtype,
+            device,
+        )
 
 
 class HttpFiles(Files, Protocol):
@@ -57,13 +69,17 @@ class HttpFiles(Files, Protocol):
 
 
 def outline(model: ModelConfig) -> Outline:
-    """The outline of the configured model. Raises errors.Fatal; ConfigInvalid if the store sends whole files only."""
+    """The outline of the configured model. Raises errors.Fatal;
+    ConfigInvalid if the store sends whole files only."""
     if model.mlflow is not None:
         return _of_registry(MlflowRegistry(model.mlflow.tracking_uri), model.mlflow)
     if model.path is not None:
         return of_folder(Path(model.path))
     if model.uri is None:
-        raise ConfigInvalid("no model is named: give a folder or a uri, or set model.mlflow, model.path or model.uri")
+        raise ConfigInvalid(
+            "no model is named: give a folder or a uri, or set model.mlflow, model.path or"
+            " model.uri"
+        )
     if model.uri.startswith("file://"):
         return of_folder(Path(unquote(urlparse(model.uri).path)))
     server = model.tracking_uri or os.environ.get(ENV_MLFLOW_TRACKING_URI, "")
@@ -105,17 +121,26 @@ def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
 
 
 def settings_of(content: bytes) -> dict[str, Any]:
-    """The language model's settings in a config.json. Raises ModelCorrupt, and ModelUnsupported as `load` does."""
+    """The language model's settings in a config.json.
+    Raises ModelCorrupt, and ModelUnsupported as `load` does."""
     try:
         whole = json.loads(content)
-        inner: dict[str, Any] = next((whole[name] for name in _INNER if isinstance(whole.get(name), dict)), {})
+        inner: dict[str, Any] = next(
+            (whole[name] for name in _INNER if isinstance(whole.get(name), dict)), {}
+        )
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ModelCorrupt(f"{CONFIG} is not a JSON object: {type(error).__name__}; upload it again") from error
+        raise ModelCorrupt(
+            f"{CONFIG} is not a JSON object: {type(error).__name__}; upload it again"
+        ) from error
     if whole.get("is_encoder_decoder"):
-        raise ModelUnsupported("the model is an encoder-decoder model; this runtime serves decoder-only ones")
+        raise ModelUnsupported(
+            "the model is an encoder-decoder model; this runtime serves decoder-only ones"
+        )
     refuse_other_heads(whole.get("architectures"), whole.get("model_type"), whole.get("is_decoder"))
     if whole.get("quantization_config"):
-        raise ModelUnsupported("the model is stored quantised; save it in bfloat16 or float32 safetensors")
+        raise ModelUnsupported(
+            "the model is stored quantised; save it in bfloat16 or float32 safetensors"
+        )
     return {**whole, **inner}
 
 
@@ -123,7 +148,9 @@ def _of_registry(registry: Registry, version: MlflowVersion) -> Outline:
     try:
         location = registry.resolve(version)
     except Exception as error:
-        raise fatal_of(error, f"resolving model {version.name} version {version.version}") from error
+        raise fatal_of(
+            error, f"resolving model {version.name} version {version.version}"
+        ) from error
     return of_files(registry, location, version.sub_path)
 
 
@@ -152,8 +179,8 @@ def _header(registry: HttpFiles, location: str, path: str, size: int | None) -> 
     source = registry.source(location, path, size)
     if source is None or size is None:
         raise ConfigInvalid(
-            f"the store at {location} hands out whole files only; fetch the model (`llm-runtime fetch`) and name its "
-            "folder instead"
+            f"the store at {location} hands out whole files only; fetch the model (`llm-runtime"
+            " fetch`) and name its folder instead"
         )
     try:
         with stream.beginning(source.get, MAX_HEADER_BYTES + 8) as read:

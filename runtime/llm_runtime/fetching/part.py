@@ -1,7 +1,9 @@
-"""A partially downloaded file, and how much of it is safe on the disk, so that a later attempt or process can resume.
+"""A partially downloaded file, and how much of it is safe on the disk,
+so that a later attempt or process can resume.
 
-Every 32 MiB the data is synced in the background, and then a mark with the safe length is written beside it. Only
-marked data counts: after a power loss, or when pieces arrived out of order, a file may be longer than its valid data.
+Every 32 MiB the data is synced in the background, and then a mark with the safe length is written
+beside it. Only marked data counts: after a power loss, or when pieces arrived out of order, a file
+may be longer than its valid data.
 """
 
 import hashlib
@@ -32,11 +34,13 @@ class BadDownload(ModelCorrupt):
 class Part:
     """`<folder>/.part-<name>` until `finish` gives it its final name.
 
-    `size` is the listed one, or the one in the first response if the listing has none. Up to `connections` may
-    download pieces at the same time.
+    `size` is the listed one, or the one in the first response if the listing has none. Up to
+    `connections` may download pieces at the same time.
     """
 
-    def __init__(self, folder: Path, name: str, size: int | None = None, connections: int = 1) -> None:
+    def __init__(
+        self, folder: Path, name: str, size: int | None = None, connections: int = 1
+    ) -> None:
         self.path = folder / f".part-{name}"
         self._mark = folder / f".mark-{name}"
         self._final = folder / name
@@ -49,9 +53,11 @@ class Part:
         self.etag: str = mark.get("etag", "")
         """Identifies this edition of the file: its ETag or Last-Modified; "" without either."""
         self.promise: str = mark.get("promise", "")
-        """Checksum of the whole file that the registry or store promised (see `promises`); "" without one."""
+        """Checksum of the whole file that the registry or store promised (see `promises`);
+        "" without one."""
         self.sha256: str | None = None
-        """Digest of the whole file; None until it is complete, or if a registry's own client wrote it."""
+        """Digest of the whole file;
+        None until it is complete, or if a registry's own client wrote it."""
 
     @property
     def is_there(self) -> bool:
@@ -61,10 +67,15 @@ class Part:
     @property
     def is_worth_pieces(self) -> bool:
         """Whether several connections would download the rest faster than one."""
-        return self.connections > 1 and self.size is not None and self.size - self.safe_bytes >= 2 * PIECE_BYTES
+        return (
+            self.connections > 1
+            and self.size is not None
+            and self.size - self.safe_bytes >= 2 * PIECE_BYTES
+        )
 
     def take(self, chunks: Iterable[bytes], start: int, etag: str) -> None:
-        """Write `chunks` from byte `start` on, which is at most `safe_bytes`. Data received before an error is kept."""
+        """Write `chunks` from byte `start` on, which is at most `safe_bytes`.
+        Data received before an error is kept."""
         with self._writing(start, etag) as writing:
             for chunk in chunks:
                 _put(writing.file.fileno(), chunk, writing.position)
@@ -73,11 +84,15 @@ class Part:
     def take_pieces(self, first: Iterable[bytes], piece: Piece, etag: str) -> None:
         """Write the rest of the file from `safe_bytes` on, in pieces over several connections.
 
-        `first` is the first piece; `piece` opens the others. Pieces are written where they belong as they arrive, and
-        are hashed in order: when the oldest is complete, it is read back (from the page cache) and hashed.
+        `first` is the first piece; `piece` opens the others. Pieces are written where they belong
+        as they arrive, and are hashed in order: when the oldest is complete, it is read back (from
+        the page cache) and hashed.
         """
         assert self.size is not None
-        with self._writing(self.safe_bytes, etag) as writing, ThreadPoolExecutor(self.connections) as pool:
+        with (
+            self._writing(self.safe_bytes, etag) as writing,
+            ThreadPoolExecutor(self.connections) as pool,
+        ):
             descriptor = writing.file.fileno()
             coming = deque[tuple[int, Future[None]]]()
             starts = iter(range(writing.position, self.size, PIECE_BYTES))
@@ -136,7 +151,10 @@ class Part:
     def _writing(self, start: int, etag: str) -> Iterator["_Writing"]:
         self.safe_bytes = start
         self.etag = etag
-        with self.path.open("r+b" if start else "w+b", buffering=0) as file, ThreadPoolExecutor(1) as disk:
+        with (
+            self.path.open("r+b" if start else "w+b", buffering=0) as file,
+            ThreadPoolExecutor(1) as disk,
+        ):
             file.truncate(start)
             writing = _Writing(self, file, disk)
             for chunk in _read_back(file.fileno(), 0, start):
@@ -145,7 +163,9 @@ class Part:
             try:
                 yield writing
             except BaseException:
-                with suppress(OSError):  # Report the first error, not a second one of the same disk.
+                with suppress(
+                    OSError
+                ):  # Report the first error, not a second one of the same disk.
                     writing.settle()
                 raise
             writing.settle()
@@ -159,13 +179,14 @@ class Part:
             return
         self.discard()
         raise BadDownload(
-            f"{self.name} has {promise.partition(':')[0]}:{computed.hexdigest()}, but its registry or store "
-            f"promised {promise}; upload it to the registry again"
+            f"{self.name} has {promise.partition(':')[0]}:{computed.hexdigest()}, but its registry"
+            f" or store promised {promise}; upload it to the registry again"
         )
 
 
 class _Writing:
-    """A part's open file: hashes the data in order, and syncs it to the disk in the background from time to time."""
+    """A part's open file: hashes the data in order,
+    and syncs it to the disk in the background from time to time."""
 
     def __init__(self, part: Part, file: BinaryIO, disk: ThreadPoolExecutor) -> None:
         self.file = file
@@ -186,7 +207,9 @@ class _Writing:
         """Count `chunk`, which has been written right after the data before it."""
         self.hashed(chunk)
         self.position += len(chunk)
-        if self.position - self._part.safe_bytes < MARK_BYTES or (self._marking and not self._marking.done()):
+        if self.position - self._part.safe_bytes < MARK_BYTES or (
+            self._marking and not self._marking.done()
+        ):
             return
         if self._marking:
             self._marking.result()
@@ -207,11 +230,15 @@ def _place(descriptor: int, begin: int, end: int, chunks: Iterable[bytes]) -> No
     position = begin
     for chunk in chunks:
         if position + len(chunk) > end:  # It would overwrite the next piece.
-            raise ConnectionError(f"more bytes came than the {end - begin} asked for from byte {begin} on")
+            raise ConnectionError(
+                f"more bytes came than the {end - begin} asked for from byte {begin} on"
+            )
         _put(descriptor, chunk, position)
         position += len(chunk)
     if position != end:
-        raise ConnectionError(f"{position - begin} bytes came of {end - begin} from byte {begin} on")
+        raise ConnectionError(
+            f"{position - begin} bytes came of {end - begin} from byte {begin} on"
+        )
 
 
 def _put(descriptor: int, chunk: bytes, position: int) -> None:

@@ -1,4 +1,5 @@
-"""Remembers what each `model.uri` last resolved to, so that it can be served while the registry is unreachable."""
+"""Remembers what each `model.uri` last resolved to,
+so that it can be served while the registry is unreachable."""
 
 import hashlib
 import json
@@ -11,7 +12,8 @@ from llm_runtime.fetching.sources import Pinned, Reference
 
 
 class Pins:
-    """One small file in the models folder for each reference that may change (an alias, a stage, a branch)."""
+    """One small file in the models folder for each reference that may change (an alias,
+    a stage, a branch)."""
 
     def __init__(self, models: Path) -> None:
         self._models = models
@@ -33,10 +35,19 @@ class Pins:
         """What `reference` last resolved to; None without a readable record."""
         try:
             record = json.loads(self._file(reference).read_text(encoding="utf-8"))
-            return MlflowVersion(**record["version"]) if "version" in record else Pinned(**record["place"])
+            return (
+                MlflowVersion(**record["version"])
+                if "version" in record
+                else Pinned(**record["place"])
+            )
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _file(self, reference: Reference) -> Path:
-        who = (reference.uri, reference.tracking_uri, reference.sub_path, os.environ.get(ENV_MLFLOW_WORKSPACE, ""))
+        who = (
+            reference.uri,
+            reference.tracking_uri,
+            reference.sub_path,
+            os.environ.get(ENV_MLFLOW_WORKSPACE, ""),
+        )
         return self._models / f".pin-{hashlib.sha256(json.dumps(who).encode()).hexdigest()[:16]}"

@@ -11,7 +11,8 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in total), from another thread, twice a second and once at the end."""
+"""Called with (bytes done, bytes in total),
+from another thread, twice a second and once at the end."""
 
 MIB = 1 << 20
 LOG_SECONDS = 5.0
@@ -36,9 +37,12 @@ class Rate:
 
 
 class LogProgress:
-    """Logs a line every five seconds and at the end: bytes done, rate over the last ten seconds, time left."""
+    """Logs a line every five seconds and at the end:
+    bytes done, rate over the last ten seconds, time left."""
 
-    def __init__(self, what: str = "model download", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, what: str = "model download", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._what = what
         self._clock = clock
         self._rate = Rate(clock)
@@ -84,7 +88,8 @@ def progress_bar(what: str) -> Iterator[Progress]:
 
 @contextmanager
 def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
-    """Report the growth of `folder` during the block. It is measured on the disk, so it works for every store."""
+    """Report the growth of `folder` during the block.
+    It is measured on the disk, so it works for every store."""
     over = threading.Event()
 
     def watch() -> None:
@@ -103,7 +108,8 @@ def watched(folder: Path, total: int, progress: Progress) -> Iterator[None]:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of the files directly in `folder`, without the holes of sparse files, whose pieces are still missing."""
+    """Bytes of the files directly in `folder`,
+    without the holes of sparse files, whose pieces are still missing."""
     try:
         stats = [file.stat() for file in folder.iterdir() if file.is_file()]
         return sum(min(stat.st_size, stat.st_blocks * 512) for stat in stats)

@@ -1,4 +1,5 @@
-"""Checksums that a registry or store announces for a file before its bytes arrive, as text: `sha256:…`.
+"""Checksums that a registry or store announces for a file before its bytes arrive,
+as text: `sha256:…`.
 
 The text is kept in a part's mark, so that a resumed download is checked, too.
 """
@@ -33,7 +34,8 @@ class _Crc32:
 
 
 def promise_of(response: Any) -> str:
-    """The strongest checksum of the whole file in requests' `response` or in a redirect before it; "" without one."""
+    """The strongest checksum of the whole file in requests' `response` or in a redirect before it;
+    "" without one."""
     answers: list[Mapping[str, str]] = [answer.headers for answer in (*response.history, response)]
     return next(_promises(answers, whole=response.status_code == HTTPStatus.OK), "")
 
@@ -62,8 +64,9 @@ def _promises(answers: list[Mapping[str, str]], *, whole: bool) -> Iterator[str]
             yield "sha256:" + linked.strip('"')
     headers = spelled[-1]
     etag = headers.get("etag", "").strip('"')
-    # A response to a range may carry the checksum of that range. After a multipart upload (ETag with "-"), the checksum
-    # is one of the parts' checksums, not of the file, unless its type is FULL_OBJECT.
+    # A response to a range may carry the checksum of that range. After a multipart upload (ETag
+    # with "-"), the checksum is one of the parts' checksums, not of the file, unless its type is
+    # FULL_OBJECT.
     of_file = whole and (headers.get("x-amz-checksum-type") == "FULL_OBJECT" or "-" not in etag)
     for name in ("sha256", "sha1") if of_file else ():
         yield from _decoded(name, headers.get(f"x-amz-checksum-{name}", ""))
@@ -78,15 +81,24 @@ def _promises(answers: list[Mapping[str, str]], *, whole: bool) -> Iterator[str]
 def _decoded(name: str, value: str) -> Iterator[str]:
     try:
         digest = base64.b64decode(value, validate=True).hex()
-    except (binascii.Error, ValueError):  # A suffix like "-3" means: computed over the checksums of three parts.
+    except (
+        binascii.Error,
+        ValueError,
+    ):  # A suffix like "-3" means: computed over the checksums of three parts.
         return
     if len(digest) == len(hash_of(name).hexdigest()):
         yield f"{name}:{digest}"
 
 
 def _has_digests_as_etags(headers: Mapping[str, str]) -> bool:
-    """Whether the ETag is the object's MD5: so on S3 for single-part uploads, except with KMS or customer keys."""
+    """Whether the ETag is the object's MD5:
+    so on S3 for single-part uploads, except with KMS or customer keys."""
     is_s3 = any(name.startswith("x-amz") for name in headers)
     key = headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
     own_key = "x-amz-server-side-encryption-customer-algorithm" in headers
-    return is_s3 and not key and not own_key and headers.get("x-amz-storage-class") != "EXPRESS_ONEZONE"
+    return (
+        is_s3
+        and not key
+        and not own_key
+        and headers.get("x-amz-storage-class") != "EXPRESS_ONEZONE"
+    )

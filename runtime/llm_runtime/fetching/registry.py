@@ -1,8 +1,9 @@
 """The runtime's access to MLflow: where a version's artifacts are, their list, and their bytes.
 
-MLflow's client provides the artifact stores (S3, GCS, Azure) and authentication, and downloads one file at a time: its
-download of a folder verifies nothing and hides errors of single files. Artifacts that the server serves itself, or for
-which a store's client presigns URLs, come through `stream`, which can resume. No flavour is ever imported.
+MLflow's client provides the artifact stores (S3, GCS, Azure) and authentication, and downloads one
+file at a time: its download of a folder verifies nothing and hides errors of single files.
+Artifacts that the server serves itself, or for which a store's client presigns URLs, come through
+`stream`, which can resume. No flavour is ever imported.
 """
 
 import errno
@@ -15,7 +16,14 @@ from typing import Any, Protocol, runtime_checkable
 from urllib.parse import SplitResult, urlsplit
 
 from llm_runtime.contract import ENV_ARTIFACT_HOSTS, MlflowVersion
-from llm_runtime.errors import DiskFull, Fatal, ModelCorrupt, ModelNotFound, RegistryDenied, RegistryUnreachable
+from llm_runtime.errors import (
+    DiskFull,
+    Fatal,
+    ModelCorrupt,
+    ModelNotFound,
+    RegistryDenied,
+    RegistryUnreachable,
+)
 from llm_runtime.fetching import addresses
 from llm_runtime.fetching.part import Part
 from llm_runtime.fetching.stream import Source, download
@@ -54,13 +62,15 @@ class Registry(Files, Protocol):
 
 
 def named(name: str) -> str:
-    """A filter of MLflow's for this name. Its filters have no escapes, but accept two kinds of quotes."""
+    """A filter of MLflow's for this name.
+    Its filters have no escapes, but accept two kinds of quotes."""
     quote = '"' if "'" in name else "'"
     return f"name = {quote}{name}{quote}"
 
 
 class MlflowRegistry:
-    """An MLflow server. Credentials, workspace and CA come from MLflow's own environment variables."""
+    """An MLflow server. Credentials, workspace and CA come from MLflow's own environment
+    variables."""
 
     def __init__(self, tracking_uri: str) -> None:
         for name, value in _CLIENT_SETTINGS.items():
@@ -82,7 +92,9 @@ class MlflowRegistry:
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
         what = f"the versions of model {name}"
         try:
-            numbers = [int(version.version) for version in client.search_model_versions(named(name))]
+            numbers = [
+                int(version.version) for version in client.search_model_versions(named(name))
+            ]
         except Exception as error:
             raise fatal_of(error, f"listing {what}") from error
         if not numbers:
@@ -115,14 +127,19 @@ class MlflowRegistry:
             self._repository(location)._download_file(path, str(part.path))
 
     def source(self, location: str, path: str, size: int | None = None) -> Source | None:
-        """The HTTP source of an artifact; None if only MLflow's client for its store can download it."""
+        """The HTTP source of an artifact;
+        None if only MLflow's client for its store can download it."""
         from mlflow.store.artifact.artifact_repo import MultipartDownloadMixin
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
         repository = self._repository(location)
         if isinstance(repository, HttpArtifactRepository):
             return addresses.of_mlflow(repository, path, size)
-        return addresses.of_store(repository, path) if isinstance(repository, MultipartDownloadMixin) else None
+        return (
+            addresses.of_store(repository, path)
+            if isinstance(repository, MultipartDownloadMixin)
+            else None
+        )
 
     def _repository(self, location: str) -> Any:
         with self._lock:
@@ -143,20 +160,24 @@ class MlflowRegistry:
 
         check_place(location, self._tracking_uri)
         repository = get_artifact_repository(location, tracking_uri=self._tracking_uri)
-        while hasattr(repository, "repo"):  # Those of runs:/ and models:/ wrap the repository with the bytes.
+        while hasattr(
+            repository, "repo"
+        ):  # Those of runs:/ and models:/ wrap the repository with the bytes.
             repository = repository.repo
         check_place(str(repository.artifact_uri), self._tracking_uri)
         return repository
 
     def _logged(self, model_id: str) -> str:
-        # MLflow's own repository for models:/m-… asks the process's default server, whatever tracking_uri it gets.
+        # MLflow's own repository for models:/m-… asks the process's default server,
+        # whatever tracking_uri it gets.
         from mlflow import MlflowClient
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
         return str(client.get_logged_model(model_id).artifact_location)
 
     def _logged_by_run(self, location: str) -> Any:
-        """The logged model at runs:/<run>/<name>. Since MLflow 3, a run's model is not among the run's artifacts."""
+        """The logged model at runs:/<run>/<name>.
+        Since MLflow 3, a run's model is not among the run's artifacts."""
         from mlflow import MlflowClient
 
         client = MlflowClient(self._tracking_uri, self._tracking_uri)
@@ -167,12 +188,18 @@ class MlflowRegistry:
         experiment = client.get_run(run).info.experiment_id
         logged = client.search_logged_models([experiment], filter_string=f"name = '{name}'")
         places = [str(model.artifact_location) for model in logged if model.source_run_id == run]
-        return self._repository_at(posixpath.join(places[0], inside).rstrip("/")) if places else None
+        return (
+            self._repository_at(posixpath.join(places[0], inside).rstrip("/")) if places else None
+        )
 
-    def _walk(self, repository: Any, folder: str | None, depth: int) -> Iterator[tuple[str, int | None]]:
+    def _walk(
+        self, repository: Any, folder: str | None, depth: int
+    ) -> Iterator[tuple[str, int | None]]:
         for count, entry in enumerate(repository.list_artifacts(folder)):
             if count >= MAX_FILES:
-                raise ModelCorrupt(f"more than {MAX_FILES} files in {folder or 'the artifacts'}: not a model")
+                raise ModelCorrupt(
+                    f"more than {MAX_FILES} files in {folder or 'the artifacts'}: not a model"
+                )
             if not entry.is_dir:
                 yield entry.path, entry.file_size
             elif depth <= MAX_DEPTH + 1:
@@ -182,8 +209,8 @@ class MlflowRegistry:
 def check_place(location: str, tracking_uri: str) -> None:
     """Raise RegistryDenied for an artifact location that an MLflow server must not redirect us to.
 
-    Whoever can set a version's location could otherwise choose a host that receives the server's credentials, or a
-    local file that is read.
+    Whoever can set a version's location could otherwise choose a host that receives the server's
+    credentials, or a local file that is read.
     """
     server = urlsplit(tracking_uri)
     place = urlsplit(location)
@@ -191,8 +218,9 @@ def check_place(location: str, tracking_uri: str) -> None:
         return  # The registry itself is on this machine, so its local locations are fine.
     if place.scheme in ("", "file"):
         raise RegistryDenied(
-            f"the artifacts are at {location}, a path on the MLflow server's machine, which can't be read from here; "
-            "start the server with --artifacts-destination so that it serves them, and register the model again"
+            f"the artifacts are at {location}, a path on the MLflow server's machine, which can't"
+            " be read from here; start the server with --artifacts-destination so that it serves"
+            " them, and register the model again"
         )
     if place.scheme not in ("http", "https", "mlflow-artifacts") or not place.netloc:
         return
@@ -205,14 +233,15 @@ def check_place(location: str, tracking_uri: str) -> None:
         if {str(place.hostname), f"{place.hostname}:{port}"} & set(allowed):
             return
     raise RegistryDenied(
-        f"the artifacts are at {scheme}://{place.hostname}, which is not the MLflow server, so its credentials are "
-        f"not sent there. If that host is yours, add it to {ENV_ARTIFACT_HOSTS} (in a cluster: artifactHosts of the "
-        "connection)"
+        f"the artifacts are at {scheme}://{place.hostname}, which is not the MLflow server, so its"
+        f" credentials are not sent there. If that host is yours, add it to {ENV_ARTIFACT_HOSTS}"
+        " (in a cluster: artifactHosts of the connection)"
     )
 
 
 _ODD = re.compile(r"[\\@\s]")
-"""Characters that some URL parsers treat as the end of the host and others do not: an old way to fool a check."""
+"""Characters that some URL parsers treat as the end of the host and others do not:
+an old way to fool a check."""
 
 
 def _port(address: SplitResult, scheme: str) -> int | None:
@@ -223,10 +252,14 @@ def _port(address: SplitResult, scheme: str) -> int | None:
 
 
 def fatal_of(error: Exception, what: str) -> Fatal:
-    """Translate an error of the registry, the network or the disk into a Fatal whose message names `what`."""
+    """Translate an error of the registry,
+    the network or the disk into a Fatal whose message names `what`."""
     if isinstance(error, Fatal):
         return error
-    if any(isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT) for link in _chain(error)):
+    if any(
+        isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
+        for link in _chain(error)
+    ):
         return DiskFull(f"the disk became full while {what}; give the model cache more room")
     status = _status(error)
     text = _short(error)
@@ -234,13 +267,17 @@ def fatal_of(error: Exception, what: str) -> Fatal:
         return RegistryDenied(f"MLflow refused {what} (HTTP {status}): {text}; {_hint(text)}")
     if status in (400, 404):
         return ModelNotFound(f"MLflow knows nothing of {what} (HTTP {status}): {text}")
-    return RegistryUnreachable(f"{what} failed: {text}; check that the MLflow server answers from here")
+    return RegistryUnreachable(
+        f"{what} failed: {text}; check that the MLflow server answers from here"
+    )
 
 
 def _hint(text: str) -> str:
     if "host header" in text.lower():
         return "start the MLflow server with --allowed-hosts that include the name this pod uses"
-    return "check the credentials (in a cluster: the connection's Secret) and the user's permissions"
+    return (
+        "check the credentials (in a cluster: the connection's Secret) and the user's permissions"
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -251,7 +288,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error of requests, MLflow or boto3; None if there was no response."""
+    """The HTTP status behind an error of requests, MLflow or boto3;
+    None if there was no response."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None

@@ -20,13 +20,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Retries with exponential back-off and jitter. `sleep` and `chance` (0 to 1) are arguments for tests."""
+    """Retries with exponential back-off and jitter.
+    `sleep` and `chance` (0 to 1) are arguments for tests."""
 
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
 
     def __call__(self, what: str, attempt: Callable[[], Result]) -> Result:
-        """Call `attempt` until it succeeds, at most five times. Raises a Fatal whose message names `what`."""
+        """Call `attempt` until it succeeds, at most five times.
+        Raises a Fatal whose message names `what`."""
         failures = 0
         while True:
             try:
@@ -34,7 +36,9 @@ class Patience:
             except Exception as error:
                 failures += 1
                 fatal = fatal_of(error, what)
-                if failures == ATTEMPTS or not isinstance(fatal, (RegistryUnreachable, BadDownload)):
+                if failures == ATTEMPTS or not isinstance(
+                    fatal, (RegistryUnreachable, BadDownload)
+                ):
                     raise _public(fatal) from error
                 pause_seconds = 2 ** (failures - 1) * (0.5 + self.chance())
                 more = {"what": what, "error": str(fatal), "in_seconds": round(pause_seconds, 1)}

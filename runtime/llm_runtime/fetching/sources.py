@@ -1,6 +1,7 @@
 """Resolves `model.uri` to immutable files, and to the registry that has them.
 
-An alias, a stage or a branch is resolved here, once. The result names a version, a run, a commit or a folder.
+An alias, a stage or a branch is resolved here, once.
+The result names a version, a run, a commit or a folder.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ from llm_runtime.files.verify import read_manifest
 log = logging.getLogger(__name__)
 
 FORMS = (
-    "models:/name/3, models:/name@alias, models:/name/Stage, models:/m-…, runs:/…, mlflow-artifacts:/…, s3://, gs://, "
-    "abfss://, hf://org/name@revision or file:///folder"
+    "models:/name/3, models:/name@alias, models:/name/Stage, models:/m-…, runs:/…,"
+    " mlflow-artifacts:/…, s3://, gs://, abfss://, hf://org/name@revision or file:///folder"
 )
 CLIENTS = {"s3": "boto3", "gs": "google.cloud.storage", "abfss": "azure.storage.filedatalake"}
 """Modules that MLflow's client needs to access an object store directly, by URI scheme."""
@@ -60,7 +61,8 @@ class Reference:
 
 
 def files_of(reference: Reference) -> Files:
-    """The registry or hub with the files of `reference`. Sends no request. Raises ConfigInvalid for an unknown form."""
+    """The registry or hub with the files of `reference`.
+    Sends no request. Raises ConfigInvalid for an unknown form."""
     uri = reference.uri
     scheme = urlparse(reference.uri).scheme
     if scheme == "hf":
@@ -70,12 +72,18 @@ def files_of(reference: Reference) -> Files:
     elif scheme not in ("models", "runs", "mlflow-artifacts"):
         raise ConfigInvalid(f"model.uri {uri!r} is not one of {FORMS}")
     elif not reference.tracking_uri:
-        raise ConfigInvalid(f"model.uri {uri!r} needs an MLflow server: set model.trackingUri or MLFLOW_TRACKING_URI")
+        raise ConfigInvalid(
+            f"model.uri {uri!r} needs an MLflow server: set model.trackingUri or"
+            " MLFLOW_TRACKING_URI"
+        )
     return MlflowRegistry(reference.tracking_uri)
 
 
-def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]) -> MlflowVersion | Pinned:
-    """Resolve `reference`. Asks the registry, with retries by `patience`, only if the reference may change.
+def find(
+    reference: Reference, patience: Callable[[str, Callable[[], str]], str]
+) -> MlflowVersion | Pinned:
+    """Resolve `reference`.
+    Asks the registry, with retries by `patience`, only if the reference may change.
 
     Raises a Fatal.
     """
@@ -93,13 +101,17 @@ def find(reference: Reference, patience: Callable[[str, Callable[[], str]], str]
         return Pinned(_last(uri), uri, sub_path=sub_path)
     if scheme != "models" or re.fullmatch(r"models:/m-[0-9a-f]+", uri):
         return Pinned(_last(uri), uri, server, sub_path)
-    match = re.fullmatch(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|/(?P<stage>[^/@]+)|@(?P<alias>[^/@]+))", uri)
+    match = re.fullmatch(
+        r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|/(?P<stage>[^/@]+)|@(?P<alias>[^/@]+))", uri
+    )
     if match is None:
         raise ConfigInvalid(f"model.uri {uri!r} is not one of {FORMS}")
     name = match["name"]
     version = match["version"]
     if version is None:
-        version = patience(f"resolving {uri}", lambda: _resolved(server, name, match["stage"], match["alias"]))
+        version = patience(
+            f"resolving {uri}", lambda: _resolved(server, name, match["stage"], match["alias"])
+        )
         log.info("model resolved", extra={"uri": uri, "model": name, "version": version})
     return MlflowVersion(tracking_uri=server, name=name, version=version, sub_path=sub_path)
 
@@ -111,7 +123,11 @@ def _resolved(tracking_uri: str, name: str, stage: str | None, alias: str | None
         if alias:
             return registry.by_alias(name, alias)
         for candidate in str(stage).split("|"):
-            version = registry.newest(name) if candidate == "latest" else registry.in_stage(name, candidate)
+            version = (
+                registry.newest(name)
+                if candidate == "latest"
+                else registry.in_stage(name, candidate)
+            )
             if version is not None:
                 return version
     except Exception as error:
@@ -126,8 +142,9 @@ def _need_client(scheme: str) -> None:
         module = None
     if module is None:
         raise ConfigInvalid(
-            f"{scheme}:// needs a client that is not installed: pip install 'llm-operator[{EXTRAS[scheme]}]', or "
-            "register the model in MLflow, whose server then serves it"
+            f"{scheme}:// needs a client that is not installed: pip install"
+            f" 'llm-operator[{EXTRAS[scheme]}]', or register the model in MLflow, whose server then"
+            " serves it"
         )
 
 
@@ -136,14 +153,28 @@ def _last(uri: str) -> str:
 
 
 def folder_name(version: MlflowVersion | Pinned) -> str:
-    """Name of the version's folder: readable, and unique for server, workspace and version by a digest."""
+    """Name of the version's folder: readable,
+    and unique for server, workspace and version by a digest."""
     workspace = os.environ.get(ENV_MLFLOW_WORKSPACE, "")
     if isinstance(version, Pinned):
-        # Without a subPath the name stays what it was before subPath existed, so that old downloads are found.
-        identity: tuple[str, ...] = (version.server, workspace, version.location, *filter(None, [version.sub_path]))
+        # Without a subPath the name stays what it was before subPath existed,
+        # so that old downloads are found.
+        identity: tuple[str, ...] = (
+            version.server,
+            workspace,
+            version.location,
+            *filter(None, [version.sub_path]),
+        )
     else:
         again = filter(None, [version.anew])
-        identity = (version.tracking_uri, workspace, version.name, version.version, version.sub_path, *again)
+        identity = (
+            version.tracking_uri,
+            workspace,
+            version.name,
+            version.version,
+            version.sub_path,
+            *again,
+        )
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return f"{_readable(version)}-{digest[:12]}"
 
@@ -155,13 +186,19 @@ def numbered(version: MlflowVersion) -> str:
 
 
 def fetched(models: Path, version: MlflowVersion) -> Path | None:
-    """The complete folder of `version` that a process with the registry's credentials has downloaded, if there is one.
+    """The complete folder of `version` that a process with the registry's credentials has
+    downloaded, if there is one.
 
-    This process does not know the MLflow workspace. If several workspaces have such a version here, `current` decides;
-    the result is None if it points to none of them.
+    This process does not know the MLflow workspace. If several workspaces have such a version here,
+    `current` decides; the result is None if it points to none of them.
     """
-    folders = [folder for folder in models.glob(f"{_readable(version)}-*") if _holds(folder, version) and claim(folder)]
-    # Resolved once: on a shared volume another deployment's `fetch` may change the link at any moment.
+    folders = [
+        folder
+        for folder in models.glob(f"{_readable(version)}-*")
+        if _holds(folder, version) and claim(folder)
+    ]
+    # Resolved once: on a shared volume another deployment's `fetch` may change the link at any
+    # moment.
     current = (models / MODEL_FOLDER).resolve()
     if len(folders) > 1:
         return next((folder for folder in folders if folder.resolve() == current), None)

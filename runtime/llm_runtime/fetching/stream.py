@@ -1,7 +1,9 @@
-"""Downloads one artifact over HTTP into its part, resuming the last attempt if the server supports ranges.
+"""Downloads one artifact over HTTP into its part,
+resuming the last attempt if the server supports ranges.
 
-Everything that MLflow serves comes this way: through its proxy, or by presigned URLs from the store behind it. A store
-sends a large file in pieces over several connections. Each connection holds one megabyte in memory at a time.
+Everything that MLflow serves comes this way: through its proxy, or by presigned URLs from the store
+behind it. A store sends a large file in pieces over several connections. Each connection holds one
+megabyte in memory at a time.
 """
 
 import re
@@ -16,7 +18,8 @@ from llm_runtime.fetching.part import PIECE_BYTES, READ_BYTES, BadDownload, Part
 from llm_runtime.fetching.promises import promise_of
 
 TIMEOUT_SECONDS = (30, 600)
-"""Time to connect, and between two bytes: a proxy reads the whole object from its store before it sends the first."""
+"""Time to connect, and between two bytes:
+a proxy reads the whole object from its store before it sends the first."""
 
 Get = Callable[[Mapping[str, str]], Any]
 """Sends a GET with these headers and returns requests' response, not yet read."""
@@ -28,15 +31,19 @@ class Source:
 
     get: Get
     in_pieces: bool = False
-    """Whether many range requests are cheap. They are not at a proxy that reads the whole object for each."""
+    """Whether many range requests are cheap.
+    They are not at a proxy that reads the whole object for each."""
     promise: str = ""
-    """Checksum of the whole file (see `promises`), if known in advance; else the response to `get` may have one."""
+    """Checksum of the whole file (see `promises`), if known in advance;
+    else the response to `get` may have one."""
 
 
 def download(source: Source, part: Part) -> None:
-    """Fill `part` from `source`. Raises requests' errors, RegistryUnreachable, BadDownload or OSError."""
+    """Fill `part` from `source`.
+    Raises requests' errors, RegistryUnreachable, BadDownload or OSError."""
     if part.safe_bytes and not part.etag:
-        part.discard()  # Without an ETag, nothing tells whether new bytes belong to the same edition as the old.
+        # Without an ETag, nothing tells whether new bytes belong to the same edition as the old.
+        part.discard()
     in_pieces = source.in_pieces and part.is_worth_pieces
     response = source.get(_headers(part, in_pieces))
     if part.safe_bytes and _is_of_another_file(response, part):
@@ -57,7 +64,9 @@ def download(source: Source, part: Part) -> None:
         promise = source.promise or promise_of(response)
         part.promise = (part.promise or promise) if start else promise
         if in_pieces and response.status_code == HTTPStatus.PARTIAL_CONTENT:
-            part.take_pieces(_chunks(response), lambda first, past: _piece(source, part, first, past), etag)
+            part.take_pieces(
+                _chunks(response), lambda first, past: _piece(source, part, first, past), etag
+            )
         else:
             part.take(_chunks(response), start, etag)
     finally:
@@ -66,9 +75,11 @@ def download(source: Source, part: Part) -> None:
 
 @contextmanager
 def beginning(get: Get, most_bytes: int) -> Iterator[Callable[[int], bytes]]:
-    """Yield a function that reads the next bytes of a file's beginning; close the connection after the block.
+    """Yield a function that reads the next bytes of a file's beginning;
+    close the connection after the block.
 
-    Closing early also limits the transfer from a server without ranges. Raises requests' errors or RegistryUnreachable.
+    Closing early also limits the transfer from a server without ranges.
+    Raises requests' errors or RegistryUnreachable.
     """
     response = get({"Accept-Encoding": "identity", "Range": f"bytes=0-{most_bytes - 1}"})
     try:
@@ -83,7 +94,9 @@ def _piece(source: Source, part: Part, begin: int, end: int) -> Iterator[bytes]:
     response = source.get({"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"})
     try:
         response.raise_for_status()
-        if response.status_code != HTTPStatus.PARTIAL_CONTENT or _is_of_another_file(response, part):
+        if response.status_code != HTTPStatus.PARTIAL_CONTENT or _is_of_another_file(
+            response, part
+        ):
             raise RegistryUnreachable("the file changed in the store while it was downloaded")
         _start(response, begin)
         yield from _chunks(response)
@@ -92,7 +105,9 @@ def _piece(source: Source, part: Part, begin: int, end: int) -> Iterator[bytes]:
 
 
 def _headers(part: Part, in_pieces: bool) -> dict[str, str]:
-    headers = {"Accept-Encoding": "identity"}  # A compressed body has other byte positions than the file.
+    headers = {
+        "Accept-Encoding": "identity"
+    }  # A compressed body has other byte positions than the file.
     if part.safe_bytes or in_pieces:
         end = min(part.safe_bytes + PIECE_BYTES, part.size or 0) - 1 if in_pieces else ""
         headers["Range"] = f"bytes={part.safe_bytes}-{end}"
@@ -102,7 +117,8 @@ def _headers(part: Part, in_pieces: bool) -> dict[str, str]:
 
 
 def _edition(response: Any) -> str:
-    """Identifies this edition of the file, in a form for If-Range: its ETag, else Last-Modified, else "".
+    """Identifies this edition of the file, in a form for If-Range:
+    its ETag, else Last-Modified, else "".
 
     A weak ETag does not count: editions with different bytes may share it.
     """
@@ -111,11 +127,14 @@ def _edition(response: Any) -> str:
 
 
 def _is_of_another_file(response: Any, part: Part) -> bool:
-    """Whether a response to a range belongs to another edition than `part`. Not every store honours If-Range."""
+    """Whether a response to a range belongs to another edition than `part`.
+    Not every store honours If-Range."""
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
         return bool(response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
     total = _total(response)
-    return _edition(response) != part.etag or (None not in (total, part.size) and total != part.size)
+    return _edition(response) != part.etag or (
+        None not in (total, part.size) and total != part.size
+    )
 
 
 def _total(response: Any) -> int | None:
@@ -124,7 +143,9 @@ def _total(response: Any) -> int | None:
         match = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
         return int(match[1]) if match else None
     length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() and not response.headers.get("Content-Encoding") else None
+    return (
+        int(length) if length.isdecimal() and not response.headers.get("Content-Encoding") else None
+    )
 
 
 def _check_size(response: Any, part: Part) -> None:
@@ -133,7 +154,8 @@ def _check_size(response: Any, part: Part) -> None:
         part.size = total
     elif total not in (None, part.size):
         raise BadDownload(
-            f"{part.name} has {total} bytes, its listing says {part.size}; upload it to the registry again"
+            f"{part.name} has {total} bytes, its listing says {part.size}; upload it to the"
+            " registry again"
         )
 
 
@@ -142,7 +164,9 @@ def _start(response: Any, asked: int) -> int:
         return 0
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     if match is None or int(match[1]) != asked:
-        raise RegistryUnreachable(f"the server sent another range than the requested one, from byte {asked} on")
+        raise RegistryUnreachable(
+            f"the server sent another range than the requested one, from byte {asked} on"
+        )
     return asked
 
 

@@ -1,8 +1,10 @@
-"""The versions in a models folder: which are in use, when each was last used, and LRU eviction to make room.
+"""The versions in a models folder: which are in use, when each was last used,
+and LRU eviction to make room.
 
-A server holds a shared lock on the manifest of the version that it serves. Other processes see it, also on other nodes
-of a shared volume, and a version is removed only under an exclusive lock. On a volume without locks, a version counts
-as in use for a day after its last use, and a server touches the manifest of its version every hour.
+A server holds a shared lock on the manifest of the version that it serves. Other processes see it,
+also on other nodes of a shared volume, and a version is removed only under an exclusive lock. On a
+volume without locks, a version counts as in use for a day after its last use, and a server touches
+the manifest of its version every hour.
 """
 
 import fcntl
@@ -25,7 +27,8 @@ from llm_runtime.files.verify import MANIFEST, is_whole
 log = logging.getLogger(__name__)
 
 JUST_USED_SECONDS = 3600.0
-"""Grace period after a version was fetched or served. It covers the time between `fetch` and `serve`."""
+"""Grace period after a version was fetched or served.
+It covers the time between `fetch` and `serve`."""
 UNLOCKED_SECONDS = 24 * 3600.0
 """Grace period on a volume without locks, where a version in use can't be recognised."""
 STALE_SECONDS = 24 * 3600.0
@@ -45,7 +48,8 @@ class Version:
 
 
 def claim(folder: Path) -> bool:
-    """Whether `folder` holds a complete version; if so, mark it as just used, except on a read-only volume."""
+    """Whether `folder` holds a complete version;
+    if so, mark it as just used, except on a read-only volume."""
     try:
         manifest: BinaryIO = (folder / MANIFEST).open("rb")
     except OSError:
@@ -62,7 +66,8 @@ def claim(folder: Path) -> bool:
 
 
 class Holder:
-    """Keeps versions locked until the process ends: during a swap, the previous model may still be serving."""
+    """Keeps versions locked until the process ends:
+    during a swap, the previous model may still be serving."""
 
     def __init__(self) -> None:
         self._held: dict[Path, ExitStack] = {}
@@ -77,7 +82,8 @@ class Holder:
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Protect the version in `folder` from eviction during the block. No effect on a folder without a manifest."""
+    """Protect the version in `folder` from eviction during the block.
+    No effect on a folder without a manifest."""
     over = threading.Event()
 
     def touch() -> None:
@@ -94,7 +100,10 @@ def in_use(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
-            log.info("the model's folder can't be locked", extra={"folder": str(folder), "error": str(error)})
+            log.info(
+                "the model's folder can't be locked",
+                extra={"folder": str(folder), "error": str(error)},
+            )
         toucher = threading.Thread(target=touch, name="model-in-use", daemon=True)
         toucher.start()
         try:
@@ -115,9 +124,11 @@ def versions_in(models: Path) -> list[Version]:
 
 
 def evict(models: Path, keep_bytes: int, room_bytes: int, now: float | None = None) -> None:
-    """Remove the least recently used versions until they total at most `keep_bytes` and the disk has `room_bytes` free.
+    """Remove the least recently used versions until they total at most `keep_bytes` and the disk
+    has `room_bytes` free.
 
-    Versions in use or just used stay. Raises DiskFull, and removes nothing, if that would not make enough room.
+    Versions in use or just used stay.
+    Raises DiskFull, and removes nothing, if that would not make enough room.
     """
     moment = time.time() if now is None else now
     versions = versions_in(models)
@@ -131,7 +142,9 @@ def evict(models: Path, keep_bytes: int, room_bytes: int, now: float | None = No
             total_bytes -= version.size_bytes
     if total_bytes > keep_bytes:
         more = {"in_use_mib": total_bytes >> 20, "allowed_mib": keep_bytes >> 20}
-        log.warning("versions in use exceed what modelCacheBytes leaves beside the new model", extra=more)
+        log.warning(
+            "versions in use exceed what modelCacheBytes leaves beside the new model", extra=more
+        )
 
 
 def remove_stale(models: Path, now: float | None = None) -> None:
@@ -140,7 +153,10 @@ def remove_stale(models: Path, now: float | None = None) -> None:
     for partial in models.glob(".partial-*"):
         name = re.sub(r"^\.partial-(.*-[0-9a-f]{12})(-.*)?$", r"\1", partial.name)
         with suppress(OSError), (models / f".lock-{name}").open("a") as lock:
-            if moment - max(path.stat().st_mtime for path in (partial, *partial.iterdir())) < STALE_SECONDS:
+            if (
+                moment - max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+                < STALE_SECONDS
+            ):
                 continue
             if _alone(lock) is not False:
                 log.info("removing an abandoned download", extra={"folder": str(partial)})
@@ -150,7 +166,8 @@ def remove_stale(models: Path, now: float | None = None) -> None:
 def _free(models: Path, version: Version, now: float, *, remove: bool) -> bool:
     """Whether `version` is unused; with `remove`, also remove it.
 
-    The manifest goes first: without it, the folder no longer counts as a version, whatever happens to the rest.
+    The manifest goes first: without it, the folder no longer counts as a version,
+    whatever happens to the rest.
     """
     manifest = version.folder / MANIFEST
     if (models / MODEL_FOLDER).resolve() == version.folder.resolve():
@@ -160,7 +177,9 @@ def _free(models: Path, version: Version, now: float, *, remove: bool) -> bool:
             alone = _alone(held)
             # Read under the lock: the version may have been claimed just before.
             unused_seconds = now - manifest.stat().st_mtime
-            if alone is False or unused_seconds < (JUST_USED_SECONDS if alone else UNLOCKED_SECONDS):
+            if alone is False or unused_seconds < (
+                JUST_USED_SECONDS if alone else UNLOCKED_SECONDS
+            ):
                 return False
             if remove:
                 manifest.unlink()
@@ -169,7 +188,9 @@ def _free(models: Path, version: Version, now: float, *, remove: bool) -> bool:
                 log.info("removed the least recently used version", extra=more)
             return True
     except OSError as error:
-        log.warning("a version can't be removed", extra={"folder": str(version.folder), "error": str(error)})
+        log.warning(
+            "a version can't be removed", extra={"folder": str(version.folder), "error": str(error)}
+        )
         return False
 
 
@@ -179,7 +200,8 @@ def _touch(folder: Path) -> None:
 
 
 def _alone(file: IO[Any]) -> bool | None:
-    """Try to lock `file` exclusively. False if another process holds a lock, None if the volume has no locks."""
+    """Try to lock `file` exclusively.
+    False if another process holds a lock, None if the volume has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,8 @@
-"""Whether a model fits into memory, computed from config.json and safetensors headers before any weight is read.
+"""Whether a model fits into memory, computed from config.json and safetensors headers before any
+weight is read.
 
-Needs no torch: the caller says how much memory is free. Proposals in a refusal are computed the same way, so they fit.
+Needs no torch: the caller says how much memory is free.
+Proposals in a refusal are computed the same way, so they fit.
 """
 
 import math
@@ -19,26 +21,33 @@ from llm_runtime.machine.memory import KV_CACHE_FIELD, MIB
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CACHE_FRACTION = 0.8
-"""Share of the memory free after loading that the key-value cache may take. Activations need the rest."""
+"""Share of the memory free after loading that the key-value cache may take.
+Activations need the rest."""
 SERVING_BYTES = 256 * MIB
-"""What the two processes on a CPU take after the cache is sized, without logits. Measured with SmolLM2-135M."""
+"""What the two processes on a CPU take after the cache is sized, without logits.
+Measured with SmolLM2-135M."""
 PROCESS_BYTES = SERVING_BYTES + 48 * MIB
-"""What they take from this check on, without weights and cache. The tokenizer is loaded before the cache is sized."""
+"""What they take from this check on, without weights and cache.
+The tokenizer is loaded before the cache is sized."""
 LOGITS_COPIES = 4
-"""Copies of a sequence's logits that sampling holds at once: raw, with penalties, with temperature, filtered."""
+"""Copies of a sequence's logits that sampling holds at once:
+raw, with penalties, with temperature, filtered."""
 STARTED_BYTES = 560 * MIB
-"""What they have taken before this check: 447 MiB in the process with torch, 83 MiB in the other."""
+"""What they have taken before this check:
+447 MiB in the process with torch, 83 MiB in the other."""
 START_DIFFERENCE_BYTES = 16 * MIB
 """How much more another start of the same server may have taken before this check."""
 LIMIT_STEP_BYTES = 32 * MIB
 """A proposed memory limit is rounded up to a multiple of this."""
 LEAST_LENGTH = 256
-"""The shortest maxModelLength that is proposed. With less, a server would start but be of no use."""
+"""The shortest maxModelLength that is proposed.
+With less, a server would start but be of no use."""
 
 _STORED_BYTES = {
     "I8": 1, "U8": 1, "BOOL": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
 }  # fmt: skip
-"""Bytes of numbers that are not floating-point: they keep their size, whatever the configured dtype."""
+"""Bytes of numbers that are not floating-point:
+they keep their size, whatever the configured dtype."""
 _LINEARS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "out_proj",
     "fc1", "fc2", "dense", "query_key_value", "dense_h_to_4h", "dense_4h_to_h",
@@ -47,13 +56,22 @@ _LINEARS = (
 _OWN_LINEARS = {"falcon"}
 """Architectures that define their own class of linear layer, which is not quantised."""
 _HEADS = ("lm_head", "embed_out", "output_projection")
-_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "embed_positions", "tok_embeddings", "word_embeddings")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "wpe",
+    "embed_in",
+    "embed_positions",
+    "tok_embeddings",
+    "word_embeddings",
+)
 
 
 def most_positions(settings: Mapping[str, Any]) -> int:
     """Tokens of a sequence that a model of this configuration was made for; 0 if it does not say.
 
-    YaRN (Peng et al. 2023) extends the trained length by a factor, and leaves max_position_embeddings unchanged.
+    YaRN (Peng et al. 2023) extends the trained length by a factor,
+    and leaves max_position_embeddings unchanged.
     """
     named = first_number(settings, "max_position_embeddings", "n_positions", "max_seq_len")
     rope = settings.get("rope_parameters") or settings.get("rope_scaling")
@@ -63,7 +81,11 @@ def most_positions(settings: Mapping[str, Any]) -> int:
         return named
     factor = rope.get("factor")
     original = rope.get("original_max_position_embeddings") or named
-    if not isinstance(original, int) or isinstance(factor, bool) or not isinstance(factor, int | float):
+    if (
+        not isinstance(original, int)
+        or isinstance(factor, bool)
+        or not isinstance(factor, int | float)
+    ):
         return named
     return max(named, int(factor * original)) if math.isfinite(factor) else named
 
@@ -84,7 +106,8 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that decides how much memory a model takes. `settings` is config.json's part for the text model."""
+    """Everything that decides how much memory a model takes.
+    `settings` is config.json's part for the text model."""
 
     tensors: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -92,7 +115,8 @@ class Plan:
     dtype: str
     device: str
     limit_bytes: int | None = None
-    """The container's memory limit on a CPU, from which a refusal computes a sufficient one; None if unknown."""
+    """The container's memory limit on a CPU, from which a refusal computes a sufficient one;
+    None if unknown."""
 
     @property
     def length(self) -> int:
@@ -102,11 +126,14 @@ class Plan:
 
     def changed(self, dtype: str = "", **engine: Any) -> "Plan":
         """The same with another dtype or other fields of `engine`."""
-        return replace(self, dtype=dtype or self.dtype, engine=self.engine.model_copy(update=engine))
+        return replace(
+            self, dtype=dtype or self.dtype, engine=self.engine.model_copy(update=engine)
+        )
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:
-    """The headers of the files that are loaded: the shards of the index, or model.safetensors. Raises ModelCorrupt."""
+    """The headers of the files that are loaded: the shards of the index, or model.safetensors.
+    Raises ModelCorrupt."""
     files = sorted(folder.glob("*.safetensors"))
     if (folder / INDEX).is_file():
         shards = set(index_shards((folder / INDEX).read_bytes()).values())
@@ -117,7 +144,8 @@ def tensors_of(folder: Path) -> dict[str, Any]:
 
 
 def check_fit(plan: Plan, free_bytes: int) -> Need:
-    """The memory needed. Raises OutOfMemory that says what is needed, what is free and what would fit."""
+    """The memory needed. Raises OutOfMemory that says what is needed,
+    what is free and what would fit."""
     need = needed(plan)
     if _fits(plan, need, free_bytes):
         return need
@@ -145,8 +173,9 @@ def verdict(plan: Plan, free_bytes: int) -> tuple[str, ...]:
 def needed(plan: Plan, *, surely: bool = False) -> Need:
     """Bytes that `plan` takes with one sequence of full length.
 
-    Names of tensors only suggest which layers int8 shrinks. With `surely`, only the unambiguous ones count as shrunk
-    (for proposals, which must fit), otherwise all candidates (for refusals, which must be right).
+    Names of tensors only suggest which layers int8 shrinks. With `surely`, only the unambiguous
+    ones count as shrunk (for proposals, which must fit), otherwise all candidates (for refusals,
+    which must be right).
     """
     whole = weight_bytes(plan.tensors, plan.settings, plan.dtype)
     weights = whole
@@ -154,17 +183,21 @@ def needed(plan: Plan, *, surely: bool = False) -> Need:
         weights -= _int8_saves(plan, surely=surely)
     cache = cache_bytes(plan.settings, plan.length, plan.dtype)
     share = 0 if plan.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
-    activations = activation_bytes(first_number(plan.settings, "vocab_size"), plan.engine.max_batch_size)
+    activations = activation_bytes(
+        first_number(plan.settings, "vocab_size"), plan.engine.max_batch_size
+    )
     reserve = max(share, activations)
     if plan.device != "cpu":
         return Need(weights, 0, cache, reserve)
-    # Packing a layer (engine.linears) briefly needs a second copy of it, so the largest one counts twice.
+    # Packing a layer (engine.linears) briefly needs a second copy of it,
+    # so the largest one counts twice.
     beside = PROCESS_BYTES + _largest_linear(plan)
     return Need(weights, whole + beside, cache, reserve + _head_copy(plan) + beside)
 
 
 def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
-    """Bytes of the weights as `dtype`. An output layer that is tied to the embedding is counted once."""
+    """Bytes of the weights as `dtype`.
+    An output layer that is tied to the embedding is counted once."""
     tied = {f"{name}.weight" for name in _HEADS} if settings.get("tie_word_embeddings") else set()
     return sum(
         math.prod(tensor["shape"]) * _STORED_BYTES.get(tensor["dtype"], DTYPE_BYTES[dtype])
@@ -182,7 +215,8 @@ def cache_bytes(settings: Mapping[str, Any], tokens: int, dtype: str) -> int:
 
 
 def ways_out(plan: Plan, free_bytes: int) -> list[str]:
-    """Ways to make it fit: single changes if one is enough, else a combination; always the memory it would need."""
+    """Ways to make it fit: single changes if one is enough, else a combination;
+    always the memory it would need."""
     found = [*_smaller_weights(plan, free_bytes)]
     if length := _longest(plan, free_bytes):
         found.append(f"engine.maxModelLength {length}")
@@ -211,13 +245,20 @@ def _weights_to_try(plan: Plan) -> list[tuple[str, Plan]]:
         tries.append(("engine.quantization int8", plan.changed(quantization="int8")))
         if smaller:
             tries.append(
-                ("engine.dtype bfloat16 with engine.quantization int8", plan.changed("bfloat16", quantization="int8"))
+                (
+                    "engine.dtype bfloat16 with engine.quantization int8",
+                    plan.changed("bfloat16", quantization="int8"),
+                )
             )
     return tries
 
 
 def _smaller_weights(plan: Plan, free_bytes: int) -> list[str]:
-    fitting = [words for words, other in _weights_to_try(plan) if _fits(other, needed(other, surely=True), free_bytes)]
+    fitting = [
+        words
+        for words, other in _weights_to_try(plan)
+        if _fits(other, needed(other, surely=True), free_bytes)
+    ]
     return [words for words in fitting if " with " not in words] or fitting
 
 
@@ -227,7 +268,8 @@ def _smaller_and_shorter(plan: Plan, free_bytes: int) -> list[str]:
 
 
 def _longest(plan: Plan, free_bytes: int) -> int:
-    """The longest maxModelLength that fits, in whole blocks, by bisection; 0 if no useful one does."""
+    """The longest maxModelLength that fits, in whole blocks, by bisection;
+    0 if no useful one does."""
     least = -(-LEAST_LENGTH // BLOCK_TOKENS)
     most = (plan.length - 1) // BLOCK_TOKENS
 
@@ -244,7 +286,8 @@ def _longest(plan: Plan, free_bytes: int) -> int:
 
 
 def _largest_batch(plan: Plan, free_bytes: int) -> int:
-    """The largest maxBatchSize that fits among repeated halves of the configured one; 0 if none does."""
+    """The largest maxBatchSize that fits among repeated halves of the configured one;
+    0 if none does."""
     size = plan.engine.max_batch_size // 2
     while size:
         other = plan.changed(max_batch_size=size)
@@ -260,7 +303,8 @@ def activation_bytes(vocabulary: int, sequences: int) -> int:
 
 
 def _head_copy(plan: Plan) -> int:
-    """Bytes of the tied output layer's copy on a CPU: it is packed for multiplication, which the embedding can't be."""
+    """Bytes of the tied output layer's copy on a CPU:
+    it is packed for multiplication, which the embedding can't be."""
     if plan.device != "cpu" or not plan.settings.get("tie_word_embeddings"):
         return 0
     vocabulary = first_number(plan.settings, "vocab_size")
@@ -269,16 +313,29 @@ def _head_copy(plan: Plan) -> int:
 
 
 def _largest_linear(plan: Plan) -> int:
-    """Bytes of the largest layer that is packed. A tied output layer is packed, too, but is not among the tensors."""
-    shapes = [tensor["shape"] for name, tensor in plan.tensors.items() if _is_linear(name, tensor, surely=False)]
-    return max([_head_copy(plan), *(int(math.prod(shape)) * DTYPE_BYTES[plan.dtype] for shape in shapes)])
+    """Bytes of the largest layer that is packed.
+    A tied output layer is packed, too, but is not among the tensors."""
+    shapes = [
+        tensor["shape"]
+        for name, tensor in plan.tensors.items()
+        if _is_linear(name, tensor, surely=False)
+    ]
+    return max(
+        [_head_copy(plan), *(int(math.prod(shape)) * DTYPE_BYTES[plan.dtype] for shape in shapes)]
+    )
 
 
 def _int8_saves(plan: Plan, *, surely: bool) -> int:
     if surely and plan.settings.get("model_type") in _OWN_LINEARS:
         return 0
-    linears = [tensor["shape"] for name, tensor in plan.tensors.items() if _is_linear(name, tensor, surely=surely)]
-    return sum(outputs * (inputs * (DTYPE_BYTES[plan.dtype] - 1) - 4) for outputs, inputs in linears)
+    linears = [
+        tensor["shape"]
+        for name, tensor in plan.tensors.items()
+        if _is_linear(name, tensor, surely=surely)
+    ]
+    return sum(
+        outputs * (inputs * (DTYPE_BYTES[plan.dtype] - 1) - 4) for outputs, inputs in linears
+    )
 
 
 def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
@@ -291,7 +348,9 @@ def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
 
 def _parts(plan: Plan, need: Need, asked: str) -> str:
     whole = plan.engine.quantization == "int8" and need.loading > need.weights
-    loading = f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""
+    loading = (
+        f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""
+    )
     return (
         f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {plan.length} tokens "
         f"{_mib(need.cache)}, reserve {_mib(need.reserve)}{loading}"

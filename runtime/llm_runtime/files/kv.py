@@ -1,4 +1,5 @@
-"""Size of the keys and values that a token adds to the cache, computed from config.json. Needs no torch."""
+"""Size of the keys and values that a token adds to the cache, computed from config.json.
+Needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,20 +10,26 @@ _ATTENDING = {"full_attention", "sliding_attention", "attention", "global", "loc
 
 
 def token_numbers(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Cached numbers per token in layers that keep all tokens, and in those that keep one chunk; (0, 0) if unknown.
+    """Cached numbers per token in layers that keep all tokens, and in those that keep one chunk;
+    (0, 0) if unknown.
 
-    Sliding windows count as full layers, because the batched runner's blocks keep every token of every layer.
+    Sliding windows count as full layers, because the batched runner's blocks keep every token of
+    every layer.
     """
     layers = first_number(settings, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
     if not layers or settings.get("model_type") in _NO_CACHE:
         return 0, 0
     numbers = _layer_numbers(settings)
     kinds = _kinds(settings, layers)
-    return numbers * sum(kind in _ATTENDING for kind in kinds), numbers * kinds.count("chunked_attention")
+    return numbers * sum(kind in _ATTENDING for kind in kinds), numbers * kinds.count(
+        "chunked_attention"
+    )
 
 
 def _layer_numbers(settings: Mapping[str, Any]) -> int:
-    heads = first_number(settings, "num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads")
+    heads = first_number(
+        settings, "num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads"
+    )
     hidden = first_number(settings, "hidden_size", "n_embd", "d_model", "word_embed_proj_dim")
     if not heads:
         return 0
@@ -51,6 +58,9 @@ def _kinds(settings: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def first_number(settings: Mapping[str, Any], *names: str) -> int:
-    """The first of the fields `names` that is an integer, else 0. Architectures name the same thing differently."""
+    """The first of the fields `names` that is an integer, else 0.
+    Architectures name the same thing differently."""
     values = (settings.get(name) for name in names)
-    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), 0)
+    return next(
+        (value for value in values if isinstance(value, int) and not isinstance(value, bool)), 0
+    )

@@ -1,7 +1,8 @@
-"""Selects the artifacts of a version that are needed to serve it: the model's folder, its weights, its tokenizer.
+"""Selects the artifacts of a version that are needed to serve it:
+the model's folder, its weights, its tokenizer.
 
-Handles every layout that `mlflow.transformers` writes, and plain Transformers folders. MLmodel is read as YAML; no
-flavour is imported and no pickle is opened.
+Handles every layout that `mlflow.transformers` writes, and plain Transformers folders. MLmodel is
+read as YAML; no flavour is imported and no pickle is opened.
 """
 
 import json
@@ -41,13 +42,15 @@ UNTIE_FIRST = (
 """Accompanies each advice to merge: merging into a tied lm_head changes the embeddings, too."""
 
 MOST_READ_BYTES = 64 << 20
-"""Largest file that is parsed to find a model. Real ones are small; a larger one could exhaust this process."""
+"""Largest file that is parsed to find a model.
+Real ones are small; a larger one could exhaust this process."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
 class Artifacts:
-    """A set of files: sizes in bytes by relative path (None if unknown), and a function that reads a small file."""
+    """A set of files: sizes in bytes by relative path (None if unknown),
+    and a function that reads a small file."""
 
     sizes: Mapping[str, int | None]
     read: Callable[[str], bytes]
@@ -56,15 +59,21 @@ class Artifacts:
 
     def names(self, folder: str) -> set[str]:
         """Names of the files directly in `folder`."""
-        return {posixpath.basename(path) for path in self.sizes if posixpath.dirname(path) == folder}
+        return {
+            posixpath.basename(path) for path in self.sizes if posixpath.dirname(path) == folder
+        }
 
     def folders(self) -> list[str]:
-        return sorted({posixpath.dirname(path) for path in self.sizes}, key=lambda folder: (folder.count("/"), folder))
+        return sorted(
+            {posixpath.dirname(path) for path in self.sizes},
+            key=lambda folder: (folder.count("/"), folder),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The files needed to serve: artifact paths by the name that each gets in the one flat folder."""
+    """The files needed to serve: artifact paths by the name that each gets in the one flat
+    folder."""
 
     folder: str
     files: Mapping[str, str]
@@ -81,25 +90,36 @@ def local_artifacts(folder: Path) -> Artifacts:
 
 
 def check_links(folder: Path) -> None:
-    """Raise ModelCorrupt for a symbolic link that leaves the folder: a model must not make this process read others.
+    """Raise ModelCorrupt for a symbolic link that leaves the folder:
+    a model must not make this process read others.
 
-    In the Hugging Face cache, files are links to blobs beside their snapshot, so there the whole repository is allowed.
+    In the Hugging Face cache, files are links to blobs beside their snapshot,
+    so there the whole repository is allowed.
     """
     root = folder.resolve()
-    home = root.parents[1] if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir() else root
+    home = (
+        root.parents[1]
+        if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir()
+        else root
+    )
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(home):
-            raise ModelCorrupt(f"{path.relative_to(folder)} is a link out of {folder}: put the file itself there")
+            raise ModelCorrupt(
+                f"{path.relative_to(folder)} is a link out of {folder}: put the file itself there"
+            )
 
 
 def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
-    """Find the one model. Raises ModelNotFound, ModelUnsupported, ModelCorrupt, or ConfigInvalid for several."""
+    """Find the one model. Raises ModelNotFound, ModelUnsupported, ModelCorrupt,
+    or ConfigInvalid for several."""
     for path in artifacts.sizes:
         check_path(path)
     base = _base(artifacts, sub_path)
     folder = _model_folder(artifacts, base)
     tokenizer = _tokenizer_folder(artifacts, folder, base)
-    files = {name: _join(folder, name) for name in _CONFIGURATION if name in artifacts.names(folder)}
+    files = {
+        name: _join(folder, name) for name in _CONFIGURATION if name in artifacts.names(folder)
+    }
     files |= _tokenizer_files(artifacts, tokenizer)
     files |= _weights(artifacts, folder)
     return Located(folder, files)
@@ -110,16 +130,24 @@ def locate_pickles(artifacts: Artifacts) -> Located:
 
     Raises ModelNotFound, ModelCorrupt, or ConfigInvalid if several folders have some.
     """
-    by_folder = {folder: pickles for folder in artifacts.folders() if (pickles := _bins(artifacts, folder))}
+    by_folder = {
+        folder: pickles for folder in artifacts.folders() if (pickles := _bins(artifacts, folder))
+    }
     if not by_folder:
         raise ModelNotFound(
             f"no pytorch_model*.bin or adapter_model.bin; files there: {_listed(sorted(artifacts.sizes))}"
         )
     if len(by_folder) > 1:
-        raise ConfigInvalid(f"several folders hold pickled weights: {_listed(list(by_folder))}; name one of them")
+        raise ConfigInvalid(
+            f"several folders hold pickled weights: {_listed(list(by_folder))}; name one of them"
+        )
     [(folder, pickles)] = by_folder.items()
     names = artifacts.names(folder)
-    files = {name: _join(folder, name) for name in (*_CONFIGURATION, ADAPTER_CONFIG) if name in names - {INDEX}}
+    files = {
+        name: _join(folder, name)
+        for name in (*_CONFIGURATION, ADAPTER_CONFIG)
+        if name in names - {INDEX}
+    }
     if ADAPTER_CONFIG not in files:
         home = _tokenizer_folder(artifacts, folder, "")
         files |= _tokenizer_files(artifacts, home)
@@ -143,22 +171,35 @@ def _bins(artifacts: Artifacts, folder: str) -> list[str]:
     if PICKLE_INDEX in names:
         shards = set(index_shards(_read(artifacts, _join(folder, PICKLE_INDEX)), ".bin").values())
         if missing := sorted(shards - names):
-            raise ModelCorrupt(f"{_join(folder, PICKLE_INDEX)} names shards that are not there: {_listed(missing)}")
+            raise ModelCorrupt(
+                f"{_join(folder, PICKLE_INDEX)} names shards that are not there: {_listed(missing)}"
+            )
         return sorted(shards)
     return sorted(names & {"pytorch_model.bin"})
 
 
 def check_path(path: str) -> None:
-    """Refuse a path that would leave the folder it is joined to: a registry must not choose where files are written."""
+    """Refuse a path that would leave the folder it is joined to:
+    a registry must not choose where files are written."""
     parts = path.split("/")
-    if not path or path.startswith("/") or "\\" in path or "\0" in path or {"", ".", ".."} & set(parts):
-        raise ModelCorrupt(f"the artifact path {path!r} is not a plain relative path; nothing was downloaded")
+    if (
+        not path
+        or path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or {"", ".", ".."} & set(parts)
+    ):
+        raise ModelCorrupt(
+            f"the artifact path {path!r} is not a plain relative path; nothing was downloaded"
+        )
 
 
 def _base(artifacts: Artifacts, sub_path: str) -> str:
     base = sub_path.strip("/")
     if {".", ".."} & set(base.split("/")) or "//" in base or "\\" in base:
-        raise ConfigInvalid(f"subPath {sub_path!r} is not a plain relative path; write it like folder/model")
+        raise ConfigInvalid(
+            f"subPath {sub_path!r} is not a plain relative path; write it like folder/model"
+        )
     if base and not any(path.startswith(f"{base}/") for path in artifacts.sizes):
         raise ModelNotFound(
             f"subPath {base!r} is not in {artifacts.place}; folders there: {_listed(_all_folders(artifacts))}"
@@ -174,7 +215,8 @@ def _model_folder(artifacts: Artifacts, base: str) -> str:
         return named
     inside = [folder for folder in artifacts.folders() if _depth_below(base, folder) <= MAX_DEPTH]
     candidates = [folder for folder in inside if _is_model(artifacts, folder)]
-    # A model's folder may contain others (original/, onnx/, checkpoints). Then the outer one is meant.
+    # A model's folder may contain others (original/, onnx/, checkpoints).
+    # Then the outer one is meant.
     if base in candidates:
         return base
     if len(candidates) > 1:
@@ -212,9 +254,13 @@ def _transformers_flavor(content: bytes) -> dict[str, Any]:
         names = set(flavors)
         flavor = flavors.get("transformers") or {}
     except (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError) as error:
-        raise ModelCorrupt(f"the MLmodel file is not valid YAML of MLflow: {_short(error)}") from error
+        raise ModelCorrupt(
+            f"the MLmodel file is not valid YAML of MLflow: {_short(error)}"
+        ) from error
     if not isinstance(flavor, dict):
-        raise ModelCorrupt("the transformers flavor in the MLmodel file is not a mapping; log the model again")
+        raise ModelCorrupt(
+            "the transformers flavor in the MLmodel file is not a mapping; log the model again"
+        )
     if "transformers" not in names and names - {"python_function"}:
         raise ModelUnsupported(
             f"the version was logged as {_listed(sorted(_short(name) for name in names))}; this runtime serves "
@@ -224,7 +270,8 @@ def _transformers_flavor(content: bytes) -> dict[str, Any]:
 
 
 def _text(flavor: Mapping[str, Any], field: str) -> str:
-    """A field that must be a string. YAML aliases can expand a few lines to gigabytes when another value is printed."""
+    """A field that must be a string.
+    YAML aliases can expand a few lines to gigabytes when another value is printed."""
     value = flavor.get(field) or ""
     if not isinstance(value, str):
         raise ModelCorrupt(f"{field} in the MLmodel file is not a string; log the model again")
@@ -259,7 +306,9 @@ def _nothing_to_serve(artifacts: Artifacts, base: str) -> Exception:
             "write them as safetensors with `llm-runtime convert FOLDER NEW-FOLDER` and register that"
         )
     if any(path.endswith(".gguf") for path in inside):
-        return ModelUnsupported("the weights are GGUF; this runtime loads safetensors of Transformers")
+        return ModelUnsupported(
+            "the weights are GGUF; this runtime loads safetensors of Transformers"
+        )
     return ModelNotFound(
         f"no folder with config.json and *.safetensors within {MAX_DEPTH} levels of {base or artifacts.place}; "
         f"files there: {_listed(sorted(inside))}"
@@ -305,12 +354,15 @@ def _weights(artifacts: Artifacts, folder: str) -> dict[str, str]:
 
 
 def index_shards(content: bytes, ending: str = ".safetensors") -> dict[str, str]:
-    """The file of each tensor, from an index of shards. Raises ModelCorrupt if it is not a valid one."""
+    """The file of each tensor, from an index of shards.
+    Raises ModelCorrupt if it is not a valid one."""
     try:
         shards = json.loads(content)["weight_map"]
         result = {str(tensor): str(file) for tensor, file in shards.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelCorrupt(f"{INDEX} is not an index of shards: {_short(error)}; upload it again") from error
+        raise ModelCorrupt(
+            f"{INDEX} is not an index of shards: {_short(error)}; upload it again"
+        ) from error
     if not result or any("/" in file or not file.endswith(ending) for file in result.values()):
         raise ModelCorrupt(f"{INDEX} names files that are no shards beside it; upload it again")
     return result
@@ -326,7 +378,11 @@ def _depth_below(base: str, folder: str) -> int:
         return len(folder.split("/")) if folder else 0
     if folder == base:
         return 0
-    return folder.removeprefix(f"{base}/").count("/") + 1 if folder.startswith(f"{base}/") else MAX_DEPTH + 1
+    return (
+        folder.removeprefix(f"{base}/").count("/") + 1
+        if folder.startswith(f"{base}/")
+        else MAX_DEPTH + 1
+    )
 
 
 def _all_folders(artifacts: Artifacts) -> list[str]:

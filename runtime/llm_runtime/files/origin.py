@@ -26,7 +26,8 @@ _FORMS = (
 
 
 def origin(folder: Path) -> Origin | None:
-    """The origin of a folder that `fetch` made; None for other folders, and for sources that have no versions."""
+    """The origin of a folder that `fetch` made;
+    None for other folders, and for sources that have no versions."""
     source = str(read_manifest(folder).get("source", ""))
     match = next(filter(None, (form.search(source) for form in _FORMS)), None)
     return Origin(match["name"], match["version"], match["source"]) if match else None

@@ -1,4 +1,5 @@
-"""Selects the files of a local folder to push to the registry: a model's or an adapter's, verified as by `fetch`."""
+"""Selects the files of a local folder to push to the registry:
+a model's or an adapter's, verified as by `fetch`."""
 
 import hashlib
 import json
@@ -44,8 +45,8 @@ class Package:
 def package(folder: Path) -> Package:
     """Find and verify what `folder` holds.
 
-    Raises ModelNotFound (nothing to serve), ModelUnsupported (pickles, not LoRA), ModelCorrupt (incomplete files) or
-    ConfigInvalid (several models).
+    Raises ModelNotFound (nothing to serve), ModelUnsupported (pickles, not LoRA), ModelCorrupt
+    (incomplete files) or ConfigInvalid (several models).
     """
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder; give the one that save_pretrained wrote")
@@ -54,9 +55,13 @@ def package(folder: Path) -> Package:
     try:
         located = locate(local_artifacts(folder))
     except ConfigInvalid as error:
-        raise ConfigInvalid(f"{str(error).partition(';')[0]}; push the folder of the one you mean") from error
+        raise ConfigInvalid(
+            f"{str(error).partition(';')[0]}; push the folder of the one you mean"
+        ) from error
     verify_weights(folder / located.folder)
-    return Package("model", {saved_name(name, path): folder / path for name, path in located.files.items()})
+    return Package(
+        "model", {saved_name(name, path): folder / path for name, path in located.files.items()}
+    )
 
 
 def _adapter(folder: Path) -> Package:
@@ -67,13 +72,19 @@ def _adapter(folder: Path) -> Package:
     except (ValueError, AttributeError) as error:
         raise ModelCorrupt(f"{folder / ADAPTER_CONFIG} is not a JSON object: {error}") from error
     if kind != "LORA":
-        raise ModelUnsupported(f"the adapter in {folder} is of PEFT type {kind}; only LORA is supported")
+        raise ModelUnsupported(
+            f"the adapter in {folder} is of PEFT type {kind}; only LORA is supported"
+        )
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise without_weights(str(folder), pickled=(folder / ADAPTER_PICKLE).exists())
     if strange := sorted(key for key in safetensors_keys(weights) if ".lora_" not in key):
-        raise ModelUnsupported(f"{weights} holds {strange[0]}: only lora_A and lora_B of linear layers are supported")
-    return Package("adapter", {ADAPTER_CONFIG: folder / ADAPTER_CONFIG, ADAPTER_WEIGHTS: weights}, str(base))
+        raise ModelUnsupported(
+            f"{weights} holds {strange[0]}: only lora_A and lora_B of linear layers are supported"
+        )
+    return Package(
+        "adapter", {ADAPTER_CONFIG: folder / ADAPTER_CONFIG, ADAPTER_WEIGHTS: weights}, str(base)
+    )
 
 
 def _sha256(file: Path) -> str:
@@ -85,6 +96,7 @@ def without_weights(where: str, *, pickled: bool) -> ModelNotFound:
     """The error for an adapter without safetensors, with advice."""
     why = f" ({ADAPTER_PICKLE} is a pickle, which is never loaded)" if pickled else ""
     return ModelNotFound(
-        f"{where} holds no {ADAPTER_WEIGHTS}{why}; save the adapter with safe_serialization=True, or write it as "
-        "safetensors with `llm-runtime convert FOLDER NEW-FOLDER`, and register that"
+        f"{where} holds no {ADAPTER_WEIGHTS}{why}; save the adapter with safe_serialization=True,"
+        " or write it as safetensors with `llm-runtime convert FOLDER NEW-FOLDER`, and register"
+        " that"
     )

@@ -12,12 +12,14 @@ from llm_runtime.errors import ModelUnsupported
 DEFAULT = "default"
 TOOL_USE = "tool_use"
 RAG = "rag"
-"""Names that Transformers gives a meaning. It selects the second by itself if a request has tools."""
+"""Names that Transformers gives a meaning.
+It selects the second by itself if a request has tools."""
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 """Where `save_pretrained` writes named templates."""
 FLAT_PREFIX = "chat_template-"
-"""A fetched model's folder is flat. In it, the template `tool_use` is `chat_template-tool_use.jinja`."""
+"""A fetched model's folder is flat.
+In it, the template `tool_use` is `chat_template-tool_use.jinja`."""
 
 log = logging.getLogger(__name__)
 
@@ -46,27 +48,38 @@ def flat_name(path: str) -> str | None:
 
 
 def saved_name(flat: str, path: str) -> str:
-    """Path inside a model's folder, as `save_pretrained` writes it, of a file with the name `flat` in a flat folder."""
+    """Path inside a model's folder, as `save_pretrained` writes it,
+    of a file with the name `flat` in a flat folder."""
     if flat.startswith(FLAT_PREFIX) and not path.endswith(flat):
         return f"{TEMPLATE_FOLDER}/{flat.removeprefix(FLAT_PREFIX)}"
     return flat
 
 
-def folder_templates(folder: Path, tokenizer_settings: Mapping[str, Any], configured: str = "") -> ChatTemplates:
-    """The folder's templates, or the `configured` one: a template's text, or the name of one of the folder's."""
-    named = _configured_in(tokenizer_settings.get("chat_template"), "tokenizer_config.json") or _of_processor(folder)
+def folder_templates(
+    folder: Path, tokenizer_settings: Mapping[str, Any], configured: str = ""
+) -> ChatTemplates:
+    """The folder's templates, or the `configured` one:
+    a template's text, or the name of one of the folder's."""
+    named = _configured_in(
+        tokenizer_settings.get("chat_template"), "tokenizer_config.json"
+    ) or _of_processor(folder)
     named |= _files(folder)
     if configured:
         return ChatTemplates.single(named.get(configured, configured))
     default = named.get(DEFAULT) or _only(named)
     if named and not default:
-        log.warning("the model has no chat template for plain conversations", extra={"names": sorted(named)})
+        log.warning(
+            "the model has no chat template for plain conversations", extra={"names": sorted(named)}
+        )
     return ChatTemplates(default, named.get(TOOL_USE) or default)
 
 
 def _files(folder: Path) -> dict[str, str]:
     found = {path.stem: _text(path) for path in sorted((folder / TEMPLATE_FOLDER).glob("*.jinja"))}
-    found |= {path.stem.removeprefix(FLAT_PREFIX): _text(path) for path in sorted(folder.glob(f"{FLAT_PREFIX}*.jinja"))}
+    found |= {
+        path.stem.removeprefix(FLAT_PREFIX): _text(path)
+        for path in sorted(folder.glob(f"{FLAT_PREFIX}*.jinja"))
+    }
     own = folder / "chat_template.jinja"
     return found | ({DEFAULT: _text(own)} if own.is_file() else {})
 
@@ -79,19 +92,26 @@ def _of_processor(folder: Path) -> dict[str, str]:
     try:
         content = json.loads(_text(file))
     except ValueError as error:
-        raise ModelUnsupported(f"{file} is not JSON: {error}; save the template as chat_template.jinja") from error
-    return _configured_in(content.get("chat_template") if isinstance(content, dict) else content, file.name)
+        raise ModelUnsupported(
+            f"{file} is not JSON: {error}; save the template as chat_template.jinja"
+        ) from error
+    return _configured_in(
+        content.get("chat_template") if isinstance(content, dict) else content, file.name
+    )
 
 
 def _configured_in(value: Any, file: str) -> dict[str, str]:
-    """Templates by name, from a text, a mapping of names, or a list of entries with `name` and `template`."""
+    """Templates by name, from a text, a mapping of names,
+    or a list of entries with `name` and `template`."""
     if not value:
         return {}
     if isinstance(value, str):
         return {DEFAULT: value.removeprefix("\ufeff")}
     if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
         value = {entry.get("name"): entry.get("template") for entry in value}
-    if isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair):
+    if isinstance(value, dict) and all(
+        isinstance(part, str) for pair in value.items() for part in pair
+    ):
         return {name: template.removeprefix("\ufeff") for name, template in value.items()}
     raise ModelUnsupported(
         f"chat_template in {file} is neither a template nor a set of named templates; "
@@ -106,4 +126,6 @@ def _only(named: Mapping[str, str]) -> str:
 
 
 def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8-sig")  # A byte order mark must not become part of a prompt.
+    return file.read_text(
+        encoding="utf-8-sig"
+    )  # A byte order mark must not become part of a prompt.

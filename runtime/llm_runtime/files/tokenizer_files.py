@@ -1,4 +1,5 @@
-"""Loads a folder's tokenizer from tokenizer.json, and compares it with the one that Transformers would build."""
+"""Loads a folder's tokenizer from tokenizer.json,
+and compares it with the one that Transformers would build."""
 
 import json
 import logging
@@ -10,7 +11,15 @@ from tokenizers import AddedToken, Tokenizer
 
 from llm_runtime.errors import ModelCorrupt, ModelUnsupported
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 """Names under which chat templates may use a tokenizer's special tokens."""
 
 FILE = "tokenizer.json"
@@ -25,9 +34,11 @@ PROBES = (
 
 
 def file_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer in tokenizer.json, plus tokens that only the files beside it name; None without that file.
+    """The tokenizer in tokenizer.json, plus tokens that only the files beside it name;
+    None without that file.
 
-    Raises ModelCorrupt if the file is not JSON, ModelUnsupported if this version of tokenizers can't read it.
+    Raises ModelCorrupt if the file is not JSON,
+    ModelUnsupported if this version of tokenizers can't read it.
     """
     file = folder / FILE
     if not file.is_file():
@@ -58,11 +69,14 @@ def no_tokenizer(folder: Path, reason: object = "") -> ModelUnsupported:
             f"which writes {FILE} where sentencepiece is installed"
         )
     because = f" ({_line(reason)})" if reason else ""
-    return ModelUnsupported(f"{folder} has no {FILE}, and no other files that make a tokenizer{because}: {way_out}")
+    return ModelUnsupported(
+        f"{folder} has no {FILE}, and no other files that make a tokenizer{because}: {way_out}"
+    )
 
 
 def check_made(folder: Path, made: Tokenizer) -> None:
-    """Check a tokenizer that was built without tokenizer.json against the folder's files. Raises ModelUnsupported.
+    """Check a tokenizer that was built without tokenizer.json against the folder's files.
+    Raises ModelUnsupported.
 
     From an empty folder, Transformers silently builds an empty tokenizer.
     """
@@ -70,7 +84,9 @@ def check_made(folder: Path, made: Tokenizer) -> None:
     listed = _listed(folder)
     other = [token for token, number in listed.items() if known.get(token) != number]
     if other:
-        raise no_tokenizer(folder, f"{len(other)} of {len(listed)} tokens get other ids, {other[0]!r} for one")
+        raise no_tokenizer(
+            folder, f"{len(other)} of {len(listed)} tokens get other ids, {other[0]!r} for one"
+        )
     if made.decode(made.encode(PROBES[0]).ids).strip().lower() != PROBES[0].lower():
         raise no_tokenizer(folder, "" if listed else "nothing in it is a vocabulary")
 
@@ -82,13 +98,19 @@ def _listed(folder: Path) -> dict[str, Any]:
     lines = folder / "vocab.txt"
     if not lines.is_file():
         return {}
-    return {token: number for number, token in enumerate(lines.read_text(encoding="utf-8").splitlines())}
+    return {
+        token: number for number, token in enumerate(lines.read_text(encoding="utf-8").splitlines())
+    }
 
 
 def special_texts(folder: Path) -> dict[str, str]:
     """The special tokens by role (`eos_token`, …)."""
-    settings = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
-    return {name: _content(settings[name]) for name in SPECIAL_TOKENS if _content(settings.get(name))}
+    settings = read_json(folder / "special_tokens_map.json") | read_json(
+        folder / "tokenizer_config.json"
+    )
+    return {
+        name: _content(settings[name]) for name in SPECIAL_TOKENS if _content(settings.get(name))
+    }
 
 
 def first_difference(one: Tokenizer, other: Tokenizer, end: str = "") -> str:
@@ -123,8 +145,14 @@ def _add_named(tokenizer: Tokenizer, folder: Path) -> None:
         if text in present:
             continue
         if tokenizer.token_to_id(text) not in (None, number):
-            log.warning("the tokenizer's settings give a token another id than tokenizer.json, which is used", extra={
-                "token": text, "settings_id": number, "file_id": tokenizer.token_to_id(text)})  # fmt: skip
+            log.warning(
+                "the tokenizer's settings give a token another id than tokenizer.json, which is used",
+                extra={
+                    "token": text,
+                    "settings_id": number,
+                    "file_id": tokenizer.token_to_id(text),
+                },
+            )
             continue
         tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
         added = tokenizer.token_to_id(text)
@@ -141,8 +169,16 @@ def _named(folder: Path) -> Iterable[tuple[int, AddedToken]]:
     if isinstance(decoder, dict):
         for number, token in decoder.items():
             if str(number).isdecimal() and isinstance(token, Mapping) and _content(token):
-                flags = {flag: bool(token.get(flag, False)) for flag in ("lstrip", "rstrip", "single_word", "special")}
-                yield int(number), AddedToken(_content(token), normalized=bool(token.get("normalized", True)), **flags)
+                flags = {
+                    flag: bool(token.get(flag, False))
+                    for flag in ("lstrip", "rstrip", "single_word", "special")
+                }
+                yield (
+                    int(number),
+                    AddedToken(
+                        _content(token), normalized=bool(token.get("normalized", True)), **flags
+                    ),
+                )
         return
     for text, number in read_json(folder / "added_tokens.json").items():
         if isinstance(number, int):

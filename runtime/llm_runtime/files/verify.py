@@ -1,4 +1,5 @@
-"""Checks that files on disk are a complete model: safetensors headers, the index of shards, the manifest."""
+"""Checks that files on disk are a complete model:
+safetensors headers, the index of shards, the manifest."""
 
 import hashlib
 import json
@@ -15,7 +16,8 @@ from llm_runtime.files.locate import INDEX, index_shards
 
 MANIFEST = "manifest.json"
 MAX_HEADER_BYTES = 16 << 20
-"""Enough for a hundred thousand tensors. The library allows 100 MB, but parsed JSON takes twenty times its size."""
+"""Enough for a hundred thousand tensors.
+The library allows 100 MB, but parsed JSON takes twenty times its size."""
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "U16": 16, "I16": 16, "F16": 16,
@@ -24,7 +26,8 @@ _BITS = {
 
 
 def verify_weights(folder: Path) -> None:
-    """Check every safetensors file in `folder` and the index. Raises ModelCorrupt naming the file and what to do."""
+    """Check every safetensors file in `folder` and the index.
+    Raises ModelCorrupt naming the file and what to do."""
     tensors = {file.name: safetensors_keys(file) for file in sorted(folder.glob("*.safetensors"))}
     for name, keys in tensors.items():
         _refuse_adapter_leftovers(name, keys)
@@ -44,16 +47,19 @@ def safetensors_keys(file: Path) -> frozenset[str]:
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
-    """`dtype`, `shape` and `data_offsets` of each tensor in `file` (format: 8 bytes of length, JSON, data).
+    """`dtype`, `shape` and `data_offsets` of each tensor in `file` (format:
+    8 bytes of length, JSON, data).
 
-    Raises ModelCorrupt unless the header is bounded and valid and the file is exactly as long as it says.
+    Raises ModelCorrupt unless the header is bounded and valid and the file is exactly as long as it
+    says.
     """
     with file.open("rb") as stream:
         return header_of(file.name, file.stat().st_size, stream.read)
 
 
 def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, Any]:
-    """As `safetensors_header`, for a file of `size` bytes; `read` returns its next bytes from the beginning."""
+    """As `safetensors_header`, for a file of `size` bytes;
+    `read` returns its next bytes from the beginning."""
     prefix = read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
@@ -69,19 +75,28 @@ def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, A
     return tensors
 
 
-def write_manifest(folder: Path, source: str, known: Mapping[str, str] | None = None, sub_path: str = "") -> None:
-    """Write the manifest: size and SHA-256 of every file. Its presence means that the folder is complete.
+def write_manifest(
+    folder: Path, source: str, known: Mapping[str, str] | None = None, sub_path: str = ""
+) -> None:
+    """Write the manifest: size and SHA-256 of every file.
+    Its presence means that the folder is complete.
 
-    `source` and `sub_path` say where the files came from. `known` has digests by file name that the download already
-    computed.
+    `source` and `sub_path` say where the files came from. `known` has digests by file name that the
+    download already computed.
     """
     names = sorted(file.name for file in folder.iterdir() if file.name != MANIFEST)
     digests = dict(known or {})
     unknown = [name for name in names if name not in digests]
     with ThreadPoolExecutor(max_workers=2) as pool:  # Hashing releases the interpreter lock.
-        digests.update(zip(unknown, pool.map(lambda name: _sha256(folder / name), unknown), strict=True))
-    files = {name: {"size": (folder / name).stat().st_size, "sha256": digests[name]} for name in names}
-    content = json.dumps({"schema": 1, "source": source, "subPath": sub_path, "files": files}, indent=1)
+        digests.update(
+            zip(unknown, pool.map(lambda name: _sha256(folder / name), unknown), strict=True)
+        )
+    files = {
+        name: {"size": (folder / name).stat().st_size, "sha256": digests[name]} for name in names
+    }
+    content = json.dumps(
+        {"schema": 1, "source": source, "subPath": sub_path, "files": files}, indent=1
+    )
     (folder / MANIFEST).write_text(content, encoding="utf-8")
 
 
@@ -98,7 +113,9 @@ def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest exists with its size. Cheap enough for every start."""
     try:
         files: Mapping[str, Any] = read_manifest(folder)["files"]
-        return bool(files) and all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
+        return bool(files) and all(
+            (folder / name).stat().st_size == entry["size"] for name, entry in files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -128,10 +145,14 @@ def _check_spans(file: str, spans: list[tuple[int, int]], data_bytes: int) -> No
     position = 0
     for begin, end in spans:
         if begin != position:
-            raise _corrupt(file, f"its tensors overlap or leave a gap at byte {position} of the data")
+            raise _corrupt(
+                file, f"its tensors overlap or leave a gap at byte {position} of the data"
+            )
         position = end
     if position != data_bytes:
-        raise _corrupt(file, f"its header describes {position} bytes of data, but {data_bytes} are there")
+        raise _corrupt(
+            file, f"its header describes {position} bytes of data, but {data_bytes} are there"
+        )
 
 
 def _refuse_adapter_leftovers(name: str, keys: frozenset[str]) -> None:
@@ -149,4 +170,6 @@ def _sha256(file: Path) -> str:
 
 
 def _corrupt(file: str, what: str) -> ModelCorrupt:
-    return ModelCorrupt(f"{file} is not a whole safetensors file: {what}; upload it to the registry again")
+    return ModelCorrupt(
+        f"{file} is not a whole safetensors file: {what}; upload it to the registry again"
+    )

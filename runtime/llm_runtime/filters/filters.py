@@ -1,4 +1,5 @@
-"""The filters of one model, applied to prompts before anything else sees them, and to answers before they are sent."""
+"""The filters of one model, applied to prompts before anything else sees them,
+and to answers before they are sent."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,10 +23,15 @@ class Filters:
         """
         self._pii = config.pii
         self._output = config.output
-        # Compiled even if filters are off, so that an invalid pattern is found now and not when it is turned on.
+        # Compiled even if filters are off, so that an invalid pattern is found now and not when it
+        # is turned on.
         needed = config.patterns or (config.pii, config.output) != ("Disabled", "Disabled")
         self._finder = Finder(config.patterns) if needed else None
-        self._own = {text for own in own_texts for _, text in found_in(self._finder, own)} if self._finder else set()
+        self._own = (
+            {text for own in own_texts for _, text in found_in(self._finder, own)}
+            if self._finder
+            else set()
+        )
 
     @property
     def reads_prompts(self) -> bool:
@@ -33,9 +39,13 @@ class Filters:
         return self._pii != "Disabled" and self._finder is not None
 
     def prompts(self, job: Job) -> Job:
-        """The job with personal data masked. Raises `errors.InvalidRequest` if the configuration rejects it."""
+        """The job with personal data masked.
+        Raises `errors.InvalidRequest` if the configuration rejects it."""
         if self._output == "Mask" and job.sampling.logprobs is not None:
-            message = "Log probabilities would show what this server's filters mask; send the request without logprobs."
+            message = (
+                "Log probabilities would show what this server's filters mask; send the request"
+                " without logprobs."
+            )
             raise errors.InvalidRequest(message, param="logprobs", code="unsupported_parameter")
         if not self.reads_prompts:
             return job
@@ -50,25 +60,40 @@ class Filters:
         return replace(job, prompts=prompts, template_options=options, tools=tools)
 
     def encoded(self, job: Job, texts: Iterable[str]) -> None:
-        """Check the prompts as the model reads them, decoded from tokens: a chat template may join texts to a match.
+        """Check the prompts as the model reads them, decoded from tokens:
+        a chat template may join texts to a match.
 
         Raises `errors.InvalidRequest` if there is one, because it can't be masked any more.
         """
         assert self._finder
-        found = [kind for text in texts for kind, matched in found_in(self._finder, text) if matched not in self._own]
+        found = [
+            kind
+            for text in texts
+            for kind, matched in found_in(self._finder, text)
+            if matched not in self._own
+        ]
         if found:
             raise _holds_some(job, found)
 
     def masks(self, choices: int) -> list[Mask]:
         """A mask for each answer; none if answers are not filtered."""
-        return [Mask(self._finder) for _ in range(choices)] if self._output == "Mask" and self._finder else []
+        return (
+            [Mask(self._finder) for _ in range(choices)]
+            if self._output == "Mask" and self._finder
+            else []
+        )
 
     def _prompt(self, job: Job, prompt: Prompt, names: set[str]) -> Prompt:
         if isinstance(prompt, str):
             return self._text(prompt, names)
         if is_conversation(prompt):
-            return tuple(self._message(message, names) for message in prompt if isinstance(message, dict))
-        message = "This server looks for personal data in prompts, which it can't in token ids; send text."
+            return tuple(
+                self._message(message, names) for message in prompt if isinstance(message, dict)
+            )
+        message = (
+            "This server looks for personal data in prompts, which it can't in token ids; send"
+            " text."
+        )
         raise errors.InvalidRequest(message, param=job.prompt_field, code="pii_unchecked")
 
     def _message(self, message: dict[str, Any], names: set[str]) -> dict[str, Any]:
@@ -79,18 +104,25 @@ class Filters:
         assert self._finder
         kinds = [kind for kind, _ in found_in(self._finder, tool["function"]["name"])]
         if kinds:
-            message = f"The name of a function holds personal data ({kinds[0]}), which can't be masked: rename it."
+            message = (
+                f"The name of a function holds personal data ({kinds[0]}), which can't be masked:"
+                " rename it."
+            )
             raise errors.InvalidRequest(message, param="tools", code="pii_detected")
         seen: dict[str, Any] = self._value(tool, names)
         return seen
 
     def _value(self, value: Any, names: set[str]) -> Any:
-        """Mask `value` wherever a template may write it: also keys of objects, and numbers by their digits."""
+        """Mask `value` wherever a template may write it:
+        also keys of objects, and numbers by their digits."""
         match value:
             case str():
                 return self._text(value, names)
             case dict():
-                return {self._text(name, names): self._value(inner, names) for name, inner in value.items()}
+                return {
+                    self._text(name, names): self._value(inner, names)
+                    for name, inner in value.items()
+                }
             case list() | tuple():
                 return type(value)(self._value(inner, names) for inner in value)
             case int() | float() if not isinstance(value, bool):
@@ -108,5 +140,7 @@ class Filters:
 
 def _holds_some(job: Job, kinds: Iterable[str]) -> errors.Refusal:
     listed = ", ".join(sorted(set(kinds)))
-    message = f"The {job.prompt_field} holds personal data ({listed}), which this server does not take."
+    message = (
+        f"The {job.prompt_field} holds personal data ({listed}), which this server does not take."
+    )
     return errors.InvalidRequest(message, param=job.prompt_field, code="pii_detected")

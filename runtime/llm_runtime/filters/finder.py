@@ -1,6 +1,7 @@
 """Finds personal data and configured patterns, in a complete text or in a stream.
 
-All patterns run on RE2, whose time is linear in the text. With `re`, a user's pattern could take exponential time.
+All patterns run on RE2, whose time is linear in the text.
+With `re`, a user's pattern could take exponential time.
 """
 
 import re
@@ -18,7 +19,8 @@ Found = tuple[int, int, str]
 
 
 class Finder:
-    """Finds the configured patterns and the kinds of personal data. If matches overlap, configured patterns win."""
+    """Finds the configured patterns and the kinds of personal data.
+    If matches overlap, configured patterns win."""
 
     def __init__(self, patterns: tuple[FilterPattern, ...] = ()) -> None:
         """Raises `errors.ConfigInvalid` that names an invalid pattern."""
@@ -29,7 +31,9 @@ class Finder:
             self._begun = _compile(rf"(?:{starts})\z")
         except re2.error as error:
             names = ", ".join(pattern.name for pattern in patterns)
-            raise errors.ConfigInvalid(f"server.filters.patterns: {names} are too large together") from error
+            raise errors.ConfigInvalid(
+                f"server.filters.patterns: {names} are too large together"
+            ) from error
 
     def find(self, text: bytes, start: int = 0) -> list[Found]:
         """All matches from `start` on, in order, without overlaps."""
@@ -45,7 +49,8 @@ class Finder:
         return sorted(found)
 
     def begun(self, text: bytes, start: int = 0) -> int:
-        """Start of the longest suffix of `text` that may become a match, or part of a longer one."""
+        """Start of the longest suffix of `text` that may become a match,
+        or part of a longer one."""
         match = self._begun.search(text, start)
         return int(match.start()) if match else len(text)
 
@@ -67,13 +72,18 @@ def _compile_own(pattern: FilterPattern) -> "re2._Regexp":
     try:
         compiled = _compile(pattern.regex)
         _compile(beginnings(pattern.regex))
-    # ValueError: `Unsupported`, or half of a surrogate pair. OverflowError: 2^32 repetitions in Python's parser.
+    # ValueError: `Unsupported`, or half of a surrogate pair.
+    # OverflowError: 2^32 repetitions in Python's parser.
     except (re.error, re2.error, ValueError, OverflowError, RecursionError) as error:
         reason = error.args[0].decode() if isinstance(error, re2.error) else error
         hint = "look-around and back-references are not supported"
-        raise errors.ConfigInvalid(f"{name}: the regular expression can't be used: {reason} ({hint})") from error
+        raise errors.ConfigInvalid(
+            f"{name}: the regular expression can't be used: {reason} ({hint})"
+        ) from error
     if compiled.search(b""):
-        raise errors.ConfigInvalid(f"{name}: the regular expression matches the empty text, and so everywhere")
+        raise errors.ConfigInvalid(
+            f"{name}: the regular expression matches the empty text, and so everywhere"
+        )
     return compiled
 
 

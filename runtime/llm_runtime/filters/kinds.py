@@ -1,6 +1,8 @@
-"""The kinds of personal data: a pattern for each, and checksums that tell, say, a card number from any other number.
+"""The kinds of personal data: a pattern for each,
+and checksums that tell, say, a card number from any other number.
 
-All patterns run on RE2, in time linear in the text. The `check` of a candidate also sees the text around it.
+All patterns run on RE2, in time linear in the text.
+The `check` of a candidate also sees the text around it.
 """
 
 import ipaddress
@@ -21,7 +23,8 @@ class Kind:
     regex: str
     check: Check | None = None
     needs: bytes = b""
-    """A match contains at least one of these bytes, a cheap test before the pattern; empty if there is none."""
+    """A match contains at least one of these bytes, a cheap test before the pattern;
+    empty if there is none."""
 
 
 DIGITS = b"0123456789"
@@ -43,7 +46,9 @@ _TOKENS = (
     r"llmk_[A-Za-z0-9-]{1,64}_[A-Za-z0-9]{43}",
     r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",  # JSON Web Token
 )
-_PRIVATE_KEY = r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[A-Za-z0-9+/=\s]+-----END [A-Z ]{0,20}PRIVATE KEY-----"
+_PRIVATE_KEY = (
+    r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----[A-Za-z0-9+/=\s]+-----END [A-Z ]{0,20}PRIVATE KEY-----"
+)
 
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PHONES = (
@@ -74,11 +79,14 @@ MAX_GROUPS = 6
 
 
 def _luhn(digits: bytes) -> bool:
-    return (sum(digits[-1::-2]) + sum(digits[-2::-2].translate(_DOUBLED)) - 48 * len(digits)) % 10 == 0
+    return (
+        sum(digits[-1::-2]) + sum(digits[-2::-2].translate(_DOUBLED)) - 48 * len(digits)
+    ) % 10 == 0
 
 
 def _cards(text: bytes, start: int, end: int) -> list[Span]:
-    """Find card numbers between other numbers: windows of whole groups with a valid Luhn checksum, longest first."""
+    """Find card numbers between other numbers:
+    windows of whole groups with a valid Luhn checksum, longest first."""
     groups = [match.span() for match in _GROUP.finditer(text, start, end)]
     found = list[Span]()
     first = 0
@@ -103,7 +111,8 @@ def _card(text: bytes, groups: list[Span], first: int) -> int | None:
 
 
 def _iban(text: bytes, start: int, end: int) -> list[Span]:
-    """Check the ISO 7064 checksum (mod 97 = 1). The length cuts off text that looks like one more group."""
+    """Check the ISO 7064 checksum (mod 97 = 1).
+    The length cuts off text that looks like one more group."""
     length = IBAN_LENGTHS[text[start : start + 2].decode()]
     stop = start
     while length and stop < end:
@@ -117,7 +126,9 @@ def _iban(text: bytes, start: int, end: int) -> list[Span]:
 
 def _ssn(text: bytes, start: int, end: int) -> list[Span]:
     area, group, serial = text[start:end].split(b"-")
-    never_issued = area in (b"000", b"666") or area[:1] == b"9" or group == b"00" or serial == b"0000"
+    never_issued = (
+        area in (b"000", b"666") or area[:1] == b"9" or group == b"00" or serial == b"0000"
+    )
     return [] if never_issued else [(start, end)]
 
 
@@ -147,7 +158,11 @@ def _touches(text: bytes, start: int, end: int) -> bool:
 
 KINDS = (
     Kind("API_KEY", rf"\b(?:{'|'.join(_TOKENS)})|{_PRIVATE_KEY}"),
-    Kind("EMAIL", rf"[{WORD}][{WORD}._%+'-]{{0,63}}@(?:[{WORD}-]{{1,63}}\.){{1,8}}[{LETTER}]{{2,24}}", needs=b"@"),
+    Kind(
+        "EMAIL",
+        rf"[{WORD}][{WORD}._%+'-]{{0,63}}@(?:[{WORD}-]{{1,63}}\.){{1,8}}[{LETTER}]{{2,24}}",
+        needs=b"@",
+    ),
     Kind(
         "IBAN",
         rf"\b(?:{'|'.join(IBAN_LENGTHS)})[0-9]{{2}}(?: ?[A-Z0-9]{{4}}){{2,7}}(?: ?[A-Z0-9]{{1,3}})?\b",
@@ -157,6 +172,11 @@ KINDS = (
     Kind("CREDIT_CARD", r"\b[0-9](?:[ -]?[0-9]){12,}\b", _cards, DIGITS),
     Kind("SSN", r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b", _ssn, DIGITS),
     Kind("IP_ADDRESS", rf"\b(?:{_OCTET}\.){{3}}{_OCTET}\b", needs=b"."),
-    Kind("IP_ADDRESS", r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:\.[0-9]{1,3}){0,3}", _address, b":"),
+    Kind(
+        "IP_ADDRESS",
+        r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:\.[0-9]{1,3}){0,3}",
+        _address,
+        b":",
+    ),
     Kind("PHONE", "|".join(_PHONES), _phone, DIGITS),
 )

@@ -1,4 +1,5 @@
-"""Filters one streamed answer: masks matches, removes control characters, and holds back as little as possible."""
+"""Filters one streamed answer: masks matches, removes control characters,
+and holds back as little as possible."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from llm_runtime.filters.finder import Finder
 from llm_runtime.request import TokenEvent
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+")
-"""Unicode's control characters except tab, line feed and carriage return. They could control a reader's terminal."""
+"""Unicode's control characters except tab, line feed and carriage return.
+They could control a reader's terminal."""
 MAX_HELD = 4096
 """Most bytes that are held back. A longer match is not recognised in a stream."""
 
@@ -17,7 +19,11 @@ def masked(finder: Finder, text: str) -> tuple[str, list[str]]:
     """Replace each match in `text` by `[NAME]`. Returns the text and the names."""
     data = text.encode()
     found = finder.find(data)
-    return (_replaced(data, found, 0, len(data)), [name for _, _, name in found]) if found else (text, [])
+    return (
+        (_replaced(data, found, 0, len(data)), [name for _, _, name in found])
+        if found
+        else (text, [])
+    )
 
 
 def found_in(finder: Finder, text: str) -> list[tuple[str, str]]:
@@ -32,10 +38,12 @@ class Mask:
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
         self._before = self._held = b""
-        """`_before` is the last character that was sent, because patterns look behind; `_held` is what is held back."""
+        """`_before` is the last character that was sent, because patterns look behind;
+        `_held` is what is held back."""
 
     def events(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
-        """The same events. The last one gets all text that may be sent now; a final event gets everything."""
+        """The same events. The last one gets all text that may be sent now;
+        a final event gets everything."""
         text = "".join([event.text for event in events])
         out = self.feed(text, last=events[-1].finish_reason is not None)
         return [*(replace(event, text="") for event in events[:-1]), replace(events[-1], text=out)]

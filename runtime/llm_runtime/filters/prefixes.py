@@ -1,11 +1,13 @@
 """Derives, from a pattern, a pattern for all prefixes of its matches.
 
-A stream may send text at once unless later characters could make it part of a match. So it holds back only the longest
-suffix that is a prefix of a match. The prefix pattern is computed from the parse tree and is exact for every pattern,
+A stream may send text at once unless later characters could make it part of a match. So it holds
+back only the longest suffix that is a prefix of a match. The prefix pattern is computed from the
+parse tree and is exact for every pattern,
 with one exception: assertions (`\\b`, `^`) are assumed to hold, which holds back slightly more.
 """
 
-# The parser of the standard library's `re`; `sre_parse`, its public name, is deprecated without a successor.
+# The parser of the standard library's `re`;
+# `sre_parse`, its public name, is deprecated without a successor.
 import re._constants as ops  # type: ignore[import-not-found]
 import re._parser as parser  # type: ignore[import-not-found]
 from collections.abc import Sequence
@@ -31,12 +33,15 @@ class Unsupported(ValueError):
 
 
 def beginnings(pattern: str) -> str:
-    """A pattern for RE2 that matches every prefix of a match, including the empty and the complete one.
+    """A pattern for RE2 that matches every prefix of a match,
+    including the empty and the complete one.
 
     Raises `re.error` if Python can't parse `pattern`, `Unsupported` if RE2 lacks a construct.
     """
     tree = parser.parse(pattern)
-    flags = "".join(letter for flag, letter in ((IGNORECASE, "i"), (DOTALL, "s")) if tree.state.flags & flag)
+    flags = "".join(
+        letter for flag, letter in ((IGNORECASE, "i"), (DOTALL, "s")) if tree.state.flags & flag
+    )
     return f"(?{flags}:{_beginnings(list(tree))})" if flags else f"(?:{_beginnings(list(tree))})"
 
 
@@ -46,7 +51,8 @@ def _beginnings(nodes: Sequence[Node]) -> str:
         return ""
     first = nodes[0]
     rest = _beginnings(nodes[1:])
-    # A prefix of a sequence is a prefix of its first node, or the whole first node and a prefix of the rest.
+    # A prefix of a sequence is a prefix of its first node,
+    # or the whole first node and a prefix of the rest.
     begun = "" if _is_letter(first) else _beginning(first)
     return f"(?:{begun}|{_whole(first)}{rest})"
 

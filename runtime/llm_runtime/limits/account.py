@@ -1,4 +1,5 @@
-"""One caller's limits: its concurrent places and up to four budgets. A request gets all that it needs, or nothing."""
+"""One caller's limits: its concurrent places and up to four budgets.
+A request gets all that it needs, or nothing."""
 
 from typing import Protocol
 
@@ -29,15 +30,27 @@ class Source(Protocol):
 class Account:
     """What one caller uses. Known by a caller's id; its tier may change at any time."""
 
-    __slots__ = ("_budgets", "_month", "_source", "caller_id", "requests", "slots", "tier", "tokens")
+    __slots__ = (
+        "_budgets",
+        "_month",
+        "_source",
+        "caller_id",
+        "requests",
+        "slots",
+        "tier",
+        "tokens",
+    )
 
-    def __init__(self, caller_id: str, tier: Tier, source: Source, now: float, month: Month) -> None:
+    def __init__(
+        self, caller_id: str, tier: Tier, source: Source, now: float, month: Month
+    ) -> None:
         self.caller_id = caller_id
         self.tier = tier
         self.slots = Slots(tier.max_concurrent)
         self.requests: tuple[Budget, ...] = ()
         self.tokens: tuple[Budget, ...] = ()
-        """What a request draws on. A new tuple after every change: a running request settles with the one it had."""
+        """What a request draws on.
+        A new tuple after every change: a running request settles with the one it had."""
         self._source = source
         self._month = month
         self._budgets: dict[str, Budget] = {}
@@ -48,7 +61,8 @@ class Account:
         return *self.requests, *self.tokens
 
     def refresh(self, tier: Tier, now: float, month: Month) -> None:
-        """Before every request: whatever has changed counts from this one on; what was used is not forgotten."""
+        """Before every request: whatever has changed counts from this one on;
+        what was used is not forgotten."""
         if tier is not self.tier:
             if tier.max_concurrent != self.tier.max_concurrent:
                 self.slots.resize(tier.max_concurrent)
@@ -70,7 +84,8 @@ class Account:
         return min((budget.limit for budget in self.tokens), default=None)
 
     def reserve(self, now: float, requests: int, tokens: int) -> list[Lack]:
-        """Take from every budget, or, if one has not enough at hand, from none; then say which these are."""
+        """Take from every budget, or, if one has not enough at hand, from none;
+        then say which these are."""
         lacking: list[Lack] = []
         for budget in self.requests:
             if budget.room(now) < requests:
@@ -83,7 +98,8 @@ class Account:
         return lacking
 
     def spent_months(self, now: float) -> list[Lack]:
-        """Months' limits of tokens of which not one is left while no request runs that may give some back."""
+        """Months' limits of tokens of which not one is left while no request runs that may give
+        some back."""
         if self.slots.running:
             return []
         return [(budget, 1) for budget in self.tokens if budget.month and budget.room(now) < 1]
@@ -102,8 +118,8 @@ class Account:
 
     def no_place(self) -> errors.Refusal:
         message = (
-            f"At most {self.slots.limit} requests of this caller run at the same time, and {self.slots.waiting} others "
-            "wait for their turn; send fewer at once."
+            f"At most {self.slots.limit} requests of this caller run at the same time, and"
+            f" {self.slots.waiting} others wait for their turn; send fewer at once."
         )
         retry = self.slots.retry_after_seconds()
         return errors.RateLimited(message, code="concurrent_requests", retry_after_seconds=retry)
@@ -118,7 +134,10 @@ class Account:
     def standing(self, now: float, wall: float) -> Standing:
         readings = {name: _reading(budget, now, wall) for name, budget in self._budgets.items()}
         return Standing(
-            **readings, max_concurrent=self.slots.limit, running=self.slots.running, waiting=self.slots.waiting
+            **readings,
+            max_concurrent=self.slots.limit,
+            running=self.slots.running,
+            waiting=self.slots.waiting,
         )
 
     def _adopt(self, tier: Tier, now: float) -> None:
@@ -131,9 +150,15 @@ class Account:
                 self._budgets[name].limit = limit
             else:
                 month = self._month if name in MONTHS else None
-                self._budgets[name] = self._source.budget(f"{self.caller_id}/{name}", limit, month, now)
-        self.requests = tuple(self._budgets[name] for name in (MINUTES[0], MONTHS[0]) if name in self._budgets)
-        self.tokens = tuple(self._budgets[name] for name in (MINUTES[1], MONTHS[1]) if name in self._budgets)
+                self._budgets[name] = self._source.budget(
+                    f"{self.caller_id}/{name}", limit, month, now
+                )
+        self.requests = tuple(
+            self._budgets[name] for name in (MINUTES[0], MONTHS[0]) if name in self._budgets
+        )
+        self.tokens = tuple(
+            self._budgets[name] for name in (MINUTES[1], MONTHS[1]) if name in self._budgets
+        )
 
     def _refusal(self, budget: Budget, amount: int, now: float, wall: float) -> errors.Refusal:
         name = next(name for name, known in self._budgets.items() if known is budget)
@@ -141,14 +166,19 @@ class Account:
         unit = _unit(name)
         if budget.month:
             message = (
-                f"{left} of the {budget.limit} {unit} of this month are left, and this request needs {amount}. The "
-                "next month begins at midnight UTC of its first day; until then only a larger quota helps."
+                f"{left} of the {budget.limit} {unit} of this month are left, and this request"
+                f" needs {amount}. The next month begins at midnight UTC of its first day; until"
+                " then only a larger quota helps."
             )
-            return errors.QuotaExceeded(message, retry_after_seconds=max(1.0, budget.month.end - wall))
-        wait = max(SHORTEST_RETRY_SECONDS, (amount - budget.remaining(now)) * MINUTE_SECONDS / budget.limit)
+            return errors.QuotaExceeded(
+                message, retry_after_seconds=max(1.0, budget.month.end - wall)
+            )
+        wait = max(
+            SHORTEST_RETRY_SECONDS, (amount - budget.remaining(now)) * MINUTE_SECONDS / budget.limit
+        )
         message = (
-            f"{left} of {budget.limit} {unit} per minute are left, and this request needs {amount}; "
-            f"that will be there in {wait:.3g} s."
+            f"{left} of {budget.limit} {unit} per minute are left, and this request needs {amount};"
+            f" that will be there in {wait:.3g} s."
         )
         return errors.RateLimited(message, code=name, retry_after_seconds=wait)
 
@@ -156,10 +186,14 @@ class Account:
 def _too_small(name: str, limit: int, amount: int) -> errors.LimitTooSmall:
     unit = _unit(name)
     period = name.rpartition("_")[2]
-    how = "max_tokens and the prompt count together" if unit == "tokens" else "every prompt and choice counts"
+    how = (
+        "max_tokens and the prompt count together"
+        if unit == "tokens"
+        else "every prompt and choice counts"
+    )
     message = (
-        f"This request needs {amount} {unit}, and its caller's limit is {limit} {unit} per {period} ({name}): it can "
-        f"never be answered. Ask for at most {limit} ({how})."
+        f"This request needs {amount} {unit}, and its caller's limit is {limit} {unit} per {period}"
+        f" ({name}): it can never be answered. Ask for at most {limit} ({how})."
     )
     return errors.LimitTooSmall(message, code=name)
 

@@ -1,10 +1,12 @@
-"""The broker: one task that exchanges the shares of all callers of this process with their store, in batches.
+"""The broker: one task that exchanges the shares of all callers of this process with their store,
+in batches.
 
-Requests never talk to the store themselves. A lease that needs something says so (`want`); the task collects all that
-do and sends them in one transaction, urgent ones first (group commit, as databases do with their log). A heartbeat
-tells the store that this replica lives, without which its leases expire, and returns how many replicas there are. When
-the store does not answer in time it counts as down: every waiting request is decided by what is known locally, and the
-heartbeat tries again once a second.
+Requests never talk to the store themselves. A lease that needs something says so (`want`); the task
+collects all that do and sends them in one transaction, urgent ones first (group commit, as
+databases do with their log). A heartbeat tells the store that this replica lives, without which its
+leases expire, and returns how many replicas there are. When the store does not answer in time it
+counts as down: every waiting request is decided by what is known locally, and the heartbeat tries
+again once a second.
 """
 
 import asyncio
@@ -28,13 +30,15 @@ TICK_SECONDS = 1.0
 HEARTBEATS = 6
 """Heartbeats within the time of a lease."""
 EXCHANGE_SECONDS = 2.0
-"""Exchange timeout, and so the longest time that a request waits for the store; then the store counts as down."""
+"""Exchange timeout, and so the longest time that a request waits for the store;
+then the store counts as down."""
 CLOSE_SECONDS = 5.0
 """Longest time at the end for returning all shares."""
 LEASE_SECONDS = 30.0
 """Time after its last heartbeat at which a replica's leases expire."""
 TRUST = 0.8
-"""Part of a lease's time for which its holder relies on it. The rest allows for delays and for clocks that differ."""
+"""Part of a lease's time for which its holder relies on it.
+The rest allows for delays and for clocks that differ."""
 BATCH = 200
 """Largest number of budgets in one exchange."""
 
@@ -59,7 +63,8 @@ class Store(Protocol):
     name: str
     """Name for the log."""
     lease_seconds: float
-    """Time after its last heartbeat at which a replica counts as dead; its leases are returned then."""
+    """Time after its last heartbeat at which a replica counts as dead;
+    its leases are returned then."""
 
     def exchange(self, asks: Sequence[Ask]) -> Coroutine[Any, Any, list[Grant]]:
         """Apply all asks in one transaction."""
@@ -75,7 +80,8 @@ class Store(Protocol):
 
 
 class Broker:
-    """The `Desk` of all leases on one store. Entering it starts the task, leaving it returns all shares."""
+    """The `Desk` of all leases on one store.
+    Entering it starts the task, leaving it returns all shares."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.away = False
@@ -98,7 +104,8 @@ class Broker:
         """Difference between the store's clock and this process's, once it is known."""
 
     def wall(self) -> float:
-        """Seconds since 1970 on the store's clock; on this machine's until the store has answered once."""
+        """Seconds since 1970 on the store's clock;
+        on this machine's until the store has answered once."""
         return time.time() if self._offset is None else self._clock() + self._offset
 
     def leases_are_valid(self, now: float) -> bool:
@@ -126,7 +133,10 @@ class Broker:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._closing = True
         self._wake.set()
@@ -139,7 +149,9 @@ class Broker:
                     await self._exchange(closing=True)
                     await self._store.leave()
         except (StoreAway, TimeoutError):
-            log.warning("%s did not take back what this replica held of the limits", self._store.name)
+            log.warning(
+                "%s did not take back what this replica held of the limits", self._store.name
+            )
         self.away = True  # Nobody answers any more: whoever still comes must not wait.
 
     async def _work(self) -> None:
@@ -176,7 +188,8 @@ class Broker:
         self._note(away=False)
 
     async def _exchange(self, *, closing: bool = False) -> None:
-        """Exchange all wanted leases in batches, urgent ones first, also those that become so meanwhile."""
+        """Exchange all wanted leases in batches,
+        urgent ones first, also those that become so meanwhile."""
         while (self._urgent or self._wanted) and not self.away:
             batch = [self._next() for _ in range(min(BATCH, len(self._urgent) + len(self._wanted)))]
             leases = {lease.budget: lease for lease in batch}
@@ -186,14 +199,18 @@ class Broker:
                 lease.wake()
                 if lease.empty:
                     self._held.pop(lease.budget, None)
-            await asyncio.sleep(0)  # Streams go on between two batches, however many callers are busy.
+            await asyncio.sleep(
+                0
+            )  # Streams go on between two batches, however many callers are busy.
 
     def _next(self) -> Lease:
         leases = self._urgent or self._wanted
         return leases.pop(next(iter(leases)))
 
     async def _exchange_batch(self, leases: Sequence[Lease], closing: bool) -> None:
-        planned = [(lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))]
+        planned = [
+            (lease, ask) for lease in leases if (ask := lease.plan(self._clock(), closing=closing))
+        ]
         if not planned:
             return
         grants: list[Grant] = []
@@ -210,7 +227,8 @@ class Broker:
                     lease.fail(ask)
 
     async def _answer(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`. After the timeout it is cancelled without waiting for its end, which may hang too."""
+        """The result of `work`. After the timeout it is cancelled without waiting for its end,
+        which may hang too."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._forget)
@@ -229,7 +247,9 @@ class Broker:
         """Note whether the store is down: tell all leases, and the log once."""
         if away and not self.away:
             log.error(
-                "%s does not answer; limits go on with what was last known: %s", self._store.name, why or "see above"
+                "%s does not answer; limits go on with what was last known: %s",
+                self._store.name,
+                why or "see above",
             )
             self.away = True
             for lease in self._held.values():

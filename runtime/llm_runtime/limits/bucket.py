@@ -1,16 +1,20 @@
-"""A minute's limit as a leaky bucket: what was used drains at limit / 60 per second. Pure: time is an argument.
+"""A minute's limit as a leaky bucket: what was used drains at limit / 60 per second.
+Pure: time is an argument.
 
-This is the token bucket of traffic shaping (Turner, 1986), turned over: it keeps the used amount instead of the tokens
-left. A new bucket is zero whatever the limit is, and a changed limit applies at once without forgetting what was used.
+This is the token bucket of traffic shaping (Turner, 1986), turned over: it keeps the used amount
+instead of the tokens left. A new bucket is zero whatever the limit is, and a changed limit applies
+at once without forgetting what was used.
 """
 
 MINUTE_SECONDS = 60.0
 EPSILON = 1e-6
-"""Tolerance, so that rounding does not refuse a request that waited exactly as long as it was told."""
+"""Tolerance, so that rounding does not refuse a request that waited exactly as long as it was
+told."""
 
 
 class Bucket:
-    """Amount used of a minute's limit that has not drained: `used` as of `at`, in seconds on the caller's clock."""
+    """Amount used of a minute's limit that has not drained:
+    `used` as of `at`, in seconds on the caller's clock."""
 
     __slots__ = ("at", "used")
 

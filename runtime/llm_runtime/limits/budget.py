@@ -1,7 +1,7 @@
 """One limit of one caller: what every budget can do, and the budgets of this process alone.
 
-A request reserves an estimate before it runs and settles what it really used afterwards, as a hotel does with a credit
-card. `lease` has the budgets that several replicas share.
+A request reserves an estimate before it runs and settles what it really used afterwards, as a hotel
+does with a credit card. `lease` has the budgets that several replicas share.
 """
 
 import asyncio

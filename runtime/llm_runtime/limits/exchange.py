@@ -1,13 +1,16 @@
-"""One exchange between a replica and a shared limit. Pure: the same arithmetic for Postgres, SQLite and tests.
+"""One exchange between a replica and a shared limit.
+Pure: the same arithmetic for Postgres, SQLite and tests.
 
-Several replicas share one limit without asking the store for every request: each holds a share of it. The idea is that
-of escrow counters (O'Neil, "The Escrow Transactional Method", 1986), as in the demarcation protocol (Barbará and
-Garcia-Molina, 1992): whoever holds a share may spend it alone, and all shares together never exceed the limit.
+Several replicas share one limit without asking the store for every request: each holds a share of
+it. The idea is that of escrow counters (O'Neil, "The Escrow Transactional Method", 1986), as in the
+demarcation protocol (Barbará and Garcia-Molina, 1992): whoever holds a share may spend it alone,
+and all shares together never exceed the limit.
 
-A month's share has two parts. The prepaid part counts as used when it is handed out, and its holder spends it without
-asking. The leased part is set aside for the holder until its lease expires, and must become prepaid, by an exchange,
-before it is spent. So a replica that dies loses at most its prepaid part, and its leased part returns to the limit:
-nobody can have spent it. A minute's share has no leased part, because what is lost drains within the minute.
+A month's share has two parts. The prepaid part counts as used when it is handed out, and its holder
+spends it without asking. The leased part is set aside for the holder until its lease expires, and
+must become prepaid, by an exchange, before it is spent. So a replica that dies loses at most its
+prepaid part, and its leased part returns to the limit: nobody can have spent it. A minute's share
+has no leased part, because what is lost drains within the minute.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ from llm_runtime.limits.bucket import EPSILON, Bucket
 from llm_runtime.limits.month import Month
 
 CAUTION = 2
-"""A replica prefetches at most what is left / (replicas x this): near the limit each gets exactly what it needs."""
+"""A replica prefetches at most what is left / (replicas x this):
+near the limit each gets exactly what it needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +33,11 @@ class Ask:
     month: Month | None
     """Month of the limit; None for a limit per minute."""
     give: int = 0
-    """Unused amount that is returned. Negative: debt, used without a grant and booked even beyond the limit."""
+    """Unused amount that is returned.
+    Negative: debt, used without a grant and booked even beyond the limit."""
     need: int = 0
-    """Amount that the smallest waiting request lacks, below which a grant is useless. 0: no request waits."""
+    """Amount that the smallest waiting request lacks, below which a grant is useless.
+    0: no request waits."""
     demand: int = 0
     """Amount that all waiting requests lack together."""
     prefetch: int = 0
@@ -64,7 +70,8 @@ def minute(bucket: Bucket, ask: Ask, now: float) -> Grant:
 
 
 def month(used: int, leased: int, ask: Ask) -> Grant:
-    """Apply `ask` to a month's limit: `used` includes all leases, `leased` is this replica's own."""
+    """Apply `ask` to a month's limit:
+    `used` includes all leases, `leased` is this replica's own."""
     if ask.give >= 0:
         used -= ask.give  # A return.
     else:  # A debt, paid from the lease first, as that counts as used already.

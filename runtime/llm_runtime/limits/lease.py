@@ -1,12 +1,14 @@
 """This replica's share of one caller's limit, and when it asks the store for more.
 
-The share is a local cache of a distributed counter (`exchange` names the source). Requests spend it in memory. The
-lease prefetches in the background: it measures the recent pace, aims at a target that lasts for a few seconds, and
-refills when less than half of the target is left (a low-water mark). A request waits for the store only when it needs
-more than the share has. A share that lies idle is returned, sooner when the limit is nearly used up.
+The share is a local cache of a distributed counter (`exchange` names the source). Requests spend it
+in memory. The lease prefetches in the background: it measures the recent pace, aims at a target
+that lasts for a few seconds, and refills when less than half of the target is left (a low-water
+mark). A request waits for the store only when it needs more than the share has. A share that lies
+idle is returned, sooner when the limit is nearly used up.
 
-When the store is down, a month's share can be spent to its end. A minute's limit goes on locally at its part of the
-rate, limit / replicas, and what was spent meanwhile is booked as a debt when the store is back.
+When the store is down, a month's share can be spent to its end. A minute's limit goes on locally at
+its part of the rate, limit / replicas, and what was spent meanwhile is booked as a debt when the
+store is back.
 """
 
 import asyncio
@@ -22,15 +24,18 @@ PREFETCH_SECONDS = 2.0
 PREFETCH_REQUESTS = 8
 """Number of requests of the usual size that a share should be enough for, whatever the pace."""
 LEASED_SECONDS = 10.0
-"""How long the leased part of a month's share should last: through a short outage of the database."""
+"""How long the leased part of a month's share should last:
+through a short outage of the database."""
 PREFETCH_PART = 20
-"""All replicas together prefetch at most limit / this of a minute's limit, and hold at most twice that."""
+"""All replicas together prefetch at most limit / this of a minute's limit,
+and hold at most twice that."""
 IDLE_SECONDS = 15.0
 """Time without a request after which a share is returned."""
 SCARCE_IDLE_SECONDS = 2.0
 """The same when less than a quarter of the limit is left."""
 RECHECK_SECONDS = 1.0
-"""Interval at which an exhausted limit is asked about again: another replica may have returned something."""
+"""Interval at which an exhausted limit is asked about again:
+another replica may have returned something."""
 PACE_SECONDS = 1.0
 """Time constant of the moving average of the pace."""
 
@@ -66,21 +71,26 @@ class Desk(Protocol):
 
 
 class Lease:
-    """What the shares of a minute's and of a month's limit have in common. Amounts are requests or tokens."""
+    """What the shares of a minute's and of a month's limit have in common.
+    Amounts are requests or tokens."""
 
-    def __init__(self, desk: Desk, budget: str, limit: int, month: Month | None, now: float) -> None:
+    def __init__(
+        self, desk: Desk, budget: str, limit: int, month: Month | None, now: float
+    ) -> None:
         self.budget = budget
         self.limit = limit
         self.month = month
         self._desk = desk
         self._prepaid = 0
-        """Amount that can be spent at once. Negative: debt, as requests used more than they had reserved."""
+        """Amount that can be spent at once.
+        Negative: debt, as requests used more than they had reserved."""
         self._leased = 0
         """Amount that the store keeps for this replica."""
         self._target = 0
         """Amount that should be prepaid."""
         self._refill_below = 0
-        """Low-water mark of the prepaid part; 0 while a refill is under way, or would find nothing."""
+        """Low-water mark of the prepaid part;
+        0 while a refill is under way, or would find nothing."""
         self._touched_at = now
         self._planned_at = now
         self._answered_at: float | None = None
@@ -93,7 +103,8 @@ class Lease:
         self._pace = 0.0
         """Amount taken per second, as a moving average."""
         self._denied = False
-        """Whether the last exchange granted nothing: then the share is returned, as others may have use for it."""
+        """Whether the last exchange granted nothing:
+        then the share is returned, as others may have use for it."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         """Requests that wait for the next exchange, with what each needs."""
         self._asking: list[tuple[int, asyncio.Future[None]]] = []
@@ -125,7 +136,9 @@ class Lease:
         if self._desk.away:
             return False
         answered = self._answered_at
-        return answered is None or now - answered >= RECHECK_SECONDS or amount <= self.remaining(now)
+        return (
+            answered is None or now - answered >= RECHECK_SECONDS or amount <= self.remaining(now)
+        )
 
     def ask(self, amount: int) -> "asyncio.Future[None]":
         answer = asyncio.get_running_loop().create_future()
@@ -147,7 +160,8 @@ class Lease:
         return not (self._prepaid or self._leased or self._waiting or self._asking)
 
     def plan(self, now: float, *, closing: bool = False) -> Ask | None:
-        """What to ask now, if anything. What is returned is deducted at once; `accept` or `fail` must follow."""
+        """What to ask now, if anything. What is returned is deducted at once;
+        `accept` or `fail` must follow."""
         waiting = [amount for amount, answer in self._waiting if not answer.done()]
         self._asking = self._waiting
         self._waiting = []
@@ -169,7 +183,17 @@ class Lease:
         need = max(0, min(waiting) - self._prepaid) if waiting else 0
         demand = max(0, sum(waiting) - self._prepaid)
         prefetch = max(0, target - max(0, self._prepaid - sum(waiting)))
-        return Ask(self.budget, self.limit, self.month, give, need, demand, prefetch, leased, self._desk.replicas)
+        return Ask(
+            self.budget,
+            self.limit,
+            self.month,
+            give,
+            need,
+            demand,
+            prefetch,
+            leased,
+            self._desk.replicas,
+        )
 
     def accept(self, ask: Ask, grant: Grant, now: float) -> None:
         """Take the store's answer to what `plan` asked."""
@@ -179,13 +203,15 @@ class Lease:
         self._refill_below = self._target // 2 if grant.amount >= ask.demand + ask.prefetch else 0
         self._see(grant.used, now)
         if ask.need and not grant.amount:
-            # This share and those of others are each too small for a request; together one may be enough.
+            # This share and those of others are each too small for a request;
+            # together one may be enough.
             self._denied = True
             self._desk.want(self)
         self.wake()
 
     def fail(self, ask: Ask) -> None:
-        """No answer came. What was returned may have arrived, so it counts as returned; a debt stays a debt."""
+        """No answer came. What was returned may have arrived, so it counts as returned;
+        a debt stays a debt."""
         self._prepaid += min(0, ask.give)
         self.wake()
 
@@ -249,7 +275,8 @@ class SharedMonth(Lease):
 
 
 class SharedMinute(Lease):
-    """A share of a minute's limit. While the store is down it goes on locally, at its part of the rate."""
+    """A share of a minute's limit.
+    While the store is down it goes on locally, at its part of the rate."""
 
     def __init__(self, desk: Desk, budget: str, limit: int, now: float) -> None:
         super().__init__(desk, budget, limit, None, now)

@@ -1,10 +1,11 @@
 """Who may use how much: the one door through which every request to the model goes.
 
-`count` draws a request before its body is read: from a caller whose limit is used up it costs nothing more, and one
-that is refused later has counted. `admit` then waits for one of the caller's concurrent places, and reserves what is
-known to be needed in all budgets of the caller, or in none. `Admission.reserve` makes that exact once the prompt is
-encoded, and `Admission.settle` gives back what was not used. The place comes before the tokens, so that nobody who
-waits holds some that others could use.
+`count` draws a request before its body is read: from a caller whose limit is used up it costs
+nothing more, and one that is refused later has counted. `admit` then waits for one of the caller's
+concurrent places, and reserves what is known to be needed in all budgets of the caller, or in none.
+`Admission.reserve` makes that exact once the prompt is encoded, and `Admission.settle` gives back
+what was not used. The place comes before the tokens, so that nobody who waits holds some that
+others could use.
 """
 
 import asyncio
@@ -27,16 +28,19 @@ from llm_runtime.limits.standing import Standing
 from llm_runtime.request import Caller
 
 MAX_ACCOUNTS = 100_000
-"""Callers remembered, at most. Beyond it those are forgotten who came least recently, used up or not."""
+"""Callers remembered, at most.
+Beyond it those are forgotten who came least recently, used up or not."""
 LOOK_BACK = 3
-"""How many old accounts are looked at for every new one: more than one, so that their number goes down."""
+"""How many old accounts are looked at for every new one:
+more than one, so that their number goes down."""
 
 
 Draw = Callable[[Account, int, int], Awaitable[float]]
 
 
 class Limiter:
-    """All limits of this process. Enter it before the first `admit`: what is shared is asked for in the background."""
+    """All limits of this process.
+    Enter it before the first `admit`: what is shared is asked for in the background."""
 
     def __init__(
         self,
@@ -48,9 +52,11 @@ class Limiter:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`minutes` and `months` are where these limits are shared; None: this process alone counts.
+        """`minutes` and `months` are where these limits are shared;
+        None: this process alone counts.
 
-        See `configured` for the usual way to choose them. `clock` never jumps; `wall` knows the date.
+        See `configured` for the usual way to choose them.
+        `clock` never jumps; `wall` knows the date.
         """
         self._max_accounts = max_accounts
         self._clock = clock
@@ -63,9 +69,14 @@ class Limiter:
 
     @classmethod
     def configured(
-        cls, database: Database | None = None, redis_url: str = "", *, slot_timeout_seconds: float = 30.0
+        cls,
+        database: Database | None = None,
+        redis_url: str = "",
+        *,
+        slot_timeout_seconds: float = 30.0,
     ) -> Self:
-        """Any database keeps the months. Redis shares the minutes, or else Postgres; else each process has its own."""
+        """Any database keeps the months.
+        Redis shares the minutes, or else Postgres; else each process has its own."""
         months = SqlStore(database) if database else None
         minutes: Store | None = months if database and database.postgres else None
         if redis_url:
@@ -76,7 +87,8 @@ class Limiter:
 
     @property
     def away(self) -> bool:
-        """Whether some shared truth does not answer, so that limits are not exact across replicas now."""
+        """Whether some shared truth does not answer,
+        so that limits are not exact across replicas now."""
         return any(broker.away for broker in self._source.brokers)
 
     async def __aenter__(self) -> Self:
@@ -85,7 +97,10 @@ class Limiter:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        fault: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._parts.aclose()
 
@@ -97,7 +112,8 @@ class Limiter:
     async def count(self, caller: Caller) -> None:
         """Draw one request, whatever becomes of it.
 
-        Raises `errors.RateLimited`, or `errors.QuotaExceeded` for a month's limit, also that of tokens.
+        Raises `errors.RateLimited`, or `errors.QuotaExceeded` for a month's limit,
+        also that of tokens.
         """
         account = self._account(caller)
         now = await self._draw(account, 1, 0)
@@ -105,11 +121,14 @@ class Limiter:
         if spent and (spent := [lack for lack in spent if _hopeless(lack, now, late=False)]):
             raise account.refusal(spent, now, self._wall())
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> "Admission":
-        """Reserve `tokens` and `requests` for one caller, and one of its places: all of it or nothing.
+    async def admit(
+        self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0
+    ) -> "Admission":
+        """Reserve `tokens` and `requests` for one caller,
+        and one of its places: all of it or nothing.
 
-        `counted` of the requests have been drawn already. Waits for a place. Raises `errors.RateLimited`, or
-        `errors.QuotaExceeded` for a month's limit.
+        `counted` of the requests have been drawn already. Waits for a place. Raises
+        `errors.RateLimited`, or `errors.QuotaExceeded` for a month's limit.
         """
         account = self._account(caller)
         account.check_possible(requests, tokens)
@@ -128,7 +147,10 @@ class Limiter:
     def most_tokens(self, caller: Caller) -> int | None:
         """The largest reservation that can ever be admitted; None: any."""
         tier = caller.tier
-        return min((limit for limit in (tier.tokens_per_minute, tier.tokens_per_month) if limit), default=None)
+        return min(
+            (limit for limit in (tier.tokens_per_minute, tier.tokens_per_month) if limit),
+            default=None,
+        )
 
     def standing(self, caller: Caller) -> Standing:
         """How the caller stands now, as far as it is known here: exact after `admit` and `settle`.
@@ -138,10 +160,14 @@ class Limiter:
         return self._look(caller).standing(self._clock(), self._wall())
 
     async def ask_standing(self, caller: Caller) -> Standing:
-        """How the caller stands with all replicas, also if it was never here: asks where the truth lies."""
+        """How the caller stands with all replicas, also if it was never here:
+        asks where the truth lies."""
         account = self._look(caller)
         now = self._clock()
-        await _all([budget.ask(0) for budget in account.budgets if budget.worth_asking(now, 0)], EXCHANGE_SECONDS)
+        await _all(
+            [budget.ask(0) for budget in account.budgets if budget.worth_asking(now, 0)],
+            EXCHANGE_SECONDS,
+        )
         return account.standing(self._clock(), self._wall())
 
     def _look(self, caller: Caller) -> Account:
@@ -159,14 +185,17 @@ class Limiter:
         account = self._accounts.get(caller.id)
         if account is None:
             self._forget(now)
-            account = self._accounts[caller.id] = Account(caller.id, caller.tier, self._source, now, month)
+            account = self._accounts[caller.id] = Account(
+                caller.id, caller.tier, self._source, now, month
+            )
         else:
             self._accounts.move_to_end(caller.id)
             account.refresh(caller.tier, now, month)
         return account
 
     def _forget(self, now: float) -> None:
-        """Make room for a new account. Those that are in use go to the end, so that the next look finds others."""
+        """Make room for a new account.
+        Those that are in use go to the end, so that the next look finds others."""
         for _ in range(min(LOOK_BACK, len(self._accounts))):
             caller_id, account = next(iter(self._accounts.items()))
             crowded = len(self._accounts) >= self._max_accounts
@@ -182,8 +211,11 @@ class Limiter:
             now = await self._fetch(account, lacking, requests, tokens)
         return now
 
-    async def _fetch(self, account: Account, lacking: list[Lack], requests: int, tokens: int) -> float:
-        """Ask where the truth lies until the reservation is made, or it is known that it can't be; returns when.
+    async def _fetch(
+        self, account: Account, lacking: list[Lack], requests: int, tokens: int
+    ) -> float:
+        """Ask where the truth lies until the reservation is made, or it is known that it can't be;
+        returns when.
 
         When the truth is slow, what was last known of it decides, as when it is away.
         """
@@ -220,7 +252,9 @@ class Admission:
 
     __slots__ = ("_account", "_admitted_at", "_budgets", "_clock", "_draw", "_reserved", "_settled")
 
-    def __init__(self, account: Account, reserved: int, clock: Callable[[], float], now: float, draw: Draw) -> None:
+    def __init__(
+        self, account: Account, reserved: int, clock: Callable[[], float], now: float, draw: Draw
+    ) -> None:
         self._account = account
         self._budgets = account.tokens
         self._draw = draw
@@ -230,7 +264,8 @@ class Admission:
         self._settled = False
 
     async def reserve(self, tokens: int) -> None:
-        """Have `tokens` set aside instead of what was so far. Raises as `Limiter.admit` does: then none are."""
+        """Have `tokens` set aside instead of what was so far.
+        Raises as `Limiter.admit` does: then none are."""
         self._account.check_possible(0, tokens)
         self._give_back(self._reserved)
         self._reserved = 0
@@ -239,7 +274,8 @@ class Admission:
         self._reserved = tokens
 
     def settle(self, tokens: int) -> None:
-        """The request has ended and used `tokens`, be it more than was reserved. Only the first call counts."""
+        """The request has ended and used `tokens`, be it more than was reserved.
+        Only the first call counts."""
         if self._settled:
             return
         self._settled = True
@@ -255,13 +291,17 @@ class Admission:
 class _Shared(Source):
     """Budgets of this process alone, or shared ones where there is a store for them."""
 
-    def __init__(self, minutes: Store | None, months: Store | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, minutes: Store | None, months: Store | None, clock: Callable[[], float]
+    ) -> None:
         self.minutes = Broker(minutes, clock) if minutes else None
         if months and months is minutes:
             self.months = self.minutes
         else:
             self.months = Broker(months, clock) if months else None
-        self.brokers = list(dict.fromkeys(broker for broker in (self.minutes, self.months) if broker))
+        self.brokers = list(
+            dict.fromkeys(broker for broker in (self.minutes, self.months) if broker)
+        )
 
     def budget(self, name: str, limit: int, month: Month | None, now: float) -> Budget:
         broker = self.months if month else self.minutes
@@ -271,4 +311,8 @@ class _Shared(Source):
         if lease := broker.held(name):
             lease.limit = limit
             return lease
-        return SharedMonth(broker, name, limit, month, now) if month else SharedMinute(broker, name, limit, now)
+        return (
+            SharedMonth(broker, name, limit, month, now)
+            if month
+            else SharedMinute(broker, name, limit, now)
+        )

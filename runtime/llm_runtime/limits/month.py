@@ -20,7 +20,8 @@ def month_of(moment: float) -> Month:
 
 
 class Calendar:
-    """The current month. It never goes back: a clock set back over midnight must not open last month's quota again."""
+    """The current month. It never goes back:
+    a clock set back over midnight must not open last month's quota again."""
 
     def __init__(self, moment: float) -> None:
         self.month = month_of(moment)

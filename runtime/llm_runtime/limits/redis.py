@@ -1,4 +1,5 @@
-"""Shared limits per minute in Redis or Valkey: one atomic Lua script per budget, on the server's clock."""
+"""Shared limits per minute in Redis or Valkey:
+one atomic Lua script per budget, on the server's clock."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -60,13 +61,19 @@ class RedisStore:
     lease_seconds = LEASE_SECONDS
 
     def __init__(self, url: str) -> None:
-        """Raises `errors.ConfigInvalid` for an address that can't be one; connects when first used."""
+        """Raises `errors.ConfigInvalid` for an address that can't be one;
+        connects when first used."""
         try:
             self._redis = Redis.from_url(
-                url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS, decode_responses=True
+                url,
+                socket_timeout=TIMEOUT_SECONDS,
+                socket_connect_timeout=TIMEOUT_SECONDS,
+                decode_responses=True,
             )
         except ValueError as error:
-            raise errors.ConfigInvalid("REDIS_URL is no address: write redis://host:6379/0 or rediss://…") from error
+            raise errors.ConfigInvalid(
+                "REDIS_URL is no address: write redis://host:6379/0 or rediss://…"
+            ) from error
         self._replica = uuid4().hex
         self._exchange = self._redis.register_script(EXCHANGE)
         self._presence = self._redis.register_script(PRESENCE)
@@ -79,17 +86,24 @@ class RedisStore:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for ask in asks:
                     await cast(
-                        "Awaitable[Any]", self._exchange(keys=[PREFIX + ask.budget], args=_words(ask), client=pipeline)
+                        "Awaitable[Any]",
+                        self._exchange(
+                            keys=[PREFIX + ask.budget], args=_words(ask), client=pipeline
+                        ),
                     )
                 await _again_if_cut(pipeline.load_scripts)
                 pipeline.scripts.clear()  # Or `execute` asks for them once more.
-                return [Grant(int(amount), float(used)) for amount, used in await pipeline.execute()]
+                return [
+                    Grant(int(amount), float(used)) for amount, used in await pipeline.execute()
+                ]
         except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
 
     async def heartbeat(self) -> Presence:
         try:
-            answer = await _again_if_cut(lambda: self._presence(keys=[REPLICAS], args=[self._replica, LEASE_SECONDS]))
+            answer = await _again_if_cut(
+                lambda: self._presence(keys=[REPLICAS], args=[self._replica, LEASE_SECONDS])
+            )
         except (exceptions.RedisError, OSError) as error:
             raise StoreAway(str(error)) from error
         return Presence(int(answer[0]), float(answer[1]))
@@ -103,7 +117,8 @@ class RedisStore:
 
 
 async def _again_if_cut(ask: Callable[[], Any]) -> Any:
-    """The result of `ask`, tried twice: Redis closes idle connections, and all of them when it restarts."""
+    """The result of `ask`, tried twice: Redis closes idle connections,
+    and all of them when it restarts."""
     try:
         return await ask()
     except exceptions.ConnectionError:

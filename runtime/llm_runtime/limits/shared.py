@@ -1,9 +1,9 @@
 """Shared limits in the database: tables `budgets` and `leases`.
 
-A transaction locks the rows of its budgets (SELECT … FOR UPDATE), computes in Python with the functions of `exchange`,
-and writes back. Budgets are always locked before leases and in the order of their ids, so that two replicas can't
-deadlock. The leases are those of Gray and Cheriton (1989): a replica renews them by its heartbeat, and those of a dead
-one expire, on the database's clock.
+A transaction locks the rows of its budgets (SELECT … FOR UPDATE), computes in Python with the
+functions of `exchange`, and writes back. Budgets are always locked before leases and in the order
+of their ids, so that two replicas can't deadlock. The leases are those of Gray and Cheriton (1989):
+a replica renews them by its heartbeat, and those of a dead one expire, on the database's clock.
 """
 
 import time
@@ -33,7 +33,11 @@ RAISE = (
     .where(budgets.c.id == bindparam("budget"))
     .values(used=bindparam("amount"), at=bindparam("now"), expires_at=bindparam("keep_until"))
 )
-GIVE_BACK = update(budgets).where(budgets.c.id == bindparam("budget")).values(used=budgets.c.used - bindparam("amount"))
+GIVE_BACK = (
+    update(budgets)
+    .where(budgets.c.id == bindparam("budget"))
+    .values(used=budgets.c.used - bindparam("amount"))
+)
 
 
 class SqlStore:
@@ -72,7 +76,8 @@ class SqlStore:
         return Presence(replicas, now)
 
     async def leave(self) -> None:
-        """Remaining leases are left to expire: an exchange whose answer was lost may still change them."""
+        """Remaining leases are left to expire:
+        an exchange whose answer was lost may still change them."""
         mine = delete(leases).where(leases.c.replica == self._replica, leases.c.budget == PRESENCE)
         try:
             async with self._database.begin() as connection:
@@ -83,7 +88,9 @@ class SqlStore:
     async def _now(self, connection: AsyncConnection) -> float:
         """Time on the database's clock, which for SQLite is this machine's."""
         if self._database.postgres:
-            answer = await connection.execute(text("SELECT extract(epoch FROM clock_timestamp())::float8"))
+            answer = await connection.execute(
+                text("SELECT extract(epoch FROM clock_timestamp())::float8")
+            )
             return float(answer.scalar_one())
         return time.time()
 
@@ -92,7 +99,12 @@ class SqlStore:
         names = [ask.budget for ask in asks]
         async with self._database.begin() as connection:
             now = await self._now(connection)
-            rows = select(budgets).where(budgets.c.id.in_(names)).order_by(budgets.c.id).with_for_update()
+            rows = (
+                select(budgets)
+                .where(budgets.c.id.in_(names))
+                .order_by(budgets.c.id)
+                .with_for_update()
+            )
             known = {row.id: Bucket(row.used, row.at) for row in await connection.execute(rows)}
             if len(known) < len(names):
                 return None
@@ -100,14 +112,25 @@ class SqlStore:
                 leases.c.replica == self._replica, leases.c.budget.in_(names)
             )
             leased = {row.budget: row.amount for row in await connection.execute(mine)}
-            grants = [_grant(known[ask.budget], leased.get(ask.budget, 0), ask, now) for ask in asks]
-            await connection.execute(RAISE, [_row(ask, grant, now) for ask, grant in zip(asks, grants, strict=True)])
+            grants = [
+                _grant(known[ask.budget], leased.get(ask.budget, 0), ask, now) for ask in asks
+            ]
+            await connection.execute(
+                RAISE, [_row(ask, grant, now) for ask, grant in zip(asks, grants, strict=True)]
+            )
             kept = {ask.budget: grant.leased for ask, grant in zip(asks, grants, strict=True)}
-            await self._keep(connection, {name: kept[name] for name in names if kept[name] or name in leased}, now)
+            await self._keep(
+                connection,
+                {name: kept[name] for name in names if kept[name] or name in leased},
+                now,
+            )
         return grants
 
     async def _create(self, asks: Sequence[Ask]) -> None:
-        rows = [{"id": ask.budget, "used": 0.0, "at": 0.0, "expires_at": _keep_until(ask, time.time())} for ask in asks]
+        rows = [
+            {"id": ask.budget, "used": 0.0, "at": 0.0, "expires_at": _keep_until(ask, time.time())}
+            for ask in asks
+        ]
         async with self._database.begin() as connection:
             await connection.execute(self._insert(budgets).on_conflict_do_nothing(), rows)
 
@@ -116,43 +139,75 @@ class SqlStore:
         if kept:
             await self._upsert(connection, kept, now)
         if gone := sorted(set(leased) - set(kept)):
-            mine = delete(leases).where(leases.c.replica == self._replica, leases.c.budget.in_(gone))
+            mine = delete(leases).where(
+                leases.c.replica == self._replica, leases.c.budget.in_(gone)
+            )
             await connection.execute(mine)
 
-    async def _upsert(self, connection: AsyncConnection, amounts: dict[str, int], now: float) -> None:
+    async def _upsert(
+        self, connection: AsyncConnection, amounts: dict[str, int], now: float
+    ) -> None:
         insert = self._insert(leases)
         change = {"amount": insert.excluded.amount, "expires_at": insert.excluded.expires_at}
         rows = [
-            {"replica": self._replica, "budget": name, "amount": amount, "expires_at": now + self.lease_seconds}
+            {
+                "replica": self._replica,
+                "budget": name,
+                "amount": amount,
+                "expires_at": now + self.lease_seconds,
+            }
             for name, amount in amounts.items()
         ]
-        await connection.execute(insert.on_conflict_do_update(index_elements=["replica", "budget"], set_=change), rows)
+        await connection.execute(
+            insert.on_conflict_do_update(index_elements=["replica", "budget"], set_=change), rows
+        )
 
     async def _renew(self, connection: AsyncConnection, now: float) -> None:
         """Renew what has not expired; an expired lease may be on its way back already."""
         mine = leases.c.replica == self._replica
-        renewed = update(leases).where(mine, leases.c.expires_at >= now).values(expires_at=now + self.lease_seconds)
+        renewed = (
+            update(leases)
+            .where(mine, leases.c.expires_at >= now)
+            .values(expires_at=now + self.lease_seconds)
+        )
         await connection.execute(renewed)
         await self._upsert(connection, {PRESENCE: 0}, now)
 
     async def _reclaim(self, connection: AsyncConnection, now: float) -> None:
         """Return the leases of dead replicas to their budgets."""
-        dead = select(leases.c.budget).where(leases.c.expires_at < now, leases.c.budget != PRESENCE).distinct()
+        dead = (
+            select(leases.c.budget)
+            .where(leases.c.expires_at < now, leases.c.budget != PRESENCE)
+            .distinct()
+        )
         if not (names := list((await connection.execute(dead)).scalars())):
             return
-        locked = select(budgets.c.id).where(budgets.c.id.in_(names)).order_by(budgets.c.id).with_for_update()
+        locked = (
+            select(budgets.c.id)
+            .where(budgets.c.id.in_(names))
+            .order_by(budgets.c.id)
+            .with_for_update()
+        )
         await connection.execute(locked)
         taken = delete(leases).where(leases.c.expires_at < now, leases.c.budget.in_(names))
         amounts = defaultdict[str, int](int)
         for row in await connection.execute(taken.returning(leases.c.budget, leases.c.amount)):
             amounts[row.budget] += row.amount
         if amounts:
-            rows = [{"budget": name, "amount": float(amount)} for name, amount in sorted(amounts.items())]
+            rows = [
+                {"budget": name, "amount": float(amount)}
+                for name, amount in sorted(amounts.items())
+            ]
             await connection.execute(GIVE_BACK, rows)
 
     async def _clean(self, connection: AsyncConnection, now: float) -> None:
         """Delete budgets that have long been unused. Rows that are locked now are skipped."""
-        old = select(budgets.c.id).where(budgets.c.expires_at < now).order_by(budgets.c.id).limit(CLEAN_ROWS)
+        old = (
+            select(budgets.c.id)
+            .where(budgets.c.expires_at < now)
+            .order_by(budgets.c.id)
+            .limit(CLEAN_ROWS)
+        )
         names = list((await connection.execute(old.with_for_update(skip_locked=True))).scalars())
         if names:
             await connection.execute(delete(budgets).where(budgets.c.id.in_(names)))
@@ -165,7 +220,12 @@ def _grant(bucket: Bucket, leased: int, ask: Ask, now: float) -> Grant:
 
 
 def _row(ask: Ask, grant: Grant, now: float) -> dict[str, object]:
-    return {"budget": ask.budget, "amount": float(grant.used), "now": now, "keep_until": _keep_until(ask, now)}
+    return {
+        "budget": ask.budget,
+        "amount": float(grant.used),
+        "now": now,
+        "keep_until": _keep_until(ask, now),
+    }
 
 
 def _keep_until(ask: Ask, now: float) -> float:

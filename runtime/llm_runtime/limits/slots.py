@@ -1,8 +1,8 @@
 """Concurrent requests of one caller: a fair semaphore with a bounded first-in, first-out queue.
 
-Unlike asyncio's Semaphore, it hands a place over to the first waiter at the moment it becomes free, so that no request
-that comes later can take it; it can be resized, and it estimates when to try again: by Little's law, the queue's length
-times the mean time that a place is held.
+Unlike asyncio's Semaphore, it hands a place over to the first waiter at the moment it becomes free,
+so that no request that comes later can take it; it can be resized, and it estimates when to try
+again: by Little's law, the queue's length times the mean time that a place is held.
 """
 
 import asyncio
@@ -47,7 +47,8 @@ class Slots:
     async def enter(self, timeout_seconds: float) -> None:
         """Take a place, or wait for one in the order of arrival. Raises `NoPlace`.
 
-        A caller that is cancelled while it waits loses no place, even if it was handed one at that moment.
+        A caller that is cancelled while it waits loses no place,
+        even if it was handed one at that moment.
         """
         if self._free() and not self._queue:
             self.running += 1
@@ -66,7 +67,8 @@ class Slots:
             raise
 
     def leave(self, held_seconds: float | None = None) -> None:
-        """Pass the place to the longest waiter. `held_seconds` goes into the estimate of how long others wait."""
+        """Pass the place to the longest waiter.
+        `held_seconds` goes into the estimate of how long others wait."""
         if held_seconds is not None:
             self._hold_seconds += SMOOTHING * (max(0.0, held_seconds) - self._hold_seconds)
         self.running -= 1

@@ -11,7 +11,8 @@ class Reading:
     limit: int
     remaining: int
     reset_seconds: float
-    """Until everything is there again: a minute's limit comes back bit by bit, a month's at once."""
+    """Until everything is there again:
+    a minute's limit comes back bit by bit, a month's at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Standing:
     """Requests that wait for one of the concurrent places."""
 
     def headers(self) -> dict[str, str]:
-        """OpenAI's headers. They have room for one limit on requests and one on tokens: the one with less remaining."""
+        """OpenAI's headers. They have room for one limit on requests and one on tokens:
+        the one with less remaining."""
         headers: dict[str, str] = {}
         _add(headers, "requests", self.requests_per_minute, self.requests_per_month)
         _add(headers, "tokens", self.tokens_per_minute, self.tokens_per_month)

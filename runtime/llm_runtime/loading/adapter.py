@@ -1,7 +1,9 @@
-"""From a folder in PEFT's format to a checked LoRA adapter: adapter_config.json and adapter_model.safetensors.
+"""From a folder in PEFT's format to a checked LoRA adapter:
+adapter_config.json and adapter_model.safetensors.
 
-PEFT itself parses the configuration and matches module names, so they mean here what they meant in training. A
-configuration that asks for more than plain LoRA on linear layers is refused with the field's name, never ignored.
+PEFT itself parses the configuration and matches module names, so they mean here what they meant in
+training. A configuration that asks for more than plain LoRA on linear layers is refused with the
+field's name, never ignored.
 """
 
 import json
@@ -18,7 +20,12 @@ from safetensors import safe_open
 from llm_runtime.compute.lora import Adapter, LinearShape, LoraWeights, Shapes
 from llm_runtime.errors import ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.files.locate import UNTIE_FIRST
-from llm_runtime.files.package import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, without_weights
+from llm_runtime.files.package import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    without_weights,
+)
 from llm_runtime.files.verify import safetensors_keys
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -34,10 +41,12 @@ _NO_MATTER = {
     "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
     "fan_in_fan_out", "megatron_core", "runtime_config", "qalora_group_size",
 }  # fmt: skip
-"""Fields without effect here: they concern training or merging, or belong to a feature that another field turns on."""
+"""Fields without effect here: they concern training or merging,
+or belong to a feature that another field turns on."""
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Initialisations that leave the base's weights as they are. PiSSA, OLoRA, CorDA and LoftQ change them."""
+"""Initialisations that leave the base's weights as they are.
+PiSSA, OLoRA, CorDA and LoftQ change them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +59,9 @@ class AdapterReader:
     def __call__(self, folder: Path, shapes: Shapes) -> Adapter:
         """Read and check the adapter in `folder` against the base's linear layers.
 
-        Raises ModelNotFound (a file is missing), ModelCorrupt (a file is incomplete, or a value is not finite) or
-        ModelUnsupported (another base, too high a rank, more than plain LoRA). The message says what to do.
+        Raises ModelNotFound (a file is missing), ModelCorrupt (a file is incomplete, or a value is
+        not finite) or ModelUnsupported (another base, too high a rank, more than plain LoRA). The
+        message says what to do.
         """
         config = _config(folder)
         targets = self._targets(folder, config, shapes)
@@ -68,9 +78,14 @@ class AdapterReader:
         return Adapter(max(target.rank for target in targets.values()), weights)
 
     def _targets(self, folder: Path, config: Any, shapes: Shapes) -> "dict[str, _Target]":
-        targets = {module: _target(config, module) for module in shapes if _is_targeted(config, module)}
+        targets = {
+            module: _target(config, module) for module in shapes if _is_targeted(config, module)
+        }
         if not targets:
-            raise _other_base(folder, f"none of this model's linear layers is among target_modules {_listed(config)}")
+            raise _other_base(
+                folder,
+                f"none of this model's linear layers is among target_modules {_listed(config)}",
+            )
         module, highest = max(targets.items(), key=lambda item: item[1].rank)
         if not all(target.rank >= 1 for target in targets.values()):
             raise ModelUnsupported(f"the adapter in {folder} has a rank below 1")
@@ -89,22 +104,33 @@ class _Target:
 
 
 def _config(folder: Path) -> Any:
-    """Parse the folder's LoraConfig. Raises ModelUnsupported for any field that this runtime would not honour."""
+    """Parse the folder's LoraConfig.
+    Raises ModelUnsupported for any field that this runtime would not honour."""
     # Imported late: it takes seconds, and most deployments have no adapter.
     from peft import LoraConfig
 
     entries = _entries(folder)
     kind = entries.get("peft_type")
     if kind != "LORA":
-        raise ModelUnsupported(f"the adapter in {folder} is of PEFT type {kind}; only LORA is supported")
+        raise ModelUnsupported(
+            f"the adapter in {folder} is of PEFT type {kind}; only LORA is supported"
+        )
     known = {field.name for field in fields(LoraConfig)}
     try:
-        config = LoraConfig(**{name: value for name, value in entries.items() if name in known - {"runtime_config"}})
+        config = LoraConfig(
+            **{name: value for name, value in entries.items() if name in known - {"runtime_config"}}
+        )
     except (ValueError, TypeError, ImportError) as error:
-        raise ModelUnsupported(f"PEFT does not accept {folder / ADAPTER_CONFIG}: {error}") from error
+        raise ModelUnsupported(
+            f"PEFT does not accept {folder / ADAPTER_CONFIG}: {error}"
+        ) from error
     strange = [name for name in entries.keys() - known if entries[name]]
     plain = LoraConfig()
-    strange += [name for name in known - _HONOURED - _NO_MATTER if getattr(config, name) != getattr(plain, name)]
+    strange += [
+        name
+        for name in known - _HONOURED - _NO_MATTER
+        if getattr(config, name) != getattr(plain, name)
+    ]
     _refuse(folder, config, strange)
     return config
 
@@ -127,7 +153,9 @@ def _refuse(folder: Path, config: Any, strange: list[str]) -> None:
 def _entries(folder: Path) -> dict[str, Any]:
     file = folder / ADAPTER_CONFIG
     if not file.is_file():
-        raise ModelNotFound(f"{folder} holds no {ADAPTER_CONFIG}; give the folder that PEFT's save_pretrained wrote")
+        raise ModelNotFound(
+            f"{folder} holds no {ADAPTER_CONFIG}; give the folder that PEFT's save_pretrained wrote"
+        )
     if file.stat().st_size > MAX_CONFIG_BYTES:
         raise ModelCorrupt(f"{file} is larger than {MAX_CONFIG_BYTES} bytes")
     try:
@@ -148,11 +176,14 @@ def _is_targeted(config: Any, module: str) -> bool:
         # For an excluded module PEFT returns a falsy object instead of False.
         return bool(check_target_module_exists(config, module))
     except (re.error, TypeError) as error:
-        raise ModelUnsupported(f"target_modules {_listed(config)} can't be matched: {error}") from error
+        raise ModelUnsupported(
+            f"target_modules {_listed(config)} can't be matched: {error}"
+        ) from error
 
 
 def _target(config: Any, module: str) -> _Target:
-    """Rank and scale as PEFT's LoraModel computes them: a matching pattern wins over `r` and `lora_alpha`.
+    """Rank and scale as PEFT's LoraModel computes them:
+    a matching pattern wins over `r` and `lora_alpha`.
 
     LoRA scales by alpha / r, rsLoRA (Kalajdzievski 2023) by alpha / √r.
     """
@@ -188,12 +219,17 @@ def _sides(folder: Path, keys: frozenset[str], shapes: Shapes) -> dict[str, dict
                 f"(no DoRA, no embeddings, no whole modules): merge it into its base and serve that; {UNTIE_FIRST}"
             )
         if match["module"] not in shapes:
-            raise _other_base(folder, f"it adapts {match['module']}, which is no linear layer that can be adapted here")
+            raise _other_base(
+                folder,
+                f"it adapts {match['module']}, which is no linear layer that can be adapted here",
+            )
         sides.setdefault(match["module"], {})[match["side"]] = key
     return sides
 
 
-def _check_complete(folder: Path, sides: Mapping[str, Mapping[str, str]], targets: Mapping[str, _Target]) -> None:
+def _check_complete(
+    folder: Path, sides: Mapping[str, Mapping[str, str]], targets: Mapping[str, _Target]
+) -> None:
     missing = [module for module in targets if len(sides.get(module, ())) != 2]
     unexpected = [module for module in sides if module not in targets]
     faults = [
@@ -202,13 +238,17 @@ def _check_complete(folder: Path, sides: Mapping[str, Mapping[str, str]], target
         if modules
     ]
     if faults:
-        raise _other_base(folder, f"by {ADAPTER_CONFIG} its tensors are not those of this model ({'; '.join(faults)})")
+        raise _other_base(
+            folder,
+            f"by {ADAPTER_CONFIG} its tensors are not those of this model ({'; '.join(faults)})",
+        )
 
 
 def _check_shapes(
     folder: Path, module: str, tensors: Any, names: Mapping[str, str], shape: LinearShape, rank: int
 ) -> None:
-    """Check shapes and formats in the header, before any data is read: no adapter takes more memory than its rank."""
+    """Check shapes and formats in the header, before any data is read:
+    no adapter takes more memory than its rank."""
     expected = ([rank, shape.inputs], [shape.outputs, rank])
     slices = [tensors.get_slice(names[side]) for side in "AB"]
     actual = tuple(list(part.get_shape()) for part in slices)
@@ -225,12 +265,17 @@ def _check_shapes(
         )
 
 
-def _weights(folder: Path, module: str, tensors: Any, names: Mapping[str, str], scaling: float) -> LoraWeights:
-    """A and the scaled B in float32. They are rounded to the base's format later, so that B is rounded only once."""
+def _weights(
+    folder: Path, module: str, tensors: Any, names: Mapping[str, str], scaling: float
+) -> LoraWeights:
+    """A and the scaled B in float32.
+    They are rounded to the base's format later, so that B is rounded only once."""
     a, b = (tensors.get_tensor(names[side]).float() for side in "AB")
     b = b * scaling
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ModelCorrupt(f"the adapter in {folder} holds values at {module} that are not finite; train it again")
+        raise ModelCorrupt(
+            f"the adapter in {folder} holds values at {module} that are not finite; train it again"
+        )
     return LoraWeights(a, b)
 
 

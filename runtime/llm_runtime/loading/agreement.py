@@ -1,7 +1,7 @@
 """The logit check at start-up: a runner must compute the logits that the model itself computes.
 
-A probe of a few tokens is read as a first chunk, a later chunk and a single token, because prefill, chunked prefill and
-decode take different paths through the runner.
+A probe of a few tokens is read as a first chunk, a later chunk and a single token, because prefill,
+chunked prefill and decode take different paths through the runner.
 """
 
 import itertools
@@ -30,7 +30,8 @@ class LogitsRunner(Protocol):
 
 
 def probe_tokens(vocabulary_size: int, length: int = PROBE_TOKENS + 1) -> list[int]:
-    """Tokens of the probe: all different where the vocabulary allows, and fewer than the engine's `length`."""
+    """Tokens of the probe: all different where the vocabulary allows,
+    and fewer than the engine's `length`."""
     return [(7919 * i + 13) % vocabulary_size for i in range(min(PROBE_TOKENS, length - 1))]
 
 
@@ -50,26 +51,43 @@ def check_agreement(
 ) -> None:
     """Run the probe through `runner` and compare its logits with `expected`, the model's own.
 
-    With `crowd`, a second sequence is in the batch. Raises ModelUnsupported when they differ by more than rounding: the
-    model then does something (a bias, sinks, a second kind of position) that the runner does not.
+    With `crowd`, a second sequence is in the batch. Raises ModelUnsupported when they differ by
+    more than rounding: the model then does something (a bias, sinks, a second kind of position)
+    that the runner does not.
     """
     name = type(loaded.model).__name__
     try:
         actual = probed(runner, loaded.codec, probe, borders or three_ways(probe), crowd)
-    except (NotImplementedError, RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise ModelUnsupported(f"{name} does not run in {type(runner).__name__}: {error}") from error
+    except (
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        IndexError,
+    ) as error:
+        raise ModelUnsupported(
+            f"{name} does not run in {type(runner).__name__}: {error}"
+        ) from error
     apart = difference(actual, expected)
     log.info("engine agrees with the model", extra={"relative_difference": float(f"{apart:.2g}")})
     if not apart <= TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(f"the logits of {name} and {type(runner).__name__} differ by {apart:.1%}")
+        raise ModelUnsupported(
+            f"the logits of {name} and {type(runner).__name__} differ by {apart:.1%}"
+        )
 
 
 def probed(
-    runner: LogitsRunner, vocabulary: Vocabulary, probe: list[int], borders: tuple[int, ...], crowd: bool = False
+    runner: LogitsRunner,
+    vocabulary: Vocabulary,
+    probe: list[int],
+    borders: tuple[int, ...],
+    crowd: bool = False,
 ) -> list[float]:
     """Logits after the probe, which is read in spans from border to border."""
     orders = [probe, probe[::-1]] if crowd else [probe]
-    # The cache is still empty, so the probe may use its first blocks: requests overwrite them later.
+    # The cache is still empty, so the probe may use its first blocks:
+    # requests overwrite them later.
     pool = BlockPool(len(orders) * BlockPool.needed(len(probe)), sharing=False)
     sequences = [_sequence(tokens, vocabulary, pool) for tokens in orders]
     rows: list[list[float]] = []

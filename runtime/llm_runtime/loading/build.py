@@ -1,4 +1,5 @@
-"""From a configuration and a verified folder to a model that has generated once. Slow: call it in a thread."""
+"""From a configuration and a verified folder to a model that has generated once.
+Slow: call it in a thread."""
 
 import logging
 import time
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CPU_STEP_TOKENS = 512
-"""Most tokens of a step on a CPU. More rows at once are no faster, and no request can join or leave during a step."""
+"""Most tokens of a step on a CPU.
+More rows at once are no faster, and no request can join or leave during a step."""
 
 
 def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClient, Codec]:
-    """An engine on a thread of this process, for benchmarks and tests. Raises as `build_model` does."""
+    """An engine on a thread of this process, for benchmarks and tests.
+    Raises as `build_model` does."""
     engine = start_local(build_model(config, model_folder), build_model)
     codec = engine.codec
     assert isinstance(codec, Codec)
@@ -40,8 +43,10 @@ def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClien
 
 
 def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
-    """Load, check and warm up the model. Raises errors.Fatal subclasses, whose message says what to change."""
-    # Imported late: torch and Transformers take seconds, and the HTTP process only passes this function on.
+    """Load, check and warm up the model.
+    Raises errors.Fatal subclasses, whose message says what to change."""
+    # Imported late: torch and Transformers take seconds,
+    # and the HTTP process only passes this function on.
     from llm_runtime.loading.load import free_memory, load, used_device_bytes
     from llm_runtime.loading.runners import choose_runner
 
@@ -50,7 +55,8 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     length = _model_length(config.engine, loaded)
     chosen = choose_runner(loaded, config.engine, length, _batched)
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
-    # The warm-up has its own scheduler, so that it does not show in the counters of the one that serves.
+    # The warm-up has its own scheduler, so that it does not show in the counters of the one that
+    # serves.
     trial = _scheduler(config.engine, chosen.pool, loaded.device)
     tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
     seconds = time.monotonic() - started
@@ -74,11 +80,14 @@ def _adapters(config: RuntimeConfig, runner: Runner) -> AdapterTable:
     most = config.engine.max_adapters
     if len(config.adapters) > most:
         raise ConfigInvalid(
-            f"{len(config.adapters)} adapters are configured; engine.maxAdapters allows {most}: raise it"
+            f"{len(config.adapters)} adapters are configured; engine.maxAdapters allows {most}:"
+            " raise it"
         )
     table = AdapterTable(most)
     for adapter in config.adapters:
-        runner.install_adapter(table.load(adapter.name).key, runner.read_adapter(Path(adapter.path)))
+        runner.install_adapter(
+            table.load(adapter.name).key, runner.read_adapter(Path(adapter.path))
+        )
         log.info("adapter loaded", extra={"adapter": adapter.name, "folder": adapter.path})
     return table
 
@@ -94,13 +103,19 @@ def _model_length(engine: EngineConfig, loaded: Loaded) -> int:
 
 
 def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
-    tokens = min(engine.max_batch_tokens, CPU_STEP_TOKENS) if device == "cpu" else engine.max_batch_tokens
+    tokens = (
+        min(engine.max_batch_tokens, CPU_STEP_TOKENS)
+        if device == "cpu"
+        else engine.max_batch_tokens
+    )
     tokens = max(tokens, engine.max_batch_size)
     budget = PrefillBudget(tokens, engine.inter_token_goal_seconds)
     return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget)
 
 
-def _batched(loaded: Loaded, engine: EngineConfig, length: int) -> "tuple[BlockPool, TransformersRunner]":
+def _batched(
+    loaded: Loaded, engine: EngineConfig, length: int
+) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.compute.cache import KvCache
     from llm_runtime.compute.fused import fuse
     from llm_runtime.compute.linears import pack_linears
@@ -118,17 +133,24 @@ def _batched(loaded: Loaded, engine: EngineConfig, length: int) -> "tuple[BlockP
         pack_linears(loaded.model)
         fuse(loaded.model)
     pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)
-    # Before the runner, which replaces the model's attention: AdapterSet runs the model once with its own.
+    # Before the runner, which replaces the model's attention:
+    # AdapterSet runs the model once with its own.
     adapters = AdapterSet(loaded.model, AdapterReader(engine.max_adapter_rank))
-    runner = TransformersRunner(loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters)
+    runner = TransformersRunner(
+        loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters
+    )
     check_agreement(runner, loaded, probe, expected)
     return pool, runner
 
 
 def _cache_shape(loaded: Loaded) -> "CacheShape":
-    """The shape of the model's own cache after a few tokens. Raises ModelUnsupported unless it is keys and values."""
+    """The shape of the model's own cache after a few tokens.
+    Raises ModelUnsupported unless it is keys and values."""
     from llm_runtime.compute.cache import CacheShape, LayerShape
     from llm_runtime.loading.load import cached_shapes
 
-    layers = tuple(LayerShape(heads, size, value_size) for heads, size, value_size in cached_shapes(loaded.model))
+    layers = tuple(
+        LayerShape(heads, size, value_size)
+        for heads, size, value_size in cached_shapes(loaded.model)
+    )
     return CacheShape(layers, loaded.model.dtype)

@@ -1,7 +1,7 @@
 """From a verified folder to weights in memory. Refuses models that this engine would serve wrongly.
 
-Loads safetensors only, runs no remote code and uses no network. Missing, unexpected or misshapen weights are fatal:
-Transformers would only log them and continue with random ones.
+Loads safetensors only, runs no remote code and uses no network. Missing, unexpected or misshapen
+weights are fatal: Transformers would only log them and continue with random ones.
 """
 
 import gc
@@ -23,7 +23,14 @@ from transformers.utils import logging as transformers_logging
 
 from llm_runtime.compute.int8 import quantize_int8
 from llm_runtime.contract import EngineConfig, ModelConfig
-from llm_runtime.errors import ConfigInvalid, Fatal, ModelCorrupt, ModelNotFound, ModelUnsupported, OutOfMemory
+from llm_runtime.errors import (
+    ConfigInvalid,
+    Fatal,
+    ModelCorrupt,
+    ModelNotFound,
+    ModelUnsupported,
+    OutOfMemory,
+)
 from llm_runtime.files.fit import Plan, check_fit, most_positions, tensors_of
 from llm_runtime.files.heads import refuse_other_heads
 from llm_runtime.files.template_files import folder_templates
@@ -49,11 +56,13 @@ transformers_logging.disable_progress_bar()
 MIB = 1 << 20
 _KEYS_SHOWN = 5
 MAX_INT8_DIFFERENCE = 0.5
-"""Largest relative change of a probe's logits by quantisation. Beyond it the model is broken, not rounded."""
+"""Largest relative change of a probe's logits by quantisation.
+Beyond it the model is broken, not rounded."""
 
 
 def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
-    """Load model and tokenizer from `folder`. Raises ModelCorrupt, ModelUnsupported, OutOfMemory or ConfigInvalid."""
+    """Load model and tokenizer from `folder`.
+    Raises ModelCorrupt, ModelUnsupported, OutOfMemory or ConfigInvalid."""
     started = time.monotonic()
     settings = _settings(folder)
     refuse_unsupported(settings)
@@ -61,7 +70,8 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
-    # Before the weights: faults of these files should fail early, and not be reported as faults of the weights.
+    # Before the weights: faults of these files should fail early,
+    # and not be reported as faults of the weights.
     eos_token_ids(read_json(folder / "generation_config.json"))
     tokenizer, special = _tokenizer(folder)
     with PeakMemory() as peak:
@@ -87,30 +97,40 @@ def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
 def refuse_unsupported(settings: Any) -> None:
     """Raise ModelUnsupported for a configuration that no runner of this engine can serve.
 
-    For the others, the logit check at start-up decides how they are served: `runners.choose_runner`.
+    For the others, the logit check at start-up decides how they are served:
+    `runners.choose_runner`.
     """
     architectures = getattr(settings, "architectures", None)
     name = ", ".join(architectures or [settings.model_type])
     if settings.is_encoder_decoder:
-        raise ModelUnsupported(f"{name} is an encoder-decoder model; this runtime serves decoder-only language models")
+        raise ModelUnsupported(
+            f"{name} is an encoder-decoder model; this runtime serves decoder-only language models"
+        )
     refuse_other_heads(architectures, settings.model_type, getattr(settings, "is_decoder", False))
     if getattr(settings, "quantization_config", None):
-        raise ModelUnsupported(f"{name} is stored quantised; save it in bfloat16 or float32 safetensors")
+        raise ModelUnsupported(
+            f"{name} is stored quantised; save it in bfloat16 or float32 safetensors"
+        )
 
 
 def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
-    """(key heads, size of a key, size of a value) of each layer, taken from a cache that the model itself creates.
+    """(key heads, size of a key, size of a value)
+    of each layer, taken from a cache that the model itself creates.
 
     Raises ModelUnsupported if that cache is not one of plain keys and values.
     """
     with torch.inference_mode():
-        cache = model(torch.tensor([[0, 1]], device=model.device), use_cache=True).get("past_key_values")
+        cache = model(torch.tensor([[0, 1]], device=model.device), use_cache=True).get(
+            "past_key_values"
+        )
     shapes = []
     for layer in getattr(cache, "layers", None) or ():
         keys = getattr(layer, "keys", None)
         values = getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[:3] != values.shape[:3]:
-            raise ModelUnsupported(f"{type(model).__name__} caches something other than keys and values")
+            raise ModelUnsupported(
+                f"{type(model).__name__} caches something other than keys and values"
+            )
         shapes.append((keys.shape[1], keys.shape[3], values.shape[3]))
     if not shapes:
         raise ModelUnsupported(f"{type(model).__name__} has no cache of keys and values")
@@ -118,13 +138,16 @@ def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
 
 
 def reference_logits(model: Any, token_ids: list[int], position: int = -1) -> list[float]:
-    """The model's own logits at a position of `token_ids`, computed in one pass with its own attention."""
+    """The model's own logits at a position of `token_ids`,
+    computed in one pass with its own attention."""
     try:
         with torch.inference_mode():
             ids = torch.tensor([token_ids], device=model.device)
             return list(model(input_ids=ids, use_cache=False).logits[0, position].float().tolist())
     except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise ModelUnsupported(f"{type(model).__name__} does not run in Transformers as configured: {error}") from error
+        raise ModelUnsupported(
+            f"{type(model).__name__} does not run in Transformers as configured: {error}"
+        ) from error
 
 
 def free_device_bytes(device: str) -> int | None:
@@ -138,7 +161,8 @@ def used_device_bytes() -> int:
 
 
 def free_memory() -> None:
-    """Return unreferenced memory to the system. Models contain reference cycles, so the collector must run first."""
+    """Return unreferenced memory to the system.
+    Models contain reference cycles, so the collector must run first."""
     gc.collect()
     give_back()
     if torch.cuda.is_available():
@@ -180,14 +204,17 @@ def _check_buildable(folder: Path, settings: Any) -> None:
 
 
 def _cause(settings: Any, error: Exception) -> str:
-    """The error as text. A KeyError's text is only the key, so the setting with that value is named, too."""
+    """The error as text. A KeyError's text is only the key,
+    so the setting with that value is named, too."""
     if not isinstance(error, KeyError):
         return f"{type(error).__name__}: {error}"
     word = str(error.args[0]) if error.args else ""
     text = settings.get_text_config(decoder=True).to_dict()
     rope = text.get("rope_parameters") or {}
     fields = {f"rope {key}": value for key, value in rope.items()} if isinstance(rope, dict) else {}
-    named = [name.removeprefix("rope ") for name, value in {**text, **fields}.items() if value == word]
+    named = [
+        name.removeprefix("rope ") for name, value in {**text, **fields}.items() if value == word
+    ]
     return f"it does not know the {named[-1]} {word!r}" if named else f"it does not find {word!r}"
 
 
@@ -200,14 +227,18 @@ def _device(wanted: str) -> str:
 
 
 def _dtype(wanted: str, device: str, settings: Any) -> Any:
-    """Resolve `auto`: the checkpoint's own dtype on a GPU; float32 on a CPU, as bfloat16 is fast on few CPUs."""
+    """Resolve `auto`: the checkpoint's own dtype on a GPU;
+    float32 on a CPU, as bfloat16 is fast on few CPUs."""
     if wanted != "auto":
         return getattr(torch, wanted)
-    return (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
+    return (
+        (getattr(settings, "dtype", None) or torch.float32) if device == "cuda" else torch.float32
+    )
 
 
 def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, dtype: Any) -> None:
-    """Check that the model fits before anything large is read. Raises OutOfMemory that says what would fit."""
+    """Check that the model fits before anything large is read.
+    Raises OutOfMemory that says what would fit."""
     text = settings.get_text_config(decoder=True).to_dict()
     text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
     free = free_device_bytes(device)
@@ -216,10 +247,16 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
     need = check_fit(plan, available_bytes() if free is None else free)
     log.info(
         "the model fits",
-        extra={"weights_bytes": need.weights, "sequence_cache_bytes": need.cache, "reserve_bytes": need.reserve},
+        extra={
+            "weights_bytes": need.weights,
+            "sequence_cache_bytes": need.cache,
+            "reserve_bytes": need.reserve,
+        },
     )
     if device == "cuda" and engine.quantization == "int8":
-        check_room(folder, available_bytes())  # Weights are quantised in host memory before they go to the GPU.
+        check_room(
+            folder, available_bytes()
+        )  # Weights are quantised in host memory before they go to the GPU.
 
 
 def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization: str) -> Any:
@@ -240,7 +277,9 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
             f"no memory for the weights in {folder} as {dtype}: {error}; raise the memory limit"
         ) from error
     except ValueError as error:
-        raise ModelUnsupported(f"Transformers does not load {folder} as a language model: {error}") from error
+        raise ModelUnsupported(
+            f"Transformers does not load {folder} as a language model: {error}"
+        ) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelCorrupt(f"the weights in {folder} can't be loaded: {error}") from error
     except Exception as error:
@@ -250,7 +289,8 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
 
 
 def _to_int8(model: Any) -> None:
-    """Quantise the weights in host memory and log the effect. Raises ModelUnsupported if it breaks the model."""
+    """Quantise the weights in host memory and log the effect.
+    Raises ModelUnsupported if it breaks the model."""
     probe = probe_tokens(model.get_input_embeddings().num_embeddings)
     whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
     before = reference_logits(model, probe)
@@ -278,7 +318,9 @@ def _to_int8(model: Any) -> None:
 def _check_report(folder: Path, report: dict[str, Any]) -> None:
     faults = []
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{kind}_keys", ()))
+        keys = sorted(
+            str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{kind}_keys", ())
+        )
         if keys:
             more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
             faults.append(f"{len(keys)} {kind}: {', '.join(keys[:_KEYS_SHOWN])}{more}")
@@ -292,8 +334,8 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
 def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     """The folder's tokenizer, and its special tokens by role (`eos_token`, …).
 
-    A tokenizer.json is used as it is. Transformers would copy it into a class of its own choice, which may tokenize
-    differently.
+    A tokenizer.json is used as it is. Transformers would copy it into a class of its own choice,
+    which may tokenize differently.
     """
     own = file_tokenizer(folder)
     try:
@@ -301,7 +343,10 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     except Exception as error:
         if own is None:
             raise no_tokenizer(folder, error) from error
-        log.info("Transformers can't load this folder's tokenizer: its tokenizer.json is used", exc_info=error)
+        log.info(
+            "Transformers can't load this folder's tokenizer: its tokenizer.json is used",
+            exc_info=error,
+        )
         return own, special_texts(folder)
     special = {name: str(token) for name in SPECIAL_TOKENS if (token := getattr(made, name, None))}
     if own is None:
@@ -311,7 +356,9 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
         made.backend_tokenizer.no_padding()
         made.backend_tokenizer.no_truncation()
         return made.backend_tokenizer, special
-    if made.is_fast and (text := first_difference(own, made.backend_tokenizer, special.get("eos_token", ""))):
+    if made.is_fast and (
+        text := first_difference(own, made.backend_tokenizer, special.get("eos_token", ""))
+    ):
         log.warning(
             "Transformers' %s tokenizes differently from this folder's tokenizer.json, which is used",
             type(made).__name__, extra={"text": text},
@@ -319,10 +366,19 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     return own, special
 
 
-def _codec(folder: Path, chat_template: str, model: Any, tokenizer: Tokenizer, special: dict[str, str]) -> Codec:
+def _codec(
+    folder: Path, chat_template: str, model: Any, tokenizer: Tokenizer, special: dict[str, str]
+) -> Codec:
     end = tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
     ids = {end} if end is not None else set()
     ids |= eos_token_ids(model.generation_config.to_dict()) or eos_token_ids(model.config.to_dict())
     templates = folder_templates(folder, read_json(folder / "tokenizer_config.json"), chat_template)
     defaults = sampling_defaults(read_json(folder / "generation_config.json"))
-    return Codec(tokenizer, model.get_input_embeddings().num_embeddings, frozenset(ids), templates, special, defaults)
+    return Codec(
+        tokenizer,
+        model.get_input_embeddings().num_embeddings,
+        frozenset(ids),
+        templates,
+        special,
+        defaults,
+    )

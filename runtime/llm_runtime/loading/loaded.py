@@ -8,7 +8,8 @@ from llm_runtime.text.codec import Codec
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A loaded model and its codec. `max_positions` is the length that the model was made for, in tokens."""
+    """A loaded model and its codec.
+    `max_positions` is the length that the model was made for, in tokens."""
 
     model: Any
     codec: Codec

@@ -9,10 +9,12 @@ INTERVAL_SECONDS = 0.01
 
 
 def own_bytes(status: Path = STATUS) -> int:
-    """Memory of this process that is not backed by files, in bytes; 0 if the system does not report it.
+    """Memory of this process that is not backed by files, in bytes;
+    0 if the system does not report it.
 
-    Pages of mapped weight files do not count: the kernel may reclaim them at any time, and processes that map the same
-    file share them. The kernel's own peak, VmHWM, includes them, so it is of no use here.
+    Pages of mapped weight files do not count: the kernel may reclaim them at any time, and
+    processes that map the same file share them. The kernel's own peak, VmHWM, includes them, so it
+    is of no use here.
     """
     try:
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -22,7 +24,8 @@ def own_bytes(status: Path = STATUS) -> int:
 
 
 class PeakMemory:
-    """Samples memory in a thread while the `with` block runs. It may miss a peak shorter than the interval."""
+    """Samples memory in a thread while the `with` block runs.
+    It may miss a peak shorter than the interval."""
 
     def __init__(self) -> None:
         self.before_bytes = self.peak_bytes = own_bytes()
@@ -34,7 +37,10 @@ class PeakMemory:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._done.set()
         self._thread.join()

@@ -1,8 +1,9 @@
-"""Chooses the runner of a model: the batched one if it computes the model's own logits, else the sequential one.
+"""Chooses the runner of a model: the batched one if it computes the model's own logits,
+else the sequential one.
 
-Batching is worth much, so it is tried with every model, but trusted only after the logit check. A short probe can't
-show everything. What it can't show is read from the configuration (positions that change with the length, states
-instead of keys) or made short enough to show (sliding windows).
+Batching is worth much, so it is tried with every model, but trusted only after the logit check. A
+short probe can't show everything. What it can't show is read from the configuration (positions that
+change with the length, states instead of keys) or made short enough to show (sliding windows).
 """
 
 import inspect
@@ -36,16 +37,20 @@ from llm_runtime.request import GenerationRequest, Sampling
 log = logging.getLogger(__name__)
 
 PROBE_WINDOW = 5
-"""Length of sliding windows during the probe: less than its first chunk, so that every path crosses a window's edge."""
+"""Length of sliding windows during the probe:
+less than its first chunk, so that every path crosses a window's edge."""
 
 UNLIMITED_CACHE_BYTES = 4 << 30
-"""Default bound of the cache on a CPU without a memory limit, so that it does not take the whole machine."""
+"""Default bound of the cache on a CPU without a memory limit,
+so that it does not take the whole machine."""
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-"""RoPE types whose frequencies change for the whole batch as soon as its longest sequence passes a limit."""
+"""RoPE types whose frequencies change for the whole batch as soon as its longest sequence passes a
+limit."""
 
 _RUNNABLE = (ModelUnsupported, NotImplementedError, AttributeError, TypeError, ValueError, KeyError)
-"""Errors that mean that an architecture does not fit the batched runner. Running out of memory is not one."""
+"""Errors that mean that an architecture does not fit the batched runner.
+Running out of memory is not one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +63,17 @@ class Chosen:
 
 
 BuildBatched = Callable[[Loaded, EngineConfig, int], tuple[BlockPool, Any]]
-"""Builds the batched runner and its block pool. Raises ModelUnsupported if its logits are not the model's."""
+"""Builds the batched runner and its block pool.
+Raises ModelUnsupported if its logits are not the model's."""
 
 
-def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched) -> Chosen:
+def choose_runner(
+    loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched
+) -> Chosen:
     """The batched runner or, with a warning that says why, the sequential one.
 
-    Raises ModelUnsupported if neither computes the model's logits, OutOfMemory if there is no room for one sequence.
+    Raises ModelUnsupported if neither computes the model's logits,
+    OutOfMemory if there is no room for one sequence.
     """
     own_attention = loaded.model.config._attn_implementation
     try:
@@ -88,7 +97,9 @@ def choose_runner(loaded: Loaded, engine: EngineConfig, length: int, build_batch
     return chosen
 
 
-def _batched(loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched) -> Chosen:
+def _batched(
+    loaded: Loaded, engine: EngineConfig, length: int, build_batched: BuildBatched
+) -> Chosen:
     if reason := obstacle(loaded.model.config, length):
         raise ModelUnsupported(f"{type(loaded.model).__name__} {reason}")
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
@@ -105,13 +116,17 @@ def obstacle(config: Any, length: int) -> str | None:
     """Why a model of this configuration can't be batched; None if the logit check may decide."""
     text = config.get_text_config(decoder=True)
     layers = {type(layer) for layer in DynamicCache(config=config).layers or ()}
-    if others := sorted(kind.__name__ for kind in layers - {DynamicLayer, DynamicSlidingWindowLayer}):
+    if others := sorted(
+        kind.__name__ for kind in layers - {DynamicLayer, DynamicSlidingWindowLayer}
+    ):
         return f"caches states other than plain keys and values ({', '.join(others)})"
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and chunk < length:
         return f"attends in chunks of {chunk} tokens"
     rope = getattr(text, "rope_parameters", None) or {}
-    limit = rope.get("original_max_position_embeddings") or getattr(text, "max_position_embeddings", None)
+    limit = rope.get("original_max_position_embeddings") or getattr(
+        text, "max_position_embeddings", None
+    )
     if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE and limit and length > limit:
         return (
             f"changes its positions ({rope['rope_type']}) beyond {limit} tokens; "
@@ -124,7 +139,11 @@ def obstacle(config: Any, length: int) -> str | None:
 def windows_of(model: Any, window: int) -> Iterator[None]:
     """Set all sliding windows of `model` to `window` tokens during the block."""
     owners = [model.config.get_text_config(decoder=True), *model.modules()]
-    before = [(owner, owner.sliding_window) for owner in owners if _is_window(getattr(owner, "sliding_window", None))]
+    before = [
+        (owner, owner.sliding_window)
+        for owner in owners
+        if _is_window(getattr(owner, "sliding_window", None))
+    ]
     try:
         for owner, _ in before:
             owner.sliding_window = window
@@ -139,7 +158,11 @@ def _is_window(value: Any) -> bool:
 
 
 def _windows(config: Any) -> list[int]:
-    return [layer.sliding_window for layer in DynamicCache(config=config).layers if _is_window(_window(layer))]
+    return [
+        layer.sliding_window
+        for layer in DynamicCache(config=config).layers
+        if _is_window(_window(layer))
+    ]
 
 
 def _window(layer: Any) -> Any:
@@ -147,7 +170,8 @@ def _window(layer: Any) -> Any:
 
 
 def _short_sighted(loaded: Loaded, probe: list[int]) -> list[float]:
-    """The model's own logits with short windows. Raises ModelUnsupported if those make no difference.
+    """The model's own logits with short windows.
+    Raises ModelUnsupported if those make no difference.
 
     In that case the windows are kept elsewhere, and agreement with them would prove nothing.
     """
@@ -155,7 +179,9 @@ def _short_sighted(loaded: Loaded, probe: list[int]) -> list[float]:
     with windows_of(loaded.model, PROBE_WINDOW):
         near = reference_logits(loaded.model, probe)
     if difference(near, far) <= TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(f"{type(loaded.model).__name__} has sliding windows that the start-up check can't reach")
+        raise ModelUnsupported(
+            f"{type(loaded.model).__name__} has sliding windows that the start-up check can't reach"
+        )
     return near
 
 
@@ -165,7 +191,8 @@ def _sequential(loaded: Loaded, engine: EngineConfig, length: int) -> Chosen:
     expected = reference_logits(loaded.model, probe)
     whole = _reads_whole_prompts(loaded, probe, expected)
     sequence_bytes, takes_chunks = _measure(whole, loaded, probe, length)
-    # The scheduler counts in blocks, so each gets a share of the sequence's cache. Nothing is shared between sequences.
+    # The scheduler counts in blocks, so each gets a share of the sequence's cache.
+    # Nothing is shared between sequences.
     block_bytes = max(sequence_bytes // BlockPool.needed(length), 1)
     pool = room_for(block_bytes, loaded, engine, length, sharing=False)
     if not takes_chunks:
@@ -180,39 +207,56 @@ def _with_adapters(runner: SequentialRunner, engine: EngineConfig) -> Sequential
     return runner
 
 
-def _reads_whole_prompts(loaded: Loaded, probe: list[int], expected: list[float]) -> SequentialRunner:
-    """A runner that reads a prompt in one step and passes the logit check, with a cache if possible."""
+def _reads_whole_prompts(
+    loaded: Loaded, probe: list[int], expected: list[float]
+) -> SequentialRunner:
+    """A runner that reads a prompt in one step and passes the logit check,
+    with a cache if possible."""
     runners = [SequentialRunner(loaded.model, Sampler(), whole_prompts=True)]
     borders = (0, len(probe) - 1, len(probe))
     check_agreement(runners[0], loaded, probe, expected, borders, crowd=True)
     sequence_bytes, _ = _measure(runners[0], loaded, probe, len(probe))
-    if sequence_bytes or "past_key_values" not in inspect.signature(loaded.model.forward).parameters:
+    if (
+        sequence_bytes
+        or "past_key_values" not in inspect.signature(loaded.model.forward).parameters
+    ):
         return runners[0]
     try:
-        runners.append(SequentialRunner(loaded.model, Sampler(), whole_prompts=True, brings_cache=True))
+        runners.append(
+            SequentialRunner(loaded.model, Sampler(), whole_prompts=True, brings_cache=True)
+        )
         check_agreement(runners[1], loaded, probe, expected, borders, crowd=True)
     except ModelUnsupported as error:
         log.info(
-            "the model has no cache: it reads the whole sequence again for each token", extra={"reason": str(error)}
+            "the model has no cache: it reads the whole sequence again for each token",
+            extra={"reason": str(error)},
         )
         return runners[0]
     return runners[1]
 
 
 def _refuse_looking_ahead(loaded: Loaded, probe: list[int]) -> None:
-    """Refuse a bidirectional model (BERT): Transformers would generate with it, but the text would be nonsense.
+    """Refuse a bidirectional model (BERT):
+    Transformers would generate with it, but the text would be nonsense.
 
     In a causal model, later tokens can't change the logits at an earlier position.
     """
     half = len(probe) // 2
     changed = [*probe[:half], *reversed(probe[half:])]
-    before, after = (reference_logits(loaded.model, tokens, half - 1) for tokens in (probe, changed))
+    before, after = (
+        reference_logits(loaded.model, tokens, half - 1) for tokens in (probe, changed)
+    )
     if difference(before, after) > TOLERANCE[loaded.dtype]:
-        raise ModelUnsupported(f"{type(loaded.model).__name__} reads ahead: it is not a causal language model")
+        raise ModelUnsupported(
+            f"{type(loaded.model).__name__} reads ahead: it is not a causal language model"
+        )
 
 
-def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length: int) -> tuple[int, bool]:
-    """Cache bytes of one sequence of `length` tokens, and whether the cache accepts a prompt in chunks.
+def _measure(
+    runner: SequentialRunner, loaded: Loaded, probe: list[int], length: int
+) -> tuple[int, bool]:
+    """Cache bytes of one sequence of `length` tokens,
+    and whether the cache accepts a prompt in chunks.
 
     Measures the cache before and after one more token and extrapolates each layer's growth.
     """
@@ -222,17 +266,28 @@ def _measure(runner: SequentialRunner, loaded: Loaded, probe: list[int], length:
     runner.logits(Batch((Span(sequence, 0, half, samples=True),)))
     before = runner.state_bytes(sequence)
     runner.logits(Batch((Span(sequence, half, 1, samples=True),)))
-    growth = [max(now - then, 0) for now, then in zip(runner.state_bytes(sequence), before, strict=True)]
+    growth = [
+        max(now - then, 0) for now, then in zip(runner.state_bytes(sequence), before, strict=True)
+    ]
     reach = runner.state_lengths(sequence, length)
-    # A layer that does not grow keeps a state of fixed size; one with a sliding window stops growing at its end.
-    total = sum(size + grown * max(end - half, 0) for size, grown, end in zip(before, growth, reach, strict=True))
+    # A layer that does not grow keeps a state of fixed size;
+    # one with a sliding window stops growing at its end.
+    total = sum(
+        size + grown * max(end - half, 0)
+        for size, grown, end in zip(before, growth, reach, strict=True)
+    )
     return total, runner.takes_chunks(sequence)
 
 
-def room_for(block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int, *, sharing: bool) -> BlockPool:
-    """A pool of blocks: enough for all sequences at full length, or as many as memory holds. Raises OutOfMemory."""
+def room_for(
+    block_bytes: int, loaded: Loaded, engine: EngineConfig, length: int, *, sharing: bool
+) -> BlockPool:
+    """A pool of blocks: enough for all sequences at full length, or as many as memory holds.
+    Raises OutOfMemory."""
     one = BlockPool.needed(length)
-    serving_bytes = SERVING_BYTES + activation_bytes(loaded.codec.vocabulary_size, engine.max_batch_size)
+    serving_bytes = SERVING_BYTES + activation_bytes(
+        loaded.codec.vocabulary_size, engine.max_batch_size
+    )
     free = _cache_room(loaded.device, engine, one * block_bytes, serving_bytes)
     blocks = blocks_that_fit(engine.max_batch_size * one, one, block_bytes, free)
     log.info(
@@ -257,7 +312,8 @@ def _cache_room(device: str, engine: EngineConfig, one_sequence: int, serving_by
     most = int(CACHE_FRACTION * left)
     if on_device is not None:
         return most
-    # With little memory, the usual share would leave too little for serving. `fit` has promised room for one sequence.
+    # With little memory, the usual share would leave too little for serving.
+    # `fit` has promised room for one sequence.
     most = min(most, max(left - serving_bytes, one_sequence))
     if limit_bytes() is None:
         # Without a limit, nothing says how much of the machine is for this server.

@@ -1,8 +1,9 @@
-"""Converts pickled weights to safetensors: `python -m llm_runtime.loading.unpickle PLAN`, in a separate process.
+"""Converts pickled weights to safetensors:
+`python -m llm_runtime.loading.unpickle PLAN`, in a separate process.
 
-PyTorch's `weights_only` unpickles tensors and nothing else. Its safety depends on PyTorch, so it runs in a process
-without anyone else's data. One shard is in memory at a time. PLAN is JSON. A fatal error is the last line of output, as
-with `fetch`.
+PyTorch's `weights_only` unpickles tensors and nothing else. Its safety depends on PyTorch, so it
+runs in a process without anyone else's data. One shard is in memory at a time. PLAN is JSON. A
+fatal error is the last line of output, as with `fetch`.
 """
 
 import json
@@ -19,7 +20,12 @@ from llm_runtime import logs
 from llm_runtime.errors import Fatal, ModelCorrupt, ModelUnsupported
 from llm_runtime.files.locate import INDEX
 
-HEADS = ("lm_head.weight", "embed_out.weight", "output_projection.weight", "transformer.lm_head.weight")
+HEADS = (
+    "lm_head.weight",
+    "embed_out.weight",
+    "output_projection.weight",
+    "transformer.lm_head.weight",
+)
 _UNFINISHED = ".shard-{:05d}"
 
 
@@ -27,14 +33,20 @@ def main() -> None:
     """Entry point."""
     plan = json.loads(sys.argv[1])
     try:
-        convert([Path(file) for file in plan["files"]], Path(plan["target"]), plan["name"], plan["shard_bytes"])
+        convert(
+            [Path(file) for file in plan["files"]],
+            Path(plan["target"]),
+            plan["name"],
+            plan["shard_bytes"],
+        )
     except Fatal as fatal:
         logs.report_fatal(fatal.told())
         raise SystemExit(1) from fatal
 
 
 def convert(files: list[Path], target: Path, name: str, shard_bytes: int) -> None:
-    """Write all tensors of `files` to `target` as `name`.safetensors, or as shards of about `shard_bytes` and an index.
+    """Write all tensors of `files` to `target` as `name`.safetensors,
+    or as shards of about `shard_bytes` and an index.
 
     Raises ModelCorrupt and ModelUnsupported.
     """
@@ -61,7 +73,9 @@ def _shards(files: list[Path], shard_bytes: int) -> Iterator[dict[str, Any]]:
     for file in files:
         for key, tensor in _tensors(file).items():
             if key in seen:
-                raise ModelCorrupt(f"{file.name} holds {key}, which an earlier file also holds; upload the model again")
+                raise ModelCorrupt(
+                    f"{file.name} holds {key}, which an earlier file also holds; upload the model again"
+                )
             seen.add(key)
             if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > shard_bytes:
                 yield shard
@@ -81,9 +95,15 @@ def _tensors(file: Path) -> dict[str, Any]:
             "save it with save_pretrained(…, safe_serialization=True)"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelCorrupt(f"{file.name} is not a complete PyTorch file: {_first_line(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise ModelUnsupported(f"{file.name} is not a state_dict: it holds something other than tensors by name")
+        raise ModelCorrupt(
+            f"{file.name} is not a complete PyTorch file: {_first_line(error)}"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in content.values()
+    ):
+        raise ModelUnsupported(
+            f"{file.name} is not a state_dict: it holds something other than tensors by name"
+        )
     return _without_tied_heads(content)
 
 
@@ -94,11 +114,14 @@ def _unpickled(file: Path) -> Any:
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        return torch.load(file, map_location="cpu", weights_only=True)  # Files from before PyTorch 1.6 can't be mapped.
+        return torch.load(
+            file, map_location="cpu", weights_only=True
+        )  # Files from before PyTorch 1.6 can't be mapped.
 
 
 def _without_tied_heads(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Drop output layers tied to the embedding: safetensors can't share tensors, and Transformers ties them again."""
+    """Drop output layers tied to the embedding:
+    safetensors can't share tensors, and Transformers ties them again."""
     places = [_place(tensor) for tensor in tensors.values()]
     return {
         key: tensor for key, tensor in tensors.items() if key not in HEADS or places.count(_place(tensor)) == 1

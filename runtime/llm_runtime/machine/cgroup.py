@@ -1,7 +1,8 @@
-"""The memory cgroups of this process, versions 1 and 2: limits, usage, and processes killed for lack of memory.
+"""The memory cgroups of this process, versions 1 and 2:
+limits, usage, and processes killed for lack of memory.
 
-Inside a container, the container's own cgroup is mounted as the root. Outside of one, the process's cgroup lies below
-the root, and each folder on the way may have a limit.
+Inside a container, the container's own cgroup is mounted as the root. Outside of one, the process's
+cgroup lies below the root, and each folder on the way may have a limit.
 """
 
 from collections.abc import Iterator
@@ -39,15 +40,26 @@ class MemoryGroup:
 
 def memory_groups(root: Path = ROOT, membership: Path = MEMBERSHIP) -> list[MemoryGroup]:
     """The memory cgroups of this process: its own first, then its parents."""
-    return [group for folder, version in _folders(root, membership) if (group := _read(folder, version)) is not None]
+    return [
+        group
+        for folder, version in _folders(root, membership)
+        if (group := _read(folder, version)) is not None
+    ]
 
 
 def _folders(root: Path, membership: Path) -> Iterator[tuple[Path, int]]:
     own = _own_paths(membership)
-    for base, version, path in ((root, 2, own.get("", "")), (root / "memory", 1, own.get("memory", ""))):
+    for base, version, path in (
+        (root, 2, own.get("", "")),
+        (root / "memory", 1, own.get("memory", "")),
+    ):
         inside = [base / path.strip("/"), *(base / path.strip("/")).parents]
         # In a container that sees the host's paths, these do not exist below its mount.
-        yield from ((folder, version) for folder in inside if folder.is_relative_to(base) and folder.is_dir())
+        yield from (
+            (folder, version)
+            for folder in inside
+            if folder.is_relative_to(base) and folder.is_dir()
+        )
 
 
 def _own_paths(membership: Path) -> dict[str, str]:
@@ -64,7 +76,12 @@ def _read(folder: Path, version: int) -> MemoryGroup | None:
     limit, used, peak, events = (
         ("memory.max", "memory.current", "memory.peak", "memory.events")
         if version == 2
-        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control")
+        else (
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "memory.max_usage_in_bytes",
+            "memory.oom_control",
+        )
     )
     try:
         text = (folder / limit).read_text().strip()
@@ -83,12 +100,19 @@ def _read(folder: Path, version: int) -> MemoryGroup | None:
 
 
 def _cached(stat: dict[str, int]) -> int:
-    """Cached files. In version 1 only the total_ fields include child cgroups, as the usage does."""
-    return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("inactive_file", "active_file"))
+    """Cached files. In version 1 only the total_ fields include child cgroups,
+    as the usage does."""
+    return sum(
+        stat.get(f"total_{name}", stat.get(name, 0)) for name in ("inactive_file", "active_file")
+    )
 
 
 def _fields(file: Path) -> dict[str, int]:
-    return {words[0]: int(words[1]) for line in file.read_text().splitlines() if len(words := line.split()) == 2}
+    return {
+        words[0]: int(words[1])
+        for line in file.read_text().splitlines()
+        if len(words := line.split()) == 2
+    }
 
 
 def _fields_or_none(file: Path) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""Returns freed memory, which the C library would keep, to the system; spares the garbage collector what stays."""
+"""Returns freed memory, which the C library would keep, to the system;
+spares the garbage collector what stays."""
 
 import ctypes
 import gc
@@ -10,8 +11,9 @@ STEP_BYTES = 32 << 20
 def give_back() -> None:
     """Return freed memory to the system, if the C library can (glibc's malloc_trim).
 
-    Transformers reads weights in several threads, and glibc gives each thread its own arena. Memory freed in one arena
-    is not reused by another. Without this, replacing a model's layers one by one would take twice the weights' size.
+    Transformers reads weights in several threads, and glibc gives each thread its own arena. Memory
+    freed in one arena is not reused by another. Without this, replacing a model's layers one by one
+    would take twice the weights' size.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -19,13 +21,15 @@ def give_back() -> None:
 
 
 def settle() -> None:
-    """Take what is there now out of the garbage collector's rounds: it stays, and to look at it takes 0.1 s."""
+    """Take what is there now out of the garbage collector's rounds:
+    it stays, and to look at it takes 0.1 s."""
     gc.collect()
     gc.freeze()
 
 
 class Replaced:
-    """Counts the bytes of replaced weights, and returns freed memory to the system every STEP_BYTES."""
+    """Counts the bytes of replaced weights,
+    and returns freed memory to the system every STEP_BYTES."""
 
     def __init__(self) -> None:
         self._freed_bytes = 0

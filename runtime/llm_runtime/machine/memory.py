@@ -1,4 +1,5 @@
-"""How much memory is free, and how many cache blocks fit into it. Needs no torch: callers pass the GPU's figures."""
+"""How much memory is free, and how many cache blocks fit into it.
+Needs no torch: callers pass the GPU's figures."""
 
 import os
 from pathlib import Path
@@ -8,7 +9,8 @@ from llm_runtime.machine import cgroup
 
 MIB = 1 << 20
 KV_CACHE_FIELD = "engine.kvCacheMemory (stand-alone: engine.kvCacheBytes)"
-"""The setting that bounds the cache. It has one name in an LLMDeployment and another in the runtime's configuration."""
+"""The setting that bounds the cache.
+It has one name in an LLMDeployment and another in the runtime's configuration."""
 
 
 class StepOutOfMemory(Exception):
@@ -37,9 +39,12 @@ def _words(file: Path) -> list[str]:
 
 
 def available_bytes(
-    root: Path = cgroup.ROOT, meminfo: Path = Path("/proc/meminfo"), membership: Path = cgroup.MEMBERSHIP
+    root: Path = cgroup.ROOT,
+    meminfo: Path = Path("/proc/meminfo"),
+    membership: Path = cgroup.MEMBERSHIP,
 ) -> int:
-    """Memory in bytes that this process may still take: the least that the host and each cgroup leave."""
+    """Memory in bytes that this process may still take:
+    the least that the host and each cgroup leave."""
     left = [group.left_bytes for group in cgroup.memory_groups(root, membership)]
     return min([_host_available(meminfo), *(size for size in left if size is not None)])
 
@@ -51,13 +56,15 @@ def limit_bytes(root: Path = cgroup.ROOT, membership: Path = cgroup.MEMBERSHIP) 
 
 
 def blocks_that_fit(wanted: int, one_sequence: int, block_bytes: int, free_bytes: int) -> int:
-    """How many of `wanted` blocks fit into `free_bytes`. Raises OutOfMemory if not even `one_sequence` blocks fit."""
+    """How many of `wanted` blocks fit into `free_bytes`.
+    Raises OutOfMemory if not even `one_sequence` blocks fit."""
     blocks = min(wanted, free_bytes // block_bytes)
     if blocks < one_sequence:
         raise OutOfMemory(
-            f"one sequence of full length needs {one_sequence * block_bytes / MIB:.0f} MiB for keys and values, but "
-            f"only {max(free_bytes, 0) / MIB:.0f} MiB may be used for them after loading the model; "
-            "lower engine.maxModelLength, use a smaller dtype, or raise the memory limit"
+            f"one sequence of full length needs {one_sequence * block_bytes / MIB:.0f} MiB for keys"
+            f" and values, but only {max(free_bytes, 0) / MIB:.0f} MiB may be used for them after"
+            " loading the model; lower engine.maxModelLength, use a smaller dtype, or raise the"
+            " memory limit"
         )
     return int(blocks)
 
@@ -70,8 +77,8 @@ def check_room(folder: Path, free_bytes: int) -> None:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if size > free_bytes:
         raise OutOfMemory(
-            f"the weights in {folder} need at least {size / MIB:.0f} MiB, but only {max(free_bytes, 0) / MIB:.0f} MiB "
-            "are free; raise the memory limit"
+            f"the weights in {folder} need at least {size / MIB:.0f} MiB, but only"
+            f" {max(free_bytes, 0) / MIB:.0f} MiB are free; raise the memory limit"
         )
 
 

@@ -1,10 +1,12 @@
-"""Reads the configuration from a file, `.env` and the environment. Later ones override earlier ones.
+"""Reads the configuration from a file, `.env` and the environment.
+Later ones override earlier ones.
 
-In an operator's pod the file decides: only secrets, and what the operator itself sets, come from the environment there.
+In an operator's pod the file decides: only secrets,
+and what the operator itself sets, come from the environment there.
 
-Names in the environment are the file's, nested with two underscores (`ENGINE__MAX_MODEL_LENGTH=2048`), and a few short
-ones for what every stand-alone server sets. Wrong and unknown names end the start, all of them in one message: a slip
-must not be a default.
+Names in the environment are the file's, nested with two underscores
+(`ENGINE__MAX_MODEL_LENGTH=2048`), and a few short ones for what every stand-alone server sets.
+Wrong and unknown names end the start, all of them in one message: a slip must not be a default.
 """
 
 import difflib
@@ -95,8 +97,11 @@ class Storage:
     key_pepper: str | None
 
 
-def load(config_file: Path | None, env_file: Path | None = Path(".env"), *, managed: bool = False) -> Settings:
-    """Read all settings. `managed`: an operator runs this process, and its file decides. Raises `SettingsInvalid`."""
+def load(
+    config_file: Path | None, env_file: Path | None = Path(".env"), *, managed: bool = False
+) -> Settings:
+    """Read all settings. `managed`: an operator runs this process, and its file decides.
+    Raises `SettingsInvalid`."""
     try:
         document = read(config_file) if config_file else Document()
     except FileInvalid as error:
@@ -106,14 +111,19 @@ def load(config_file: Path | None, env_file: Path | None = Path(".env"), *, mana
 
 
 def storage(config_file: Path | None, env_file: Path | None = Path(".env")) -> Storage:
-    """The settings for commands that need only the database, not a model. Raises `SettingsInvalid`."""
+    """The settings for commands that need only the database, not a model.
+    Raises `SettingsInvalid`."""
     try:
         section = (read(config_file).content if config_file else {}).get("database")
     except FileInvalid as error:
         raise SettingsInvalid(str(error)) from error
     found = variables(env_file)
     environment = Environment.model_validate(
-        {name: found[name.upper()].value for name in ("database_url", "key_pepper") if name.upper() in found}
+        {
+            name: found[name.upper()].value
+            for name in ("database_url", "key_pepper")
+            if name.upper() in found
+        }
     )
     nested_url = found.get("DATABASE__URL")
     below = section.get("url") if isinstance(section, dict) else None
@@ -158,27 +168,37 @@ class _Reading:
         before = len(self._faults)
         for place in list(self._document.lines):
             path = tuple(map(str, place))
-            if len(path) > 1 and (name := renamed.now_called(path)) and _remove(self._content, place):
+            if (
+                len(path) > 1
+                and (name := renamed.now_called(path))
+                and _remove(self._content, place)
+            ):
                 self._fault(place, f"is now {name}")
         if len(self._faults) > before:
-            self._faults.append(f"`llm-runtime settings convert {self._file}` rewrites the whole file")
+            self._faults.append(
+                f"`llm-runtime settings convert {self._file}` rewrites the whole file"
+            )
         for section in renamed.FOREIGN & self._content.keys():
             if not self._content[section]:
                 del self._content[section]
         for variable in self._variables.values():
             path = tuple(variable.name.lower().split("__"))
-            name = renamed.VARIABLES.get(variable.name) or (renamed.now_called(path) if len(path) > 1 else None)
+            name = renamed.VARIABLES.get(variable.name) or (
+                renamed.now_called(path) if len(path) > 1 else None
+            )
             if name and renamed.HARMLESS.get(variable.name) != variable.value:
                 self._faults.append(f"{variable.source}: {variable.name} is now {name}")
 
     def _environment(self) -> Environment:
         given = {name: self._variables.get(name.upper()) for name in Environment.model_fields}
-        values = {name: variable.value for name, variable in given.items() if variable and variable.value}
+        values = {
+            name: variable.value for name, variable in given.items() if variable and variable.value
+        }
         for name in ("api_key", "admin_api_key"):
             if (key := given[name]) and key.value and can_be_guessed(key.value):
                 self._faults.append(
-                    f"{key.source}: {key.name}: must have at least {MIN_KEY_CHARACTERS} characters and be no sample; "
-                    "`openssl rand -hex 24` makes one"
+                    f"{key.source}: {key.name}: must have at least {MIN_KEY_CHARACTERS} characters"
+                    " and be no sample; `openssl rand -hex 24` makes one"
                 )
         try:
             return Environment.model_validate(values)
@@ -208,7 +228,8 @@ class _Reading:
             put(self._content, place, value)
 
     def _apply_short_names(self, environment: Environment) -> None:
-        """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI` with or without `MODEL_VERSION`, make a `model`."""
+        """`MODEL_PATH`, or `MODEL_NAME` and `MLFLOW_TRACKING_URI` with or without `MODEL_VERSION`,
+        make a `model`."""
         model = self._content.setdefault("model", {})
         name = environment.model_name
         path = environment.model_path
@@ -220,13 +241,24 @@ class _Reading:
             model.pop("uri", None)
         if name or path:
             model["name"] = name or model.get("name") or Path(str(path)).name
-        registry = {"version": environment.model_version, "tracking_uri": environment.mlflow_tracking_uri}
+        registry = {
+            "version": environment.model_version,
+            "tracking_uri": environment.mlflow_tracking_uri,
+        }
         given = {key: value for key, value in registry.items() if value}
         if model.get("uri") and not environment.model_version:
             if environment.mlflow_tracking_uri and not model.get("tracking_uri"):
                 model["tracking_uri"] = environment.mlflow_tracking_uri
-        elif environment.mlflow_tracking_uri and name and not environment.model_version and not _names_source(model):
-            model |= {"uri": f"models:/{name}/Production|latest", "tracking_uri": environment.mlflow_tracking_uri}
+        elif (
+            environment.mlflow_tracking_uri
+            and name
+            and not environment.model_version
+            and not _names_source(model)
+        ):
+            model |= {
+                "uri": f"models:/{name}/Production|latest",
+                "tracking_uri": environment.mlflow_tracking_uri,
+            }
         elif given and not model.get("path") and model.get("name"):
             model["mlflow"] = {"name": model["name"], **(model.get("mlflow") or {}), **given}
 
@@ -234,8 +266,9 @@ class _Reading:
         model = self._content["model"]
         if not isinstance(model, dict) or sum(map(bool, map(model.get, SOURCES))) != 1:
             text = (
-                "needs exactly one of `mlflow`, `path` and `uri`. Stand-alone, set MODEL_PATH, or MODEL_NAME and "
-                "MLFLOW_TRACKING_URI, with MODEL_VERSION or for the version in Production"
+                "needs exactly one of `mlflow`, `path` and `uri`. Stand-alone, set MODEL_PATH, or"
+                " MODEL_NAME and MLFLOW_TRACKING_URI, with MODEL_VERSION or for the version in"
+                " Production"
             )
             self._fault(("model",), text)
 
@@ -244,20 +277,33 @@ class _Reading:
             return RuntimeConfig.model_validate(self._content)
         except ValidationError as error:
             for found in error.errors(include_url=False, include_input=False):
-                place = tuple(to_snake(part) if isinstance(part, str) else part for part in found["loc"])
+                place = tuple(
+                    to_snake(part) if isinstance(part, str) else part for part in found["loc"]
+                )
                 unknown = found["type"] == "extra_forbidden"
-                text = f"unknown key{_near(to_camel(str(place[-1])), _siblings(place))}" if unknown else found["msg"]
+                text = (
+                    f"unknown key{_near(to_camel(str(place[-1])), _siblings(place))}"
+                    if unknown
+                    else found["msg"]
+                )
                 self._fault(place, _said(text))
             return None
 
     def _fault(self, place: Location, text: str) -> None:
-        """Record a fault at a place, spelled as in the file. Never quotes the value, which may be a secret."""
+        """Record a fault at a place, spelled as in the file.
+        Never quotes the value, which may be a secret."""
         for length in range(len(place), 0, -1):
             if variable := self._overrides.get(place[:length]):
                 self._faults.append(f"{variable.source}: {variable.name}: {text}")
                 return
         line = self._document.line(place)
-        where = "the environment" if self._file is None else f"{self._file} line {line}" if line else str(self._file)
+        where = (
+            "the environment"
+            if self._file is None
+            else f"{self._file} line {line}"
+            if line
+            else str(self._file)
+        )
         key = ".".join(str(part) if isinstance(part, int) else to_camel(part) for part in place)
         self._faults.append(f"{where}: {key or 'configuration'}: {text}")
 
@@ -281,14 +327,20 @@ def _near(name: str, known: Iterator[str]) -> str:
 
 def _siblings(place: Location) -> Iterator[str]:
     """Valid keys in the place of an unknown one, spelled as in the file."""
-    around = field_at(tuple(part for part in place[:-1] if isinstance(part, str))) if place[:-1] else RuntimeConfig
+    around = (
+        field_at(tuple(part for part in place[:-1] if isinstance(part, str)))
+        if place[:-1]
+        else RuntimeConfig
+    )
     for kind in (around, *getattr(around, "__args__", ())):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from map(to_camel, kind.model_fields)
 
 
 def _copy(value: Any) -> Any:
-    return {name: _copy(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: _copy(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+    )
 
 
 def _remove(content: dict[str, Any], place: Location) -> bool:

@@ -1,4 +1,5 @@
-"""A configuration file with the names of other servers, rewritten with the names that are used here."""
+"""A configuration file with the names of other servers,
+rewritten with the names that are used here."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ _RATE = frozenset({"rate_limit.enabled", "rate_limit.requests_per_minute"})
 
 @dataclass(slots=True)
 class Converted:
-    """The new file's content, what belongs into the environment instead, and what was left out, with the reason."""
+    """The new file's content, what belongs into the environment instead,
+    and what was left out, with the reason."""
 
     content: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -56,7 +58,10 @@ class Converted:
         """The new file, with the rest as comments above it."""
         lines = [*(f"# {note}" for note in self.notes)]
         if self.environment:
-            lines += ["# Set in the environment:", *(f"#   {name}={value}" for name, value in self.environment.items())]
+            lines += [
+                "# Set in the environment:",
+                *(f"#   {name}={value}" for name, value in self.environment.items()),
+            ]
         body = yaml.safe_dump(_camel(self.content), sort_keys=False, allow_unicode=True)
         return "\n".join([*lines, body])
 
@@ -92,7 +97,9 @@ def _model(old: Mapping[str, Any], new: Converted) -> None:
     if name:
         _put(new, "model.name", name)
     if source and not name:
-        new.notes.append("model.name is missing: write model.name, and model.path or model.uri, below")
+        new.notes.append(
+            "model.name is missing: write model.name, and model.path or model.uri, below"
+        )
     elif source in ("hub", "hf", "huggingface"):
         _put(new, "model.uri", f"hf://{name}")
     elif source in ("local", "path", "file", "folder"):
@@ -106,7 +113,9 @@ def _model(old: Mapping[str, Any], new: Converted) -> None:
         else:
             new.environment["MLFLOW_TRACKING_URI"] = "http://…    (the MLflow server)"
     elif source:
-        new.notes.append(f"model.source {source!r} is not known: write model.path or model.uri below")
+        new.notes.append(
+            f"model.source {source!r} is not known: write model.path or model.uri below"
+        )
 
 
 def _rate(old: Mapping[str, Any], new: Converted) -> None:
@@ -117,13 +126,18 @@ def _rate(old: Mapping[str, Any], new: Converted) -> None:
 
 def _check(file: Path, new: Converted) -> None:
     if "model" not in new.content:
-        new.notes.append("No model is named: set MODEL_PATH, or MODEL_NAME and MLFLOW_TRACKING_URI, in the environment")
+        new.notes.append(
+            "No model is named: set MODEL_PATH, or MODEL_NAME and MLFLOW_TRACKING_URI, in the environment"
+        )
     named = {**new.content, "model": {"name": "m", **new.content.get("model", {})}}
     try:
         RuntimeConfig.model_validate(named)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        faults = "; ".join(f"{'.'.join(to_camel(str(part)) for part in each['loc'])}: {each['msg']}" for each in found)
+        faults = "; ".join(
+            f"{'.'.join(to_camel(str(part)) for part in each['loc'])}: {each['msg']}"
+            for each in found
+        )
         raise FileInvalid(f"{file}: can't be used under its new names: {faults}") from error
 
 

@@ -1,4 +1,5 @@
-"""Settings in the environment and `.env`: short names, and the file's names nested with two underscores."""
+"""Settings in the environment and `.env`: short names,
+and the file's names nested with two underscores."""
 
 import ctypes
 import json
@@ -18,14 +19,25 @@ from llm_runtime.settings.file import Location
 
 log = logging.getLogger(__name__)
 
-SECRETS = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN", "DATABASE__URL")
+SECRETS = (
+    "API_KEY",
+    "ADMIN_API_KEY",
+    "DATABASE_URL",
+    "REDIS_URL",
+    "KEY_PEPPER",
+    "HUGGINGFACE_TOKEN",
+    "DATABASE__URL",
+)
 PRIVATE = (*SECRETS, "MLFLOW_TRACKING_URI")
-"""Not the model's name and version, which clients know, nor MODEL_PATH: in a pod it is the operator's, and whoever has
-mistyped it must see what."""
+"""Not the model's name and version, which clients know, nor MODEL_PATH: in a pod it is the
+operator's, and whoever has mistyped it must see what."""
 MIN_PRIVATE = 4
 """Shorter values are not redacted: they would be found in any text."""
-MANAGED = frozenset({"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"})
-"""What an operator's pod takes from its environment, spelled so and not otherwise: its other settings are in its file.
+MANAGED = frozenset(
+    {"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"}
+)
+"""What an operator's pod takes from its environment, spelled so and not otherwise:
+its other settings are in its file.
 
 MODEL_PATH is the operator's own, and refused in `pod.env`.
 """
@@ -63,7 +75,8 @@ class Environment(BaseModel):
     database_url: SecretStr | None = None
     """Where usage and keys are kept, over `database.url`: it holds a password."""
     redis_url: SecretStr | None = None
-    """Redis or Valkey for limits per minute that several replicas share; needs the extra `redis`."""
+    """Redis or Valkey for limits per minute that several replicas share;
+    needs the extra `redis`."""
     key_pepper: SecretStr | None = None
     """Makes the digests of keys in the database useless to whoever has only the database."""
     huggingface_token: SecretStr | None = None
@@ -72,7 +85,8 @@ class Environment(BaseModel):
     @field_validator("api_port", mode="before")
     @classmethod
     def _skip_service_links(cls, value: Any) -> Any:
-        # For a Service named `api`, the kubelet sets API_PORT=tcp://10.0.0.1:80 in every pod of its namespace.
+        # For a Service named `api`, the kubelet sets API_PORT=tcp://10.0.0.1:80 in every pod of its
+        # namespace.
         return PORT if isinstance(value, str) and value.startswith("tcp://") else value
 
     @field_validator("log_level")
@@ -94,34 +108,47 @@ class Variable:
 
 
 def variables(env_file: Path | None) -> dict[str, Variable]:
-    """Variables by name. The environment overrides `.env`. Case does not matter; empty ones in `.env` are not set."""
+    """Variables by name. The environment overrides `.env`.
+    Case does not matter; empty ones in `.env` are not set."""
     found = {}
     if env_file and env_file.is_file():
         text = env_file.read_text(encoding="utf-8")
         for name, value in dotenv_values(env_file, encoding="utf-8").items():
             if value:
-                found[name.upper()] = Variable(name.upper(), value, f"{env_file.name} line {_line(text, name)}")
+                found[name.upper()] = Variable(
+                    name.upper(), value, f"{env_file.name} line {_line(text, name)}"
+                )
     for name, value in os.environ.items():
         found[name.upper()] = Variable(name.upper(), value, "environment")
     return found
 
 
 def managed_variables() -> dict[str, Variable]:
-    """The variables that an operator's pod uses. Other settings in the environment are logged and ignored."""
-    ours = {name: Variable(name, os.environ[name], "environment") for name in MANAGED & os.environ.keys()}
+    """The variables that an operator's pod uses.
+    Other settings in the environment are logged and ignored."""
+    ours = {
+        name: Variable(name, os.environ[name], "environment")
+        for name in MANAGED & os.environ.keys()
+    }
     other = {name.upper(): value for name, value in os.environ.items() if name not in MANAGED}
     others = {name: Variable(name, value, "environment") for name, value in other.items()}
     short = {name.upper() for name in Environment.model_fields} & others.keys()
     if ignored := sorted(short | {variable.name for _, variable in nested(others)}):
-        log.warning("The environment sets %s: ignored, as this pod's configuration file decides", ", ".join(ignored))
+        log.warning(
+            "The environment sets %s: ignored, as this pod's configuration file decides",
+            ", ".join(ignored),
+        )
     return ours
 
 
 def private_values(env_file: Path | None = Path(".env")) -> dict[str, str]:
     """Names of variables by their secret values, which must not appear in logs or reports."""
     found = variables(env_file)
-    # Addresses and paths are secret, too. Other settings are words and numbers, which may occur in any line.
-    given = {variable.name: variable.value for _, variable in nested(found) if "/" in variable.value}
+    # Addresses and paths are secret, too.
+    # Other settings are words and numbers, which may occur in any line.
+    given = {
+        variable.name: variable.value for _, variable in nested(found) if "/" in variable.value
+    }
     given |= {name: found[name].value for name in PRIVATE if name in found}
     return {value: name for name, value in given.items() if len(value) >= MIN_PRIVATE}
 
@@ -132,11 +159,13 @@ def can_be_guessed(key: str) -> bool:
 
 
 def forget_secrets() -> None:
-    """Remove what was read from the environment, so that neither /proc/self/environ nor a child process has it."""
+    """Remove what was read from the environment,
+    so that neither /proc/self/environ nor a child process has it."""
     libc = ctypes.CDLL(None)
     libc.getenv.restype = ctypes.c_void_p
     for name in [name for name in os.environ if name.upper() in SECRETS]:
-        # Overwrite the memory, too: removing the name leaves the value in the process's initial environment.
+        # Overwrite the memory, too: removing the name leaves the value in the process's initial
+        # environment.
         if place := libc.getenv(name.encode()):
             ctypes.memset(place, 0, len(os.fsencode(os.environ[name])))
         del os.environ[name]
@@ -151,7 +180,8 @@ def nested(set_: Mapping[str, Variable]) -> Iterator[tuple[Location, Variable]]:
 
 
 def value_of(location: Location, text: str) -> Any:
-    """A variable's text as a value of the file: lists by commas or in brackets; lists of objects and sections as JSON.
+    """A variable's text as a value of the file: lists by commas or in brackets;
+    lists of objects and sections as JSON.
 
     The field's type decides, not how the text begins: a chat template begins with a brace, too.
     """
@@ -188,7 +218,11 @@ def field_at(location: Location) -> Any:
     """The type of the configuration's field at a place; None if there is no such field."""
     found: Any = RuntimeConfig
     for part in location:
-        models = [kind for kind in (found, *get_args(found)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        models = [
+            kind
+            for kind in (found, *get_args(found))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
         if not models or not isinstance(part, str) or part not in models[0].model_fields:
             return None
         found = models[0].model_fields[part].annotation

@@ -18,7 +18,8 @@ class FileInvalid(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file's contents. Keys are in Python's spelling, so that an override matches the key that it overrides."""
+    """A file's contents. Keys are in Python's spelling,
+    so that an override matches the key that it overrides."""
 
     content: dict[str, Any] = field(default_factory=dict)
     lines: dict[Location, int] = field(default_factory=dict)

@@ -1,4 +1,5 @@
-"""Names of settings in other servers of this kind, and their names here, for hints and for conversion. Never guessed.
+"""Names of settings in other servers of this kind,
+and their names here, for hints and for conversion. Never guessed.
 
 One table for YAML keys and for the environment: `security.api_key` is `SECURITY__API_KEY` there.
 """
@@ -16,7 +17,10 @@ RENAMED = {
     "app.port": "API_PORT in the environment, or --port",
     "app.workers": ONE_PROCESS,
     "app.debug": "DEBUG in the environment",
-    "model.source": "model.path for a folder, model.uri for the rest: hf://org/name@revision, models:/name/Production",
+    "model.source": (
+        "model.path for a folder, model.uri for the rest: hf://org/name@revision,"
+        " models:/name/Production"
+    ),
     "model.stage": STAGE,
     "model.device": "engine.device",
     "model.max_tokens": "engine.maxModelLength, for prompt and answer together",
@@ -32,7 +36,9 @@ RENAMED = {
     "security.max_prompt_chars": "server.maxPromptCharacters",
     "rate_limit.enabled": "tiers[].requestsPerMinute: a tier without it has no such limit",
     "rate_limit.requests_per_minute": "tiers[].requestsPerMinute",
-    "rate_limit.burst_size": "tiers[].requestsPerMinute: a whole minute's requests may come at once",
+    "rate_limit.burst_size": (
+        "tiers[].requestsPerMinute: a whole minute's requests may come at once"
+    ),
     "cache.enabled": "server.completionCache.enabled",
     "cache.size": "server.completionCache.entries",
     "cache.ttl_seconds": "server.completionCache.ttlSeconds",
@@ -42,11 +48,14 @@ RENAMED = {
     "logging.format": "server.logFormat",
     "logging.file": "server.logFile",
 }
-"""New names by old ones, in snake case. A section that does not exist here is renamed with all its unlisted keys."""
+"""New names by old ones, in snake case.
+A section that does not exist here is renamed with all its unlisted keys."""
 
 VARIABLES = {
     "API_WORKERS": ONE_PROCESS,
-    "MODEL_STAGE": "part of an address: MODEL__URI=models:/name/Production, beside MLFLOW_TRACKING_URI",
+    "MODEL_STAGE": (
+        "part of an address: MODEL__URI=models:/name/Production, beside MLFLOW_TRACKING_URI"
+    ),
     "MODEL_ID": "MODEL__URI=hf://org/name@revision, or MODEL_PATH for a folder",
     "MODEL_DEVICE": "ENGINE__DEVICE",
 }
@@ -60,7 +69,12 @@ FOREIGN = frozenset(name.partition(".")[0] for name in RENAMED) - {"model"}
 
 
 def now_called(path: tuple[str, ...]) -> str | None:
-    """The name here of another server's key, given as its path in snake case; None if it is not a known one."""
+    """The name here of another server's key, given as its path in snake case;
+    None if it is not a known one."""
     if name := RENAMED.get(".".join(path)):
         return name
-    return f"not known here; docs/reference.md has what replaces `{path[0]}`" if path[0] in FOREIGN else None
+    return (
+        f"not known here; docs/reference.md has what replaces `{path[0]}`"
+        if path[0] in FOREIGN
+        else None
+    )

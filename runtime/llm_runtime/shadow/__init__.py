@@ -1,4 +1,5 @@
-"""Shadow traffic: stable pods copy requests to a candidate behind their clients' backs, and compare the answers.
+"""Shadow traffic: stable pods copy requests to a candidate behind their clients' backs,
+and compare the answers.
 
 orders     the mounted file that says who copies to whom, and this pod's part in it
 copies     sends copies and drops them before they would cost a client anything

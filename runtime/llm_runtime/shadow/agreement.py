@@ -12,7 +12,8 @@ LETTERS = 3
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One whole answer, as the model gave it: with thoughts and calls, before a dialect takes these apart."""
+    """One whole answer, as the model gave it:
+    with thoughts and calls, before a dialect takes these apart."""
 
     text: str
     finish_reason: str
@@ -21,7 +22,8 @@ class Said:
 
 
 def differences(stable: Said, candidate: Said, *, greedy: bool) -> dict[str, float]:
-    """How far the candidate is from stable, 0 to 1, by what applies of exact, similarity, finishReason and json.
+    """How far the candidate is from stable, 0 to 1,
+    by what applies of exact, similarity, finishReason and json.
 
     Texts are compared of `greedy` answers only: two samples of one model differ, too.
     """

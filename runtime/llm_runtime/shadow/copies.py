@@ -39,7 +39,8 @@ LEAST_SECONDS = 30.0
 TIMES = 10.0
 """A candidate may take so many times as long as stable did, and LEAST_SECONDS always."""
 BUSY = frozenset({401, 403, 408, 429, 503})
-"""Answers of a candidate that has no room, is starting or was not told yet: they say nothing of its version."""
+"""Answers of a candidate that has no room, is starting or was not told yet:
+they say nothing of its version."""
 
 
 @dataclass(slots=True)
@@ -62,7 +63,12 @@ class Heard:
         said = self.said
         if said is None:
             return {}
-        return {"text": said.text, "reason": said.finish_reason, "tokens": said.tokens, "seconds": said.seconds}
+        return {
+            "text": said.text,
+            "reason": said.finish_reason,
+            "tokens": said.tokens,
+            "seconds": said.seconds,
+        }
 
 
 @dataclass(slots=True)
@@ -86,7 +92,10 @@ class Copier:
     """Sends the copies of one pod. Only the event loop's thread touches it."""
 
     def __init__(
-        self, orders: Orders, tally: Tally, most_tokens: Callable[[Caller], int | None] = lambda caller: None
+        self,
+        orders: Orders,
+        tally: Tally,
+        most_tokens: Callable[[Caller], int | None] = lambda caller: None,
     ) -> None:
         self.orders = orders
         self._tally = tally
@@ -120,7 +129,9 @@ class Copier:
     def send(self, copy: Copy) -> None:
         """The request is answered, or was not: send its copy, or drop it."""
         order = self.orders.copying
-        wanted = copy.said is not None and order is not None and order.candidate == self._tally.candidate
+        wanted = (
+            copy.said is not None and order is not None and order.candidate == self._tally.candidate
+        )
         room = order is not None and len(self._sending) < order.max_in_flight and copy.body
         if order and wanted and room:
             task = asyncio.create_task(self._follow(copy, order))
@@ -169,7 +180,9 @@ class Copier:
         tally.result(result)
         if result == "compared" and candidate:
             length = len(stable.text) + len(candidate.text)
-            tally.compared(await _beside(length, agreement.differences, stable, candidate, greedy=copy.greedy))
+            tally.compared(
+                await _beside(length, agreement.differences, stable, candidate, greedy=copy.greedy)
+            )
             tally.sized(stable, candidate)
         elif result in ("failed", "late"):
             tally.compared(agreement.failure(stable, greedy=copy.greedy))
@@ -183,7 +196,8 @@ async def _beside(size: int, work: Callable[..., Any], *args: Any, **kwargs: Any
 
 
 def without_stream(body: bytes | bytearray) -> bytes | None:
-    """The request, for a whole answer; None for one that continues a session, which the candidate does not have."""
+    """The request, for a whole answer;
+    None for one that continues a session, which the candidate does not have."""
     fields = orjson.loads(body)
     if fields.get("session_id") is not None:
         return None
@@ -194,6 +208,8 @@ def read(content: bytes) -> Said | None:
     """What a candidate said, from `Heard.document`; None for anything else."""
     try:
         found = orjson.loads(content)
-        return Said(str(found["text"]), str(found["reason"]), int(found["tokens"]), float(found["seconds"]))
+        return Said(
+            str(found["text"]), str(found["reason"]), int(found["tokens"]), float(found["seconds"])
+        )
     except (ValueError, TypeError, KeyError):
         return None

@@ -1,4 +1,5 @@
-"""One request to a candidate, on a connection of its own: so copies spread over all pods behind its Service."""
+"""One request to a candidate, on a connection of its own:
+so copies spread over all pods behind its Service."""
 
 import asyncio
 from urllib.parse import urlsplit
@@ -13,7 +14,8 @@ READ_BYTES = 1 << 16
 async def post(url: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
     """Status and content of the answer. Whoever cancels it closes the connection.
 
-    Raises OSError without a connection, and ValueError for what is no answer, is cut off, or has over MOST_BYTES.
+    Raises OSError without a connection, and ValueError for what is no answer, is cut off,
+    or has over MOST_BYTES.
     """
     to = urlsplit(url)
     try:
@@ -23,8 +25,15 @@ async def post(url: str, path: str, headers: dict[str, str], body: bytes) -> tup
         raise ConnectionError(f"no connection after {CONNECT_SECONDS:g} s") from error
     try:
         client = h11.Connection(h11.CLIENT)
-        sent = {**headers, "content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-        writer.write(client.send(h11.Request(method="POST", target=path, headers=list(sent.items()))) or b"")
+        sent = {
+            **headers,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+        }
+        writer.write(
+            client.send(h11.Request(method="POST", target=path, headers=list(sent.items()))) or b""
+        )
         writer.write(client.send(h11.Data(data=body)) or b"")
         writer.write(client.send(h11.EndOfMessage()) or b"")
         await writer.drain()

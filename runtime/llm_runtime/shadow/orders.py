@@ -19,9 +19,12 @@ CHECK_SECONDS = 0.05
 
 
 class Orders:
-    """What the file says. Without one, or with one that can't be read, nothing is copied and no copy is taken."""
+    """What the file says. Without one, or with one that can't be read,
+    nothing is copied and no copy is taken."""
 
-    def __init__(self, path: Path, pod: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, pod: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """`pod`: this pod's name."""
         self._file = MountedFile(path, optional=True)
         self._path = path
@@ -41,7 +44,10 @@ class Orders:
         now = self._current()
         taken = now and self._is(now.candidate)
         if not now or not hmac.compare_digest(token.encode(), now.token.encode()) or not taken:
-            message = "This is no copy that this server takes; a client sends its request without that header."
+            message = (
+                "This is no copy that this server takes; a client sends its request without that"
+                " header."
+            )
             raise errors.Unauthorized(message, code="invalid_api_key")
 
     def _is(self, owner: str) -> bool:
@@ -62,6 +68,9 @@ class Orders:
             return ShadowFile.model_validate_json(content)
         except ValidationError as error:
             # Without the input: it holds the token.
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            faults = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}"
+                for e in error.errors(include_input=False)
+            )
             log.error("The file %s is not valid (%s); nothing is copied", self._path, faults)
             return None

@@ -61,10 +61,14 @@ class Tally(Collector):
     def collect(self) -> Iterable[Metric]:
         candidate = self.candidate
         copies = CounterMetricFamily(
-            METRIC_SHADOW_COPIES, "Copies of requests for a candidate.", labels=["candidate", "result"]
+            METRIC_SHADOW_COPIES,
+            "Copies of requests for a candidate.",
+            labels=["candidate", "result"],
         )
         compared = CounterMetricFamily(
-            METRIC_SHADOW_COMPARED, "Answers of a candidate that were compared.", labels=["candidate", "what"]
+            METRIC_SHADOW_COMPARED,
+            "Answers of a candidate that were compared.",
+            labels=["candidate", "what"],
         )
         differing = CounterMetricFamily(
             METRIC_SHADOW_DIFFERENCE,

@@ -1,7 +1,9 @@
-"""A sandbox that bounds what a template takes: steps, processor time, and the length of texts and lists.
+"""A sandbox that bounds what a template takes:
+steps, processor time, and the length of texts and lists.
 
-A step is a loop iteration, a call, a filter or an operator. A result that could be huge after a single step is measured
-before it is built. Jinja's own sandbox bounds only a single `range`, not nested ones, and no texts.
+A step is a loop iteration, a call, a filter or an operator. A result that could be huge after a
+single step is measured before it is built. Jinja's own sandbox bounds only a single `range`, not
+nested ones, and no texts.
 """
 
 import re
@@ -34,7 +36,18 @@ WIDTHS = {"center": MAX_WIDTH, "wordwrap": MAX_WIDTH, "indent": MAX_INDENT, "toj
 """The largest number that each of these filters accepts as an argument."""
 PARTS = {"batch": 100_000, "slice": 100_000}
 WRITE = frozenset(
-    {"string", "tojson", "join", "format", "pprint", "replace", "urlize", "xmlattr", "indent", "wordwrap"}
+    {
+        "string",
+        "tojson",
+        "join",
+        "format",
+        "pprint",
+        "replace",
+        "urlize",
+        "xmlattr",
+        "indent",
+        "wordwrap",
+    }
 )
 """Filters that write their arguments as text, however deeply nested these are."""
 
@@ -101,7 +114,8 @@ def check_length(length: int) -> None:
 
 
 def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
-    """Approximate characters of `value` as text. Raises `TooMuch` above `left`, so it ends for cyclic values, too."""
+    """Approximate characters of `value` as text.
+    Raises `TooMuch` above `left`, so it ends for cyclic values, too."""
     total = 0
     level = [value]
     while level:
@@ -189,7 +203,9 @@ def _filter(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
 def _check_growth(name: str, given: list[Any], weighed: int) -> None:
     """Bound the result of filters that insert text many times."""
     texts = [len(argument) for argument in given[1:] if isinstance(argument, str)]
-    added = max([*texts[-1:], *(argument for argument in given[1:] if isinstance(argument, int)), 1])
+    added = max(
+        [*texts[-1:], *(argument for argument in given[1:] if isinstance(argument, int)), 1]
+    )
     if name == "replace" and len(given) > 2:
         times = str(given[0]).count(str(given[1]))
     elif name == "join":
@@ -220,16 +236,23 @@ def _check_method(text: str | bytes, name: str, args: list[Any]) -> None:
         case "join", [values, *_]:
             check_length(sum(map(len, values)) + length * len(values))
         case "translate", [Mapping() as table, *_]:
-            check_length(length * max([1, *(len(new) for new in table.values() if isinstance(new, str))]))
+            check_length(
+                length * max([1, *(len(new) for new in table.values() if isinstance(new, str))])
+            )
         case (("format" | "format_map"), values):
             weigh(values)
             _check_format(
-                str(text), [*values, *(v for value in values if isinstance(value, dict) for v in value.values())]
+                str(text),
+                [
+                    *values,
+                    *(v for value in values if isinstance(value, dict) for v in value.values()),
+                ],
             )
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """Jinja's strictest sandbox, with bounds. Render inside `metered`. `TooMuch` says which bound was exceeded."""
+    """Jinja's strictest sandbox, with bounds.
+    Render inside `metered`. `TooMuch` says which bound was exceeded."""
 
     intercepted_binops = frozenset({"+", "-", "*", "%", "**", "//", "/"})
     concat = staticmethod(_concat)
@@ -251,7 +274,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         meter.step()
         text = getattr(__obj, "__self__", None)
         for number in (*args, *named.values()):
-            if isinstance(number, int) and number > MAX_CHARACTERS and isinstance(text, str | bytes | int):
+            if (
+                isinstance(number, int)
+                and number > MAX_CHARACTERS
+                and isinstance(text, str | bytes | int)
+            ):
                 raise TooMuch(f"{__obj.__name__} takes numbers up to {MAX_CHARACTERS} here")
         if isinstance(text, str | bytes):
             if __obj.__name__ == "join":
@@ -263,7 +290,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         meter = _now()
         meter.step()
         match operator, left, right:
-            case ("*", str() | bytes() | list() | tuple(), int()) | ("*", int(), str() | bytes() | list() | tuple()):
+            case ("*", str() | bytes() | list() | tuple(), int()) | (
+                "*",
+                int(),
+                str() | bytes() | list() | tuple(),
+            ):
                 text, times = (left, right) if isinstance(right, int) else (right, left)
                 check_length(weigh(text) * max(0, times))
             case "%", str() | bytes(), _:
@@ -279,7 +310,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Bounded(NodeTransformer):
-    """Rewrites loops and `~` to use filters of this module, because Jinja compiles them to plain Python."""
+    """Rewrites loops and `~` to use filters of this module,
+    because Jinja compiles them to plain Python."""
 
     def __init__(self, environment: BoundedEnvironment) -> None:
         self._environment = environment
@@ -292,7 +324,9 @@ class _Bounded(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return self._through("_joined", nodes.List(node.nodes, lineno=node.lineno, environment=self._environment))
+        return self._through(
+            "_joined", nodes.List(node.nodes, lineno=node.lineno, environment=self._environment)
+        )
 
     def _through(self, name: str, value: nodes.Expr) -> nodes.Filter:
         filtered = nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)

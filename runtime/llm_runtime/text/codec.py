@@ -1,4 +1,5 @@
-"""Text to tokens and back. Needs `tokenizers` and Jinja but no torch, so that the HTTP process can use it."""
+"""Text to tokens and back.
+Needs `tokenizers` and Jinja but no torch, so that the HTTP process can use it."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 
 
 class Codec:
-    """`request.TextCodec` and the engine's `Vocabulary` over a fast tokenizer. Safe to use from several threads."""
+    """`request.TextCodec` and the engine's `Vocabulary` over a fast tokenizer.
+    Safe to use from several threads."""
 
     def __init__(
         self,
@@ -53,12 +55,19 @@ class Codec:
         self._spelling = Spelling(tokenizer)
         self.control_ids = self._spelling.control_ids
         self._letters = Letters(tokenizer, self.chat_template, self.tool_template)
-        # Without ids of end tokens the grammar compiler looks for one by name, so names must stay as they are.
+        # Without ids of end tokens the grammar compiler looks for one by name,
+        # so names must stay as they are.
         source = partial(unspelled, tokenizer) if eos_token_ids else tokenizer.to_str
         self._grammars = Grammars(source, vocabulary_size, eos_token_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self._tokenizer, self.vocabulary_size, self.eos_token_ids, self.templates, self._special_tokens)
+        parts = (
+            self._tokenizer,
+            self.vocabulary_size,
+            self.eos_token_ids,
+            self.templates,
+            self._special_tokens,
+        )
         return Codec, (*parts, self.sampling_defaults)
 
     def prepare(self) -> None:
@@ -76,7 +85,8 @@ class Codec:
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """Apply the chat template with a generation prompt. Raises InvalidRequest if there is none or it refuses."""
+        """Apply the chat template with a generation prompt.
+        Raises InvalidRequest if there is none or it refuses."""
         if marked := self._letters.mark(messages, tools, options or {}):
             text = self.render_chat(marked.messages, marked.tools, marked.options)
             return self._letters.encode(text, marked.originals)
@@ -106,24 +116,29 @@ class Codec:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def token_text(self, token_id: int) -> str:
-        """Text of one token in the middle of a text, special tokens included. Incomplete characters show as U+FFFD."""
+        """Text of one token in the middle of a text, special tokens included.
+        Incomplete characters show as U+FFFD."""
         return self._spelling.token_bytes(token_id).decode(errors="replace")
 
     def check_constraint(self, constraint: Constraint) -> None:
-        """Raise InvalidRequest, saying why, if the constraint can't be enforced. Valid ones are cached."""
+        """Raise InvalidRequest, saying why, if the constraint can't be enforced.
+        Valid ones are cached."""
         self._grammars.check(constraint)
 
     def matcher(self, constraint: Constraint) -> GrammarMatcher:
-        """A matcher at the constraint's beginning, for one sequence. Raises as `check_constraint` does."""
+        """A matcher at the constraint's beginning, for one sequence.
+        Raises as `check_constraint` does."""
         return self._grammars.matcher(constraint)
 
     def detokenizer(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
-        """For one sequence, which may continue `prompt`'s text. Special tokens not in `shown` are hidden."""
+        """For one sequence, which may continue `prompt`'s text.
+        Special tokens not in `shown` are hidden."""
         return self._spelling.text(prompt, shown)
 
 
 def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
-    """A codec from `tokenizer.json` and the files beside it, without Transformers. `chat_template` overrides theirs."""
+    """A codec from `tokenizer.json` and the files beside it, without Transformers.
+    `chat_template` overrides theirs."""
     if (tokenizer := file_tokenizer(folder)) is None:
         raise no_tokenizer(folder)
     settings = read_json(folder / "tokenizer_config.json")
@@ -138,7 +153,8 @@ def codec_from_folder(folder: Path, chat_template: str = "") -> Codec:
 
 
 def eos_token_ids(settings: dict[str, Any]) -> set[int]:
-    """The `eos_token_id` of a configuration: one number, several, or none. Otherwise raises ModelUnsupported."""
+    """The `eos_token_id` of a configuration: one number, several, or none.
+    Otherwise raises ModelUnsupported."""
     ids = settings.get("eos_token_id")
     ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
@@ -150,7 +166,8 @@ def eos_token_ids(settings: dict[str, Any]) -> set[int]:
 
 
 def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
-    """Defaults that a generation_config.json recommends, limited to fields and values that a request may set.
+    """Defaults that a generation_config.json recommends,
+    limited to fields and values that a request may set.
 
     `do_sample` is ignored, as in vLLM's server: a client that wants greedy decoding asks for it.
     """
@@ -162,7 +179,10 @@ def sampling_defaults(generation: dict[str, Any]) -> dict[str, float]:
         if least <= value <= most and (name != "top_k" or isinstance(value, int)):
             defaults[name] = value
         else:
-            log.warning("generation_config.json has a value outside the range for requests", extra={name: value})
+            log.warning(
+                "generation_config.json has a value outside the range for requests",
+                extra={name: value},
+            )
     return defaults
 
 
@@ -174,6 +194,7 @@ def _check(template: str) -> None:
     try:
         render(template, [{"role": "user", "content": "Hello"}])
     except BadTemplate as error:
-        # A template may refuse this conversation. But one that exceeds a bound here would exceed it for every request.
+        # A template may refuse this conversation.
+        # But one that exceeds a bound here would exceed it for every request.
         if isinstance(error.__cause__, TooMuch):
             raise ModelUnsupported(f"the chat template can't be used: {error}") from error

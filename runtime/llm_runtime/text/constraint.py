@@ -1,7 +1,7 @@
 """Answers that match a JSON schema or a regular expression: which tokens may come next.
 
-llguidance does the work; this is the only module that imports it, and it needs no torch. Compiled grammars are
-remembered; a sequence gets a copy, which costs microseconds.
+llguidance does the work; this is the only module that imports it, and it needs no torch. Compiled
+grammars are remembered; a sequence gets a copy, which costs microseconds.
 """
 
 import json
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MAX_CHARACTERS = {"json_schema": 32_768, "regex": 2_048, "json_object": 0, "grammar": 65_536}
-"""What compiles within about 0.1 s, whatever it says. Different `pattern`s of a schema together: as `regex`."""
+"""What compiles within about 0.1 s, whatever it says.
+Different `pattern`s of a schema together: as `regex`."""
 
 CACHED = 128
 """Compiled grammars kept, those used last."""
@@ -31,16 +32,19 @@ MOST_NAMED = 5
 """Words of a schema in one message."""
 
 WRONG = re.compile(
-    r"^(Unsatisfiable|Expected|invalid multiple)|error: (un(closed|opened) group|repetition)", re.MULTILINE
+    r"^(Unsatisfiable|Expected|invalid multiple)|error: (un(closed|opened) group|repetition)",
+    re.MULTILINE,
 )
 """Faults of the client's, not words that can't be enforced."""
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,40}"
-"""Between the parts of a JSON text. Unbounded, a small model may write blanks until its tokens are spent."""
+"""Between the parts of a JSON text.
+Unbounded, a small model may write blanks until its tokens are spent."""
 
 
 class GrammarMatcher:
-    """Where one sequence stands in its grammar. Special tokens are never allowed, end tokens where it may end."""
+    """Where one sequence stands in its grammar.
+    Special tokens are never allowed, end tokens where it may end."""
 
     def __init__(self, matcher: "LLMatcher") -> None:
         self._matcher = matcher
@@ -53,12 +57,18 @@ class GrammarMatcher:
     @property
     def fault(self) -> str:
         """Why it can't go on; "" while it can."""
-        return f"the constraint can't be followed further: {_reason(self._matcher.get_error())}" if self._failed else ""
+        return (
+            f"the constraint can't be followed further: {_reason(self._matcher.get_error())}"
+            if self._failed
+            else ""
+        )
 
     def mask(self) -> bytes:
-        """The tokens that may come next, a bit for each, lowest id in the lowest bit; none after a fault."""
+        """The tokens that may come next, a bit for each, lowest id in the lowest bit;
+        none after a fault."""
         mask = b"" if self._failed else self._matcher.compute_bitmask()
-        # It reports its own limits only now, and then allows the end, which would pass for a whole answer.
+        # It reports its own limits only now,
+        # and then allows the end, which would pass for a whole answer.
         return b"" if self._failed else mask
 
     def advance(self, token_id: int) -> None:
@@ -74,9 +84,14 @@ class Grammars:
     """Compiles constraints for one vocabulary. Safe to use from several threads."""
 
     def __init__(
-        self, tokenizer: Callable[[], str], vocabulary_size: int, eos_token_ids: frozenset[int], cached: int = CACHED
+        self,
+        tokenizer: Callable[[], str],
+        vocabulary_size: int,
+        eos_token_ids: frozenset[int],
+        cached: int = CACHED,
     ) -> None:
-        """`tokenizer` gives the text of its tokenizer.json; it is asked once, for the first constraint."""
+        """`tokenizer` gives the text of its tokenizer.json;
+        it is asked once, for the first constraint."""
         self._source = tokenizer
         self._size = vocabulary_size
         self._eos_token_ids = eos_token_ids
@@ -131,9 +146,13 @@ class Grammars:
         with self._lock:
             if self._tokenizer is None:
                 try:
-                    self._tokenizer = self._read(self._source(), sorted(self._eos_token_ids) or None)
+                    self._tokenizer = self._read(
+                        self._source(), sorted(self._eos_token_ids) or None
+                    )
                 except Exception as error:
-                    message = f"the model's tokenizer allows no constrained output: {_reason(str(error))}"
+                    message = (
+                        f"the model's tokenizer allows no constrained output: {_reason(str(error))}"
+                    )
                     raise InvalidRequest(message, code="invalid_constraint") from error
             return self._tokenizer
 
@@ -143,8 +162,9 @@ class Grammars:
         try:
             return LLTokenizer(text, n_vocab=self._size, eos_token=end)
         except ValueError:
-            # A tokenizer may have tokens that the model has no rows for, such as an image's. The mask then is longer
-            # than the logits, which `sampler` knows; without a size it is the tokenizer's own.
+            # A tokenizer may have tokens that the model has no rows for, such as an image's. The
+            # mask then is longer than the logits, which `sampler` knows; without a size it is the
+            # tokenizer's own.
             return LLTokenizer(text, eos_token=end)
 
 
@@ -155,7 +175,9 @@ def _grammar(constraint: Constraint) -> str:
         return str(LLMatcher.grammar_from_regex(constraint.text))
     if constraint.kind == "grammar":
         return str(LLMatcher.grammar_from_lark(_lark(json.loads(constraint.text))))
-    schema = _enforceable(json.loads(constraint.text or '{"type": "object"}'), constraint.strict, _compiler())
+    schema = _enforceable(
+        json.loads(constraint.text or '{"type": "object"}'), constraint.strict, _compiler()
+    )
     return str(LLMatcher.grammar_from_json_schema(schema, overrides=_options(constraint.strict)))
 
 
@@ -165,18 +187,23 @@ def _lark(grammar: dict[str, Any]) -> str:
     for number, schema in enumerate(grammar["schemas"]):
         strict = STRICT_AS in schema
         name = schema.pop(STRICT_AS, "")
-        guided = {**_enforceable(schema, strict, compiler, of=f"{name}: "), "x-guidance": _options(strict)}
+        guided = {
+            **_enforceable(schema, strict, compiler, of=f"{name}: "),
+            "x-guidance": _options(strict),
+        }
         rules.append(f"schema_{number}: %json {json.dumps(guided, ensure_ascii=False)}")
     return "\n".join(rules)
 
 
 def _options(strict: bool) -> dict[str, Any]:
-    # What is left of words that it does not know, and `oneOf` whose branches may overlap, refuses nothing if lenient.
+    # What is left of words that it does not know,
+    # and `oneOf` whose branches may overlap, refuses nothing if lenient.
     return {"whitespace_pattern": WHITESPACE, "lenient": not strict, "coerce_one_of": not strict}
 
 
 def _enforceable(schema: Any, strict: bool, compiler: Compiler, of: str = "") -> Any:
-    """What llguidance can enforce of a schema. Raises ValueError if that is less than a strict one says."""
+    """What llguidance can enforce of a schema.
+    Raises ValueError if that is less than a strict one says."""
     prepared = prepare(schema, compiler)
     if strict and prepared.left_out:
         words = ", ".join(prepared.left_out[:MOST_NAMED])
@@ -192,7 +219,8 @@ def _reads(schema: dict[str, Any]) -> bool:
     from llguidance import LLMatcher
 
     fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema)))
-    # What contradicts itself, or is no schema or expression at all, can be read: it is refused as what it is.
+    # What contradicts itself, or is no schema or expression at all, can be read:
+    # it is refused as what it is.
     return not fault or bool(WRONG.search(fault))
 
 

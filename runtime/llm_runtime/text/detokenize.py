@@ -1,7 +1,9 @@
-"""Incremental detokenization: the text and the bytes that each token adds, so that the parts add up to the whole.
+"""Incremental detokenization: the text and the bytes that each token adds,
+so that the parts add up to the whole.
 
-Most tokenizers have a decoder of a known kind (GPT-2's byte letters, or SentencePiece with byte fallback). Then every
-token has bytes of its own, and a UTF-8 decoder joins them. For others, the tokenizers library decodes the stream.
+Most tokenizers have a decoder of a known kind (GPT-2's byte letters, or SentencePiece with byte
+fallback). Then every token has bytes of its own, and a UTF-8 decoder joins them. For others, the
+tokenizers library decodes the stream.
 """
 
 import codecs
@@ -15,7 +17,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 CONTEXT_TOKENS = 8
-"""Tokens of the prompt that are decoded together with the next one, which may depend on them (a leading space)."""
+"""Tokens of the prompt that are decoded together with the next one,
+which may depend on them (a leading space)."""
 ALL_SPACES = 1 << 16
 BYTES_KEPT = 1 << 16
 
@@ -55,21 +58,28 @@ class Spelling:
         # Only the decoder is described: describing the whole tokenizer takes half a second.
         self.steps = steps_of(json.loads(decoder.__getstate__()) if decoder is not None else None)
         added = tokenizer.get_added_tokens_decoder()
-        self.special = {number: str(token.content) for number, token in added.items() if token.special}
+        self.special = {
+            number: str(token.content) for number, token in added.items() if token.special
+        }
         self._added = frozenset(added)
         self.control_ids: Mapping[str, int] = {
             str(token.content): number
             for number, token in added.items()
-            # llguidance takes <…> for special tokens, too, and does not match them by their letters in a grammar.
-            if token.special or (str(token.content).startswith("<") and str(token.content).endswith(">"))
+            # llguidance takes <…> for special tokens, too,
+            # and does not match them by their letters in a grammar.
+            if token.special
+            or (str(token.content).startswith("<") and str(token.content).endswith(">"))
         }
         self.own_bytes = lru_cache(maxsize=BYTES_KEPT)(self._own_bytes)
 
     def text(self, prompt: Sequence[int] = (), shown: Collection[int] = ()) -> Text:
-        """For one sequence, which continues `prompt` if there is one. Special tokens not in `shown` are hidden."""
+        """For one sequence, which continues `prompt` if there is one.
+        Special tokens not in `shown` are hidden."""
         if self.steps is None:
             return StreamedText(self, prompt, shown)
-        return SpelledText(self, shown, begins=not any(token not in self.special for token in prompt))
+        return SpelledText(
+            self, shown, begins=not any(token not in self.special for token in prompt)
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes that a token adds in the middle of a text; for a special token, its name."""
@@ -82,16 +92,23 @@ class Spelling:
             return self._difference(token_id)
         token = self.tokenizer.id_to_token(token_id) or ""
         if self.steps.byte_level and token_id in self._added:
-            return token.encode()  # Added tokens are matched literally: their letters do not stand for bytes.
+            return (
+                token.encode()
+            )  # Added tokens are matched literally: their letters do not stand for bytes.
         if self.steps.byte_level:
             table = byte_of_letter()
-            return bytes(table[letter] for letter in token) if all(map(table.__contains__, token)) else token.encode()
+            return (
+                bytes(table[letter] for letter in token)
+                if all(map(table.__contains__, token))
+                else token.encode()
+            )
         if self.steps.byte_fallback and (byte := _fallback_byte(token)) is not None:
             return bytes((byte,))
         return (token.replace(self.steps.space, " ") if self.steps.space else token).encode()
 
     def _difference(self, token_id: int) -> bytes:
-        """What the token adds after itself: an unknown decoder may write a text's first token differently."""
+        """What the token adds after itself:
+        an unknown decoder may write a text's first token differently."""
         once = str(self.tokenizer.decode([token_id], skip_special_tokens=False))
         twice = str(self.tokenizer.decode([token_id, token_id], skip_special_tokens=False))
         return (twice[len(once) :] if twice.startswith(once) else once).encode()
@@ -104,7 +121,9 @@ class SpelledText:
         self._spelling = spelling
         self._shown = frozenset(shown)
         self._strips = spelling.steps.strips if begins and spelling.steps is not None else 0
-        self._decoder = _decoder(byte_for_byte=spelling.steps is not None and not spelling.steps.byte_level)
+        self._decoder = _decoder(
+            byte_for_byte=spelling.steps is not None and not spelling.steps.byte_level
+        )
 
     def bytes_of(self, token_id: int) -> bytes:
         if token_id in self._spelling.special:
@@ -132,7 +151,9 @@ class StreamedText:
         self._spelling = spelling
         self._shown = frozenset(shown)
         self._tokenizer = spelling.tokenizer
-        self._before = [token for token in prompt[-CONTEXT_TOKENS:] if token not in spelling.special]
+        self._before = [
+            token for token in prompt[-CONTEXT_TOKENS:] if token not in spelling.special
+        ]
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         self._pending: list[int] = []
         """Tokens since the last text: those of an unfinished character."""
@@ -146,7 +167,9 @@ class StreamedText:
 
     def push(self, token_id: int) -> str:
         if token_id in self._spelling.special:
-            return self.flush() + self._spelling.special[token_id] if token_id in self._shown else ""
+            return (
+                self.flush() + self._spelling.special[token_id] if token_id in self._shown else ""
+            )
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer, token_id) or ""
@@ -162,10 +185,15 @@ class StreamedText:
         self._pending = []
         if not pending:
             return ""
-        before = str(self._tokenizer.decode(self._before, skip_special_tokens=True)) if self._before else ""
+        before = (
+            str(self._tokenizer.decode(self._before, skip_special_tokens=True))
+            if self._before
+            else ""
+        )
         whole = str(self._tokenizer.decode([*self._before, *pending], skip_special_tokens=True))
         self._before = [*self._before, *pending][-CONTEXT_TOKENS:]
-        # The new stream knows the tokens before, or it would decode the next word as the first of a text.
+        # The new stream knows the tokens before,
+        # or it would decode the next word as the first of a text.
         self._stream = DecodeStream(ids=self._before, skip_special_tokens=True)
         return whole[len(before) :] if whole.startswith(before) else whole
 
@@ -191,7 +219,10 @@ def _step(part: dict[str, Any]) -> dict[str, Any] | None:
         case {"type": "Replace", "pattern": {"String": str(space)}, "content": " "}:
             return {"space": space}
         case {"type": "Metaspace", "replacement": str(space)}:
-            return {"space": space, "strips": 0 if part.get("prepend_scheme", "always") == "never" else ALL_SPACES}
+            return {
+                "space": space,
+                "strips": 0 if part.get("prepend_scheme", "always") == "never" else ALL_SPACES,
+            }
         case {"type": "ByteFallback"}:
             return {"byte_fallback": True}
         case {"type": "Strip", "content": " ", "start": int(start), "stop": 0} if start <= 1:
@@ -209,7 +240,9 @@ def byte_of_letter() -> dict[str, int]:
     """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in plain} | {
+        chr(0x100 + place): byte for place, byte in enumerate(others)
+    }
 
 
 def _fallback_byte(token: str) -> int | None:
@@ -222,7 +255,8 @@ def _fallback_byte(token: str) -> int | None:
 
 
 def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD for each invalid byte, as the tokenizers library's ByteFallback decoder writes them."""
+    """One U+FFFD for each invalid byte,
+    as the tokenizers library's ByteFallback decoder writes them."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
 
@@ -231,4 +265,6 @@ codecs.register_error("llm_runtime.each_byte", _each_byte)
 
 
 def _decoder(*, byte_for_byte: bool) -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")("llm_runtime.each_byte" if byte_for_byte else "replace")
+    return codecs.getincrementaldecoder("utf-8")(
+        "llm_runtime.each_byte" if byte_for_byte else "replace"
+    )

@@ -1,9 +1,11 @@
-"""Keeps a conversation from forging control tokens: text that spells one is encoded as plain letters.
+"""Keeps a conversation from forging control tokens:
+text that spells one is encoded as plain letters.
 
-Only the chat template may begin and end turns. So, while the template renders, the first character of each spelled
-token in the conversation is replaced by a private-use one. Control tokens in the result then come from the template.
-A second tokenizer encodes the result. In it, control tokens have unguessable names, which replace the template's
-tokens; the private characters are turned back, and what the conversation spelled is ordinary text for this tokenizer.
+Only the chat template may begin and end turns. So, while the template renders, the first character
+of each spelled token in the conversation is replaced by a private-use one. Control tokens in the
+result then come from the template. A second tokenizer encodes the result. In it, control tokens
+have unguessable names, which replace the template's tokens; the private characters are turned back,
+and what the conversation spelled is ordinary text for this tokenizer.
 """
 
 import json
@@ -30,7 +32,8 @@ Tokens = Mapping[str, Collection[int]]
 
 
 def encoded(tokenizer: Tokenizer, text: str, *, special: bool = True) -> list[int]:
-    """Tokens of `text`. Uses the batch call, the only one of the tokenizer that releases the interpreter lock."""
+    """Tokens of `text`. Uses the batch call,
+    the only one of the tokenizer that releases the interpreter lock."""
     [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=special)
     return list(encoding.ids)
 
@@ -47,14 +50,16 @@ class Marked:
 
 
 class Letters:
-    """Marks and encodes conversations for one tokenizer and its chat templates. Safe to use from several threads."""
+    """Marks and encodes conversations for one tokenizer and its chat templates.
+    Safe to use from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, *templates: str) -> None:
         added = tokenizer.get_added_tokens_decoder()
         self._tokenizer = tokenizer
         self._templates = "\n".join(templates)
         special = {token.content for token in added.values() if token.special and token.content}
-        # Any added token that a template writes is a control token, special or not: `</tool_response>` is not special.
+        # Any added token that a template writes is a control token, special or not:
+        # `</tool_response>` is not special.
         self._control = special | {
             token.content
             for token in added.values()
@@ -63,28 +68,51 @@ class Letters:
         self._special = _by_first(special)
         self._any = _by_first(self._control)
         self._normalized = any(token.special and token.normalized for token in added.values())
-        self._ids = {token.content: number for number, token in added.items() if token.content in self._control}
+        self._ids = {
+            token.content: number
+            for number, token in added.items()
+            if token.content in self._control
+        }
         self._renamed: tuple[Tokenizer, dict[str, str]] | None = None
         self._failed = False
         self._lock = Lock()
 
     def mark(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], options: Mapping[str, Any]
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any],
     ) -> Marked | None:
-        """Mark the control tokens that the conversation spells; None if there are none, the usual case.
+        """Mark the control tokens that the conversation spells;
+        None if there are none, the usual case.
 
         In the assistant's messages only special tokens count: the others may be its own output.
         """
-        rules = [self._special if message["role"] == "assistant" else self._any for message in messages]
-        parts = [*zip(messages, rules, strict=True), (list(tools), self._any), (dict(options), self._any)]
+        rules = [
+            self._special if message["role"] == "assistant" else self._any for message in messages
+        ]
+        parts = [
+            *zip(messages, rules, strict=True),
+            (list(tools), self._any),
+            (dict(options), self._any),
+        ]
         if not any(self._spells(text, tokens) for value, tokens in parts for text in _texts(value)):
             return None
-        used = {character for text in (self._templates, *_texts([value for value, _ in parts])) for character in text}
+        used = {
+            character
+            for text in (self._templates, *_texts([value for value, _ in parts]))
+            for character in text
+        }
         free = (chr(number) for number in PRIVATE[2:] if chr(number) not in used)
         private = dict(zip(self._any, free, strict=False))
         marker = _Marker(self._control, private)
         *marked, marked_tools, marked_options = (marker(value, tokens) for value, tokens in parts)
-        return Marked(marked, marked_tools, marked_options, {character: first for first, character in private.items()})
+        return Marked(
+            marked,
+            marked_tools,
+            marked_options,
+            {character: first for first, character in private.items()},
+        )
 
     def prepare(self) -> None:
         """Build the second tokenizer before a conversation needs it. Takes tenths of a second."""
@@ -93,11 +121,15 @@ class Letters:
                 try:
                     self._renamed = self._rename()
                 except Exception:
-                    log.exception("no second tokenizer can be made: messages that spell control tokens are refused")
+                    log.exception(
+                        "no second tokenizer can be made: messages that spell control tokens are"
+                        " refused"
+                    )
                     self._failed = True
 
     def encode(self, text: str, originals: Mapping[str, str]) -> list[int]:
-        """Tokens of a rendered, marked conversation. Raises InvalidRequest if there is no second tokenizer."""
+        """Tokens of a rendered, marked conversation.
+        Raises InvalidRequest if there is no second tokenizer."""
         tokenizer, names = self._second()
         parts = []
         at = 0
@@ -105,7 +137,9 @@ class Letters:
             if start >= at:
                 parts += [text[at:start], names[token]]
                 at = start + len(token)
-        plain = "".join([*parts, text[at:]]).translate({ord(private): first for private, first in originals.items()})
+        plain = "".join([*parts, text[at:]]).translate(
+            {ord(private): first for private, first in originals.items()}
+        )
         return encoded(tokenizer, plain, special=False)
 
     def _spells(self, text: str, tokens: Tokens) -> bool:
@@ -119,7 +153,10 @@ class Letters:
     def _second(self) -> tuple[Tokenizer, dict[str, str]]:
         self.prepare()
         if self._renamed is None:
-            message = "a message spells a control token of this model, which its tokenizer can't encode as letters"
+            message = (
+                "a message spells a control token of this model, which its tokenizer can't encode"
+                " as letters"
+            )
             raise InvalidRequest(f"{message}; leave it out", param="messages")
         return self._renamed
 
@@ -132,17 +169,23 @@ class Letters:
 
 
 def unspelled(tokenizer: Tokenizer) -> str:
-    """The tokenizer.json with unguessable names for special tokens, so that a grammar's literals are plain letters."""
+    """The tokenizer.json with unguessable names for special tokens,
+    so that a grammar's literals are plain letters."""
     added = tokenizer.get_added_tokens_decoder()
     try:
-        return _renamed(tokenizer, _names({token.content: id_ for id_, token in added.items() if token.special}))
+        return _renamed(
+            tokenizer, _names({token.content: id_ for id_, token in added.items() if token.special})
+        )
     except Exception:
-        log.exception("special tokens can't be renamed: an answer ends where its schema spells one out")
+        log.exception(
+            "special tokens can't be renamed: an answer ends where its schema spells one out"
+        )
         return str(tokenizer.to_str())
 
 
 class _Marker:
-    """Replaces the first character of each spelled control token by its private one, in nested values."""
+    """Replaces the first character of each spelled control token by its private one,
+    in nested values."""
 
     def __init__(self, control: Collection[str], private: Mapping[str, str]) -> None:
         self._control = control
@@ -176,7 +219,8 @@ def _by_first(tokens: Collection[str]) -> dict[str, list[int]]:
 
 
 def _found(text: str, tokens: Tokens, control: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Positions at which a control token is spelled, with the longest one there. They may overlap."""
+    """Positions at which a control token is spelled, with the longest one there.
+    They may overlap."""
     if not tokens:
         return
     for candidate in re.finditer(f"[{re.escape(''.join(tokens))}]", text):
@@ -204,7 +248,9 @@ def _texts(value: Any) -> Iterator[str]:
 def _names(ids: Mapping[str, int]) -> dict[str, str]:
     """An unguessable name for each token, by its text."""
     nonce = secrets.token_hex(16)
-    return {token: f"{chr(PRIVATE[0])}{nonce}{number}{chr(PRIVATE[1])}" for token, number in ids.items()}
+    return {
+        token: f"{chr(PRIVATE[0])}{nonce}{number}{chr(PRIVATE[1])}" for token, number in ids.items()
+    }
 
 
 def _renamed(tokenizer: Tokenizer, names: Mapping[str, str]) -> str:

@@ -1,7 +1,8 @@
-"""JSON schemas, made ready for the grammar's compiler: what it can enforce stays, what asks for nothing goes.
+"""JSON schemas, made ready for the grammar's compiler:
+what it can enforce stays, what asks for nothing goes.
 
-A few words that the compiler does not know are said in words that it does. What is left over is named, as the client
-wrote it: whoever wants the schema as it is, or not at all, must hear of it.
+A few words that the compiler does not know are said in words that it does. What is left over is
+named, as the client wrote it: whoever wants the schema as it is, or not at all, must hear of it.
 """
 
 import json
@@ -24,7 +25,8 @@ UNKNOWN_WORDS = frozenset(
 )  # fmt: skip
 """Words that say something, and that the compiler does not know."""
 UNTOLD = frozenset({"uniqueItems"})
-"""Those of them that refuse no strict schema: OpenAI's `.parse()` sends this one for a set, which takes equal items."""
+"""Those of them that refuse no strict schema:
+OpenAI's `.parse()` sends this one for a set, which takes equal items."""
 IDLE: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
     "propertyNames": (True, {}),
@@ -38,10 +40,26 @@ IDLE: dict[str, tuple[Any, ...]] = {
 }
 """Those of their values that ask for nothing."""
 FORMATS = frozenset(
-    {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid", "unknown"}
+    {
+        "date-time",
+        "date",
+        "time",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "uri",
+        "uuid",
+        "unknown",
+    }
 )
 """All others are remarks, as JSON Schema has it for formats that a reader does not know."""
-SAME_FORMAT = {**{f"uuid{version}": "uuid" for version in range(1, 9)}, "guid": "uuid", "url": "uri"}
+SAME_FORMAT = {
+    **{f"uuid{version}": "uuid" for version in range(1, 9)},
+    "guid": "uuid",
+    "url": "uri",
+}
 BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 MOST_NUMBER = {"integer": (1 << 63) - 1024, "number": 10**18}
 """What the compiler takes as a bound: closer ones keep every answer right."""
@@ -59,7 +77,8 @@ class Compiler:
     probe: Callable[[dict[str, Any]], bool]
     """Whether it can read a small schema."""
     room: int
-    """Characters of patterns that it may still be given, as some take long; equal ones count once."""
+    """Characters of patterns that it may still be given, as some take long;
+    equal ones count once."""
     patterns: dict[str, bool] = field(default_factory=dict)
 
     def matches(self, pattern: str) -> bool:
@@ -73,7 +92,8 @@ class Compiler:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A schema to compile, and the words of the client's that it lacks: `properties.tags.contains`."""
+    """A schema to compile, and the words of the client's that it lacks:
+    `properties.tags.contains`."""
 
     schema: Any
     left_out: tuple[str, ...]
@@ -123,7 +143,10 @@ class _Work:
         if not said or self._reads(words, said):
             return words
         kind = "integer" if words.get("type") == "integer" else "number"
-        closer = {word: _closer(value, MOST_NUMBER[kind]) if word in BOUNDS else value for word, value in said.items()}
+        closer = {
+            word: _closer(value, MOST_NUMBER[kind]) if word in BOUNDS else value
+            for word, value in said.items()
+        }
         if self._reads(words, closer):
             return {**words, **closer}
         for word in said:
@@ -131,7 +154,9 @@ class _Work:
         return {word: value for word, value in words.items() if word not in said}
 
     def _reads(self, words: dict[str, Any], said: dict[str, Any]) -> bool:
-        return self.compiler.probe({"type": "integer" if words.get("type") == "integer" else "number", **said})
+        return self.compiler.probe(
+            {"type": "integer" if words.get("type") == "integer" else "number", **said}
+        )
 
     def _text(self, words: dict[str, Any], path: str) -> dict[str, Any]:
         if isinstance(words.get("format"), str):
@@ -145,7 +170,9 @@ class _Work:
         if not isinstance(named, dict) or all(map(self.compiler.matches, named)):
             return words
         self._leave(path, "patternProperties")
-        readable = {pattern: inner for pattern, inner in named.items() if self.compiler.matches(pattern)}
+        readable = {
+            pattern: inner for pattern, inner in named.items() if self.compiler.matches(pattern)
+        }
         words = {**words, "patternProperties": readable}
         if words.get("additionalProperties") is False:
             # Some of the other names are allowed after all, with one of these values.
@@ -159,14 +186,26 @@ class _Work:
         if not isinstance(names, dict) or words.keys() & {"properties", "patternProperties"}:
             return words
         asked = names.keys() - ANNOTATIONS
-        rest = {word: value for word, value in words.items() if word not in ("propertyNames", "additionalProperties")}
+        rest = {
+            word: value
+            for word, value in words.items()
+            if word not in ("propertyNames", "additionalProperties")
+        }
         if not asked or (asked == {"type"} and names["type"] == "string"):
             return {word: value for word, value in words.items() if word != "propertyNames"}
         value = words.get("additionalProperties", {})
         known = _values(names)
-        if known and asked <= {"type", "enum", "const"} and all(isinstance(name, str) for name in known):
+        if (
+            known
+            and asked <= {"type", "enum", "const"}
+            and all(isinstance(name, str) for name in known)
+        ):
             if len(known) * len(json.dumps(value)) <= MOST_CHARACTERS:
-                return {**rest, "properties": dict.fromkeys(known, value), "additionalProperties": False}
+                return {
+                    **rest,
+                    "properties": dict.fromkeys(known, value),
+                    "additionalProperties": False,
+                }
         elif (
             asked <= {"type", "pattern"}
             and isinstance(pattern := names.get("pattern"), str)
@@ -176,12 +215,17 @@ class _Work:
         return words
 
     def _apart(self, branches: Any) -> bool:
-        """Whether no value fits two of them, as far as they list their values. Others the compiler looks at."""
+        """Whether no value fits two of them, as far as they list their values.
+        Others the compiler looks at."""
         if not isinstance(branches, list):
             return False
         values = [_values(self._resolved(branch)) for branch in branches]
-        listed = [{json.dumps(value, sort_keys=True) for value in known} for known in values if known]
-        return len(listed) == len(branches) and all(one.isdisjoint(other) for one, other in combinations(listed, 2))
+        listed = [
+            {json.dumps(value, sort_keys=True) for value in known} for known in values if known
+        ]
+        return len(listed) == len(branches) and all(
+            one.isdisjoint(other) for one, other in combinations(listed, 2)
+        )
 
     def _resolved(self, schema: Any) -> Any:
         """What a reference within the document leads to."""
@@ -195,7 +239,8 @@ class _Work:
 
 
 def _idle(schema: dict[str, Any], word: str, value: Any) -> bool:
-    # Clients in other languages write null for what they leave out; older drafts mark a property itself as required.
+    # Clients in other languages write null for what they leave out;
+    # older drafts mark a property itself as required.
     if (value is None and word not in DATA) or (word == "required" and isinstance(value, bool)):
         return True
     if word in ("then", "else"):
@@ -205,7 +250,10 @@ def _idle(schema: dict[str, Any], word: str, value: Any) -> bool:
     if word in ("minContains", "maxContains") and "contains" not in schema:
         return True
     # True == 1 in Python, but not in JSON.
-    return any(value == idle and isinstance(value, bool) == isinstance(idle, bool) for idle in IDLE.get(word, ()))
+    return any(
+        value == idle and isinstance(value, bool) == isinstance(idle, bool)
+        for idle in IDLE.get(word, ())
+    )
 
 
 def _closer(value: Any, most: int) -> Any:

@@ -1,4 +1,5 @@
-"""Chat templates: a Jinja environment like that of Transformers, and rendering a conversation in it."""
+"""Chat templates: a Jinja environment like that of Transformers,
+and rendering a conversation in it."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ from llm_runtime.request import Message
 from llm_runtime.text.bounds import BoundedEnvironment, metered
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names under which clients send an earlier answer's reasoning. Templates read the first; gpt-oss' reads the second."""
+"""Names under which clients send an earlier answer's reasoning.
+Templates read the first; gpt-oss' reads the second."""
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -30,7 +32,8 @@ class BadTemplate(Exception):
 
 @lru_cache(maxsize=16)
 def compiled(template: str) -> Callable[..., str]:
-    """A function that renders the template with the given variables. Raises `BadTemplate` for invalid Jinja."""
+    """A function that renders the template with the given variables.
+    Raises `BadTemplate` for invalid Jinja."""
     try:
         return _environment().from_string(template).render
     except TemplateError as error:
@@ -58,11 +61,13 @@ def render(
 ) -> str:
     """Render a conversation as Transformers' apply_chat_template does. Raises `BadTemplate`.
 
-    `options` are further variables, such as `enable_thinking`; they can't override the standard ones. A template that
-    takes too much time or memory is stopped: see `bounds`.
+    `options` are further variables, such as `enable_thinking`; they can't override the standard
+    ones. A template that takes too much time or memory is stopped: see `bounds`.
     """
     with metered():
-        return _render(compiled(template), messages, tools, special_tokens, options, add_generation_prompt)
+        return _render(
+            compiled(template), messages, tools, special_tokens, options, add_generation_prompt
+        )
 
 
 def _render(
@@ -74,7 +79,8 @@ def _render(
     add_generation_prompt: bool,
 ) -> str:
     given = {
-        # Always defined, as in Transformers: some templates test `is not none`, others `is defined`.
+        # Always defined, as in Transformers:
+        # some templates test `is not none`, others `is defined`.
         "documents": None,
         **(options or {}),
         "tools": list(tools) or None,
@@ -96,7 +102,8 @@ def _render(
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}`, which marks the assistant's text for training. Renders as its body."""
+    """`{% generation %}…{% endgeneration %}`, which marks the assistant's text for training.
+    Renders as its body."""
 
     tags = {"generation"}  # noqa: RUF012 (an attribute of instances, to Jinja)
 
@@ -121,7 +128,8 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Jinja's namespace without names that begin with an underscore, which would reach Python's internals."""
+    """Jinja's namespace without names that begin with an underscore,
+    which would reach Python's internals."""
 
     def __init__(*args: Any, **named: Any) -> None:
         self, *pairs = args
@@ -137,13 +145,18 @@ class _Namespace(Namespace):
 
 def _check_name(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace can hold no attribute {name!r}: it begins with an underscore")
+        raise SecurityError(
+            f"a namespace can hold no attribute {name!r}: it begins with an underscore"
+        )
 
 
 @lru_cache(maxsize=1)
 def _environment() -> BoundedEnvironment:
-    """Jinja as Transformers sets it up for chat templates (in its chat_template_utils), sandboxed and bounded."""
-    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    """Jinja as Transformers sets it up for chat templates (in its chat_template_utils),
+    sandboxed and bounded."""
+    environment = BoundedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
     environment.filters["tojson"] = _to_json
     environment.bound_filters()
     environment.globals |= {
@@ -167,32 +180,53 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter escapes HTML, which is wrong in a prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _with_reasoning(message: Message) -> Message:
     """Set the reasoning under both names that templates read, whichever the client used."""
-    thoughts = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
-    return message if thoughts is None else {"thinking": thoughts, **message, "reasoning_content": thoughts}
+    thoughts = next(
+        (message[name] for name in REASONING_FIELDS if message.get(name) is not None), None
+    )
+    return (
+        message
+        if thoughts is None
+        else {"thinking": thoughts, **message, "reasoning_content": thoughts}
+    )
 
 
 def _shows_python(text: str, messages: Sequence[Message]) -> bool:
     """Whether a template wrote a call's arguments as a Python dictionary instead of JSON."""
-    calls = (call["function"]["arguments"] for message in messages for call in message.get("tool_calls") or ())
+    calls = (
+        call["function"]["arguments"]
+        for message in messages
+        for call in message.get("tool_calls") or ()
+    )
     shown = [str(arguments) for arguments in calls if arguments and isinstance(arguments, dict)]
     # It does not count if the conversation itself contains that text.
-    texts = [str(message.get(part)) for message in messages for part in ("content", *REASONING_FIELDS)]
+    texts = [
+        str(message.get(part)) for message in messages for part in ("content", *REASONING_FIELDS)
+    ]
     return any(call in text and not any(call in part for part in texts) for call in shown)
 
 
 def _alternatives(messages: Sequence[Message], error: Exception) -> Iterator[list[Message]]:
-    """Other forms of the conversation, for a template that may have failed at the arguments of a call."""
-    arguments = [call["function"]["arguments"] for message in messages for call in message.get("tool_calls") or ()]
+    """Other forms of the conversation, for a template that may have failed at the arguments of a
+    call."""
+    arguments = [
+        call["function"]["arguments"]
+        for message in messages
+        for call in message.get("tool_calls") or ()
+    ]
     if arguments and isinstance(error, TypeError):
-        # As JSON text, as in OpenAI's API: DeepSeek's template needs it, though Transformers passes objects.
+        # As JSON text, as in OpenAI's API: DeepSeek's template needs it,
+        # though Transformers passes objects.
         yield _with_arguments(messages, _to_json)
     if any(isinstance(value, str) for value in arguments):
-        # Truncated arguments are text, but the templates of GLM, Qwen3-Coder and others iterate over an object.
+        # Truncated arguments are text, but the templates of GLM,
+        # Qwen3-Coder and others iterate over an object.
         yield _with_arguments(messages, _as_far_as_read)
 
 
@@ -204,15 +238,18 @@ def _with_arguments(messages: Sequence[Message], change: Callable[[Any], Any]) -
         return {**call, "function": {**function, "arguments": change(function["arguments"])}}
 
     return [
-        {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
+        (
+            {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
+        )
         for message in messages
     ]
 
 
 def _as_far_as_read(arguments: Any) -> dict[str, Any]:
-    """Truncated arguments as an object. Text that does not begin an object becomes its only member."""
+    """Truncated arguments as an object.
+    Text that does not begin an object becomes its only member."""
     if isinstance(arguments, dict):
         return arguments
     with suppress(ValueError):

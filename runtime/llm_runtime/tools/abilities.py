@@ -1,4 +1,5 @@
-"""What a model can do according to its chat templates, found out by rendering test conversations at start-up."""
+"""What a model can do according to its chat templates,
+found out by rendering test conversations at start-up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,11 @@ _USER: Message = {"role": "user", "content": _ASKED}
 _CALL = {"id": "abcDEF123", "type": "function", "function": {"name": _NAME, "arguments": {"a": 1}}}
 _TOOL: Mapping[str, Any] = {
     "type": "function",
-    "function": {"name": _NAME, "description": "", "parameters": {"type": "object", "properties": {}}},
+    "function": {
+        "name": _NAME,
+        "description": "",
+        "parameters": {"type": "object", "properties": {}},
+    },
 }
 _TOLD: Message = {"role": "tool", "tool_call_id": _CALL["id"], "name": _NAME, "content": _RESULT}
 
@@ -47,12 +52,19 @@ def abilities(template: str, tool_template: str) -> Abilities:
     reading = reading_of(template)
     form = reading_of(tool_template).form
     lacks = (
-        [] if template else ["it has no chat template: chat gets 400, /v1/completions works; set model.chatTemplate"]
+        []
+        if template
+        else [
+            "it has no chat template: chat gets 400, /v1/completions works; set model.chatTemplate"
+        ]
     )
     chat = bool(template) and _shows(template, [_USER], _ASKED)
     several = [_USER, {"role": "assistant", "content": _SAID}, _USER]
     if template and not chat:
-        lacks.append("its chat template leaves out what the user says: chat is useless; set model.chatTemplate")
+        lacks.append(
+            "its chat template leaves out what the user says: chat is useless; set"
+            " model.chatTemplate"
+        )
     elif template and not _shows(template, several, _SAID):
         lacks.append("its chat template leaves out earlier answers")
     system = chat and _shows(template, [{"role": "system", "content": _SYSTEM}, _USER], _SYSTEM)
@@ -62,9 +74,14 @@ def abilities(template: str, tool_template: str) -> Abilities:
     if not told:
         lacks.append("its chat template knows no tools: requests with tools get 400")
     elif form is None:
-        lacks.append("its calls are written in a form that this server can't read: requests with tools get 400")
+        lacks.append(
+            "its calls are written in a form that this server can't read: requests with tools"
+            " get 400"
+        )
     elif not _shows(
-        tool_template, [_USER, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, _TOLD], _RESULT
+        tool_template,
+        [_USER, {"role": "assistant", "content": "", "tool_calls": [_CALL]}, _TOLD],
+        _RESULT,
     ):
         lacks.append("its chat template refuses or leaves out results of tools")
     return Abilities(

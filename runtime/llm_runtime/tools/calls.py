@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LITERAL_CHARACTERS = 8
-"""Distance from the end of the text within which a JSON error may only mean that the rest has not arrived yet."""
+"""Distance from the end of the text within which a JSON error may only mean that the rest has not
+arrived yet."""
 
 Offered = Mapping[str, Mapping[str, Any]]
 """The JSON schema of each tool's arguments, by the tool's name."""
@@ -26,14 +27,18 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call in an answer. `arguments` is the text of a JSON object, or its beginning if the answer was truncated."""
+    """A call in an answer. `arguments` is the text of a JSON object,
+    or its beginning if the answer was truncated."""
 
     name: str
     arguments: str
 
 
-def read_json(text: str, at: int, names: Collection[str], final: bool, name: str = "") -> tuple[list[Call], int] | None:
-    """Parse the JSON at `at`: a call, a list of calls, or with `name` only the arguments of that tool.
+def read_json(
+    text: str, at: int, names: Collection[str], final: bool, name: str = ""
+) -> tuple[list[Call], int] | None:
+    """Parse the JSON at `at`: a call, a list of calls,
+    or with `name` only the arguments of that tool.
 
     Returns the calls and where they end, ([], 0) if there are none, or None if more text is needed.
     """
@@ -41,13 +46,21 @@ def read_json(text: str, at: int, names: Collection[str], final: bool, name: str
     if decoded is None:
         return ([], 0) if final or hopeless(text, at) else None
     value, end = decoded
-    values = [{"name": name, "arguments": value}] if name else value if isinstance(value, list) else [value]
+    values = (
+        [{"name": name, "arguments": value}]
+        if name
+        else value
+        if isinstance(value, list)
+        else [value]
+    )
     calls = read_calls(values, names)
     return calls, end if calls else 0
 
 
 def _refuse_constant(_: str) -> Any:
-    raise ValueError("no JSON")  # Python accepts NaN and Infinity, but other clients' parsers don't.
+    raise ValueError(
+        "no JSON"
+    )  # Python accepts NaN and Infinity, but other clients' parsers don't.
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
@@ -74,7 +87,9 @@ def hopeless(text: str, at: int) -> bool:
     try:
         _DECODER.raw_decode(text, at)
     except json.JSONDecodeError as error:
-        return not error.msg.startswith("Unterminated") and error.pos + LITERAL_CHARACTERS < len(text)
+        return not error.msg.startswith("Unterminated") and error.pos + LITERAL_CHARACTERS < len(
+            text
+        )
     except (ValueError, RecursionError):
         return True
     return False
@@ -95,7 +110,9 @@ def _call(value: Any, names: Collection[str]) -> Call | None:
     if not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):  # Some models write the object as a JSON string, as in OpenAI's API.
+    if isinstance(
+        arguments, str
+    ):  # Some models write the object as a JSON string, as in OpenAI's API.
         arguments, _ = decode(arguments, 0) or (None, 0)
     return Call(name, written(arguments)) if isinstance(arguments, dict) else None
 
@@ -120,7 +137,11 @@ def read_cut(text: str, at: int, names: Collection[str]) -> list[Call]:
             at += 1
     last = _CUT.match(text, at)
     key = last["key"] or "" if last else ""
-    if last and last["name"] in names and any(word.startswith(key) for word in ('"arguments"', '"parameters"')):
+    if (
+        last
+        and last["name"] in names
+        and any(word.startswith(key) for word in ('"arguments"', '"parameters"'))
+    ):
         calls.append(Call(last["name"], object_part(last["arguments"] or "")))
     return calls
 

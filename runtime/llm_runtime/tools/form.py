@@ -1,4 +1,5 @@
-"""A form of calls: how a model writes calls, how to parse them, and how to constrain the model to write them."""
+"""A form of calls: how a model writes calls, how to parse them,
+and how to constrain the model to write them."""
 
 import re
 import secrets
@@ -16,22 +17,26 @@ class Form(ABC):
     name: str
     """Name for logs and `/info`."""
     tags: tuple[str, ...] = ()
-    """Words of the form that are special tokens in some tokenizers. They must stay visible for the parser."""
+    """Words of the form that are special tokens in some tokenizers.
+    They must stay visible for the parser."""
     first: str
     """The characters that calls may begin with."""
     bare: bool = False
-    """Whether calls begin without an opening word. They are then recognised by their place and contents."""
+    """Whether calls begin without an opening word.
+    They are then recognised by their place and contents."""
 
     @abstractmethod
     def may_begin(self, text: str, tools: Offered, fresh: bool) -> bool:
-        """Whether the partial `text` may be the beginning of calls. `fresh`: no other text came before."""
+        """Whether the partial `text` may be the beginning of calls.
+        `fresh`: no other text came before."""
 
     @abstractmethod
     def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
         """Parse the calls at the beginning of `text`; None if more text is needed.
 
-        Returns the calls and the number of characters they take. Zero characters mean that `text` does not begin with a
-        call; characters without calls are markup. `final`: no more text will come.
+        Returns the calls and the number of characters they take. Zero characters mean that `text`
+        does not begin with a call; characters without calls are markup. `final`: no more text will
+        come.
         """
 
     @abstractmethod
@@ -40,13 +45,15 @@ class Form(ABC):
 
     @abstractmethod
     def cut(self, text: str, tools: Offered) -> list[Call]:
-        """The calls of a truncated text. The last one has as much of its arguments as was written."""
+        """The calls of a truncated text.
+        The last one has as much of its arguments as was written."""
 
     @abstractmethod
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
         """A grammar rule for one to `most` calls and nothing else.
 
-        `opened`: the opening word has been written already, and one call or one list of calls follows.
+        `opened`: the opening word has been written already,
+        and one call or one list of calls follows.
         """
 
     @property
@@ -56,7 +63,9 @@ class Form(ABC):
 
     def free(self, lark: Lark, tools: Sequence[Tool], most: int) -> str:
         """A grammar rule for any text, with or without calls in it."""
-        calls = self.calls(lark, tools, most, opened=not self.bare and not lark.is_token(self.opening))
+        calls = self.calls(
+            lark, tools, most, opened=not self.bare and not lark.is_token(self.opening)
+        )
         if self.bare:
             text = lark.rule("TEXT", f"/([^\\s{re.escape(self.first)}]{ANY_TEXT})?/")
             return f"{calls} | {text}"
@@ -65,17 +74,20 @@ class Form(ABC):
             others = lark.other_tokens(self.opening)
             part = lark.rule("part", f"{calls} | {others}" if others else calls)
             return f"{text}? ({part} {text}?)*"
-        # llguidance ends a lazy text at the first opening word, so the word can't be written outside of a call.
+        # llguidance ends a lazy text at the first opening word,
+        # so the word can't be written outside of a call.
         head = lark.rule("head[lazy]", f"TEXT {lark.text(self.opening)}")
         text = lark.rule("TEXT", f"/{ANY_TEXT}/")
         return f"({head} {calls})* {text}"
 
     def may_end(self, text: str) -> bool:
-        """Whether `text` may contain a complete call. A cheap test that avoids parsing long texts again and again."""
+        """Whether `text` may contain a complete call.
+        A cheap test that avoids parsing long texts again and again."""
         return True
 
     def writes(self, shown: str) -> bool:
-        """Whether `shown`, from which a call was parsed, is what this form would write. It may also accept others."""
+        """Whether `shown`, from which a call was parsed, is what this form would write.
+        It may also accept others."""
         return True
 
     def new_id(self, name: str = "") -> str:

@@ -1,4 +1,5 @@
-"""All known forms, and detection of the one that a chat template uses: each form tries to parse a rendered call."""
+"""All known forms, and detection of the one that a chat template uses:
+each form tries to parse a rendered call."""
 
 import json
 import re
@@ -59,14 +60,21 @@ _BY_WORDS = (
     (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
     (re.compile(r"<\|python_tag\|>|\"parameters\\?\": dictionary of argument name"), "llama"),
 )
-"""Forms by words in a template. For templates that describe the form to the model, but don't render calls."""
+"""Forms by words in a template.
+For templates that describe the form to the model, but don't render calls."""
 
 _NAME = "look_up_weather"
 _ARGUMENTS = {"city": "Kiel é", "days": 3}
-_SCHEMA: Offered = {_NAME: {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}
+_SCHEMA: Offered = {
+    _NAME: {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+}
 _TOOL = {
     "type": "function",
-    "function": {"name": _NAME, "description": "Weather", "parameters": {"type": "object", **_SCHEMA[_NAME]}},
+    "function": {
+        "name": _NAME,
+        "description": "Weather",
+        "parameters": {"type": "object", **_SCHEMA[_NAME]},
+    },
 }
 _ASKED: Message = {"role": "user", "content": "What is the weather?"}
 _CALL = {"type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
@@ -94,7 +102,11 @@ class Reading:
     def words(self) -> tuple[str, ...]:
         """Words that must stay visible for parsing, though they may be special tokens."""
         thoughts = (self.tags.opening, self.tags.closing) if self.tags else ()
-        return (*thoughts, *(self.form.tags if self.form else ()), *(HarmonyForm().tags if self.channels else ()))
+        return (
+            *thoughts,
+            *(self.form.tags if self.form else ()),
+            *(HarmonyForm().tags if self.channels else ()),
+        )
 
     def shown(self, control_ids: Mapping[str, int]) -> tuple[int, ...]:
         """The ids of these words, if they are tokens."""
@@ -102,12 +114,20 @@ class Reading:
 
     def inside(self, prompt: str) -> bool:
         """Whether a prompt ends inside a thought."""
-        return self.tags is not None and prompt.rfind(self.tags.opening) > prompt.rfind(self.tags.closing)
+        return self.tags is not None and prompt.rfind(self.tags.opening) > prompt.rfind(
+            self.tags.closing
+        )
 
     def reader(
-        self, tools: Offered | None = None, most: int | None = None, *, forced: bool = False, inside: bool | None = None
+        self,
+        tools: Offered | None = None,
+        most: int | None = None,
+        *,
+        forced: bool = False,
+        inside: bool | None = None,
     ) -> AnswerReader:
-        """A reader for one answer. `inside`: whether it begins inside a thought; None means the template's default."""
+        """A reader for one answer. `inside`: whether it begins inside a thought;
+        None means the template's default."""
         inside = self.opens if inside is None else inside
         splitter = Channels(tools or ()) if self.channels else None
         if self.tags and not splitter:
@@ -139,7 +159,8 @@ def reading_of(template: str) -> Reading:
 
 
 def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
-    """Whether a prompt of this template ends inside a thought. `options` are further variables of the template."""
+    """Whether a prompt of this template ends inside a thought.
+    `options` are further variables of the template."""
     reading = reading_of(template)
     if reading.tags is None or not options:
         return reading.opens
@@ -164,8 +185,15 @@ def _form(template: str, reading: Reading) -> Form | None:
 def rendered_call(template: str) -> str | None:
     """A call of the assistant, as the template renders it; None if it renders no calls."""
     before = _rendered(template, [_ASKED], prompt=True, tools=True)
-    for name in ("abcDEF123", f"functions.{_NAME}:0"):  # Kimi's template writes a call's id in place of its name.
-        called: Message = {"role": "assistant", "content": "", "tool_calls": [{"id": name, **_CALL}]}
+    for name in (
+        "abcDEF123",
+        f"functions.{_NAME}:0",
+    ):  # Kimi's template writes a call's id in place of its name.
+        called: Message = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": name, **_CALL}],
+        }
         whole = _rendered(template, [_ASKED, called], tools=True)
         if before is not None and whole is not None and _NAME in whole[_shared(before, whole) :]:
             return whole[_shared(before, whole) :]
@@ -189,7 +217,9 @@ def _is_same(call: Call) -> bool:
     return call.name == _NAME and bool(json.loads(call.arguments) == _ARGUMENTS)
 
 
-def _rendered(template: str, messages: list[Message], *, prompt: bool = False, tools: bool = False) -> str | None:
+def _rendered(
+    template: str, messages: list[Message], *, prompt: bool = False, tools: bool = False
+) -> str | None:
     offered: list[dict[str, Any]] = [_TOOL] if tools else []
     try:
         return render(template, messages, offered, SPECIAL, add_generation_prompt=prompt)

@@ -1,5 +1,5 @@
-"""gpt-oss' Harmony format: messages on channels. Thoughts are on `analysis`, the answer on `final`, and calls name a
-recipient."""
+"""gpt-oss' Harmony format: messages on channels. Thoughts are on `analysis`, the answer on `final`,
+and calls name a recipient."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -36,7 +36,10 @@ class HarmonyForm(NamedForm):
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
         """Only one call: the word that ends it ends the answer."""
         begin = _BEGIN.removeprefix(CHANNEL) if opened else _BEGIN
-        rules = [f"{lark.text(begin + tool.name + _ARGUMENTS)} {lark.schema(tool.parameters)}" for tool in tools]
+        rules = [
+            f"{lark.text(begin + tool.name + _ARGUMENTS)} {lark.schema(tool.parameters)}"
+            for tool in tools
+        ]
         return lark.rule("calls", alternatives(lark, rules))
 
     def free(self, lark: Lark, tools: Sequence[Tool], most: int) -> str:
@@ -50,7 +53,8 @@ class HarmonyForm(NamedForm):
 
 
 class Channels:
-    """Splits one answer into thoughts and the rest. Removes the markup of messages, but keeps that of calls.
+    """Splits one answer into thoughts and the rest.
+    Removes the markup of messages, but keeps that of calls.
 
     The prompt ends inside the first message's head.
     """
@@ -88,7 +92,8 @@ class Channels:
         return thoughts, rest
 
     def _open(self, final: bool) -> str | None:
-        """Parse a message's head. Returns the text that represents it in the answer; None while it is incomplete."""
+        """Parse a message's head. Returns the text that represents it in the answer;
+        None while it is incomplete."""
         if self._first and not _may_be_head(self._held):
             # A constrained answer (a JSON schema, say) has no head.
             self._head = self._first = False

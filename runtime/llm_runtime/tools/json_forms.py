@@ -4,19 +4,31 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
-from llm_runtime.tools.calls import Call, Offered, Tool, decode, hopeless, read_calls, read_cut, read_json, skip_space
+from llm_runtime.tools.calls import (
+    Call,
+    Offered,
+    Tool,
+    decode,
+    hopeless,
+    read_calls,
+    read_cut,
+    read_json,
+    skip_space,
+)
 from llm_runtime.tools.form import Form, Tagged, agree, alternatives, random_name
 from llm_runtime.tools.lark import Lark, repeated
 
 
 class JsonForm(Tagged):
-    """JSON between an opening and a closing word: an object, several in a row, or a list of them."""
+    """JSON between an opening and a closing word:
+    an object, several in a row, or a list of them."""
 
     def __init__(
         self, name: str, openings: tuple[str, ...], closing: str = "", *,
         listed: bool = False, keys: tuple[str, str] = ("name", "arguments"), space: str = "",
     ) -> None:  # fmt: skip
-        """`space` is written inside of both words. `keys` are the keys of the name and of the arguments."""
+        """`space` is written inside of both words.
+        `keys` are the keys of the name and of the arguments."""
         self.name = name
         self.openings = openings
         self.closing = closing
@@ -78,7 +90,8 @@ class JsonForm(Tagged):
 
 
 class Llama(Form):
-    """`{"name": …, "parameters": {…}}` and nothing else, or several separated by `;`: Llama 3.1 to 4."""
+    """`{"name": …, "parameters": {…}}` and nothing else,
+    or several separated by `;`: Llama 3.1 to 4."""
 
     name = "llama"
     first = "{<"
@@ -90,13 +103,17 @@ class Llama(Form):
         if any(agree(text, tag) for tag in self.tags):
             return True
         rest = self._bare(text)
-        return fresh and (not rest or any(tag.startswith(rest) for tag in self.tags) or is_object(rest, tools))
+        return fresh and (
+            not rest or any(tag.startswith(rest) for tag in self.tags) or is_object(rest, tools)
+        )
 
     def read(self, text: str, tools: Offered, final: bool) -> tuple[list[Call], int] | None:
         rest = self._bare(text)
         if not rest:
             # Control words are markup even if no call follows.
-            return ([], len(text) if any(tag in text for tag in self.tags) else 0) if final else None
+            return (
+                ([], len(text) if any(tag in text for tag in self.tags) else 0) if final else None
+            )
         if not final and any(tag.startswith(rest) for tag in self.tags):
             return None
         return read_json(text, len(text) - len(rest), tools, final)
@@ -118,7 +135,8 @@ class Llama(Form):
 
 
 class Mistral(Form):
-    """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`, or `[TOOL_CALLS]name[ARGS]{…}` for each call.
+    """`[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`,
+    or `[TOOL_CALLS]name[ARGS]{…}` for each call.
 
     Some models leave out the first word. Then calls are recognised by what follows.
     """
@@ -153,21 +171,29 @@ class Mistral(Form):
             return read_json(text, at, tools, final)
         head = re.match(r"([\w-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\])?\s*(?=\{)", text[at:])
         if head is None:
-            return ([], 0) if final or not re.match(r"[\w-]+(\[\w*(\]\w*)?)*\s*\Z", text[at:]) else None
+            return (
+                ([], 0)
+                if final or not re.match(r"[\w-]+(\[\w*(\]\w*)?)*\s*\Z", text[at:])
+                else None
+            )
         if head[1] not in tools:
             return [], 0
         return read_json(text, at + head.end(), tools, final, name=head[1])
 
     def begun(self, text: str, tools: Offered) -> bool:
         at = self._after_tag(text)
-        sure = text.startswith(self.tag) or (text[at : at + 1] == "[" and bool(self.cut(text, tools)))
+        sure = text.startswith(self.tag) or (
+            text[at : at + 1] == "[" and bool(self.cut(text, tools))
+        )
         return sure and self.read(text, tools, False) is None
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
         at = self._after_tag(text)
         if text[at : at + 1] == "[":
             return read_cut(text, at, tools)
-        head = re.match(r"([\w-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\]\s*|(?=\{))(.*)", text[at:], re.DOTALL)
+        head = re.match(
+            r"([\w-]+)(?:\[CALL_ID\]\w*)?(?:\[ARGS\]\s*|(?=\{))(.*)", text[at:], re.DOTALL
+        )
         return [Call(head[1], head[2])] if head and head[1] in tools else []
 
     def _after_tag(self, text: str) -> int:
@@ -177,8 +203,13 @@ class Mistral(Form):
         tag = "" if opened else self.tag
         if self._named:
             heads = [lark.text(f"{tag}{tool.name}[ARGS]") for tool in tools]
-            rules = [f"{head} {lark.schema(tool.parameters)}" for head, tool in zip(heads, tools, strict=True)]
-            return lark.rule("calls", repeated(alternatives(lark, rules), "", 1 if opened else most))
+            rules = [
+                f"{head} {lark.schema(tool.parameters)}"
+                for head, tool in zip(heads, tools, strict=True)
+            ]
+            return lark.rule(
+                "calls", repeated(alternatives(lark, rules), "", 1 if opened else most)
+            )
         items = repeated(object_call(lark, tools, ("name", "arguments")), lark.text(", "), most)
         return lark.rule("calls", f'{lark.text(tag)} "[" {items} "]"')
 
@@ -186,7 +217,8 @@ class Mistral(Form):
         return self._named != ("[TOOL_CALLS][" in "".join(shown.split()))
 
     def new_id(self, name: str = "") -> str:
-        # Mistral's templates accept only nine letters and digits when the call comes back with its result.
+        # Mistral's templates accept only nine letters and digits when the call comes back with its
+        # result.
         return random_name(9)
 
 
@@ -200,14 +232,22 @@ def object_call(lark: Lark, tools: Sequence[Tool], keys: tuple[str, str]) -> str
 
 
 def is_object(text: str, names: Collection[str], *, whole: bool = False) -> bool:
-    """Whether the partial `text` may be the JSON of a call. With `whole`, it must contain the complete name."""
+    """Whether the partial `text` may be the JSON of a call.
+    With `whole`, it must contain the complete name."""
     squeezed = "".join(text[:200].split())
-    beginnings = [begin % name for name in names for begin in ('{"name":"%s"', '{"type":"function","name":"%s"')]
-    return any(squeezed.startswith(begin) if whole else agree(squeezed, begin) for begin in beginnings)
+    beginnings = [
+        begin % name
+        for name in names
+        for begin in ('{"name":"%s"', '{"type":"function","name":"%s"')
+    ]
+    return any(
+        squeezed.startswith(begin) if whole else agree(squeezed, begin) for begin in beginnings
+    )
 
 
 class Hermes(JsonForm):
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>` anywhere: Hermes, Qwen 2.5 and 3, and many others."""
+    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>` anywhere:
+    Hermes, Qwen 2.5 and 3, and many others."""
 
     def __init__(self) -> None:
         super().__init__("hermes", ("<tool_call>",), "</tool_call>", space="\n")

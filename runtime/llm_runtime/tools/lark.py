@@ -12,16 +12,20 @@ SOME_TEXT = r"(.|\n)+"
 
 
 class Lark:
-    """A grammar under construction. `tokens` are the control tokens by their text, which letters must not spell."""
+    """A grammar under construction.
+    `tokens` are the control tokens by their text, which letters must not spell."""
 
     def __init__(self, tokens: Mapping[str, int]) -> None:
         self._tokens = tokens
-        self._split = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+        self._split = re.compile(
+            "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)"
+        )
         self._rules: list[str] = []
         self._schemas: list[dict[str, Any]] = []
 
     def text(self, text: str) -> str:
-        """An expression for exactly `text`, with control tokens in it as tokens; "" for an empty text."""
+        """An expression for exactly `text`, with control tokens in it as tokens;
+        "" for an empty text."""
         parts = []
         at = 0
         for token in self._split.finditer(text):
@@ -48,7 +52,10 @@ class Lark:
         return f"schema_{len(self._schemas) - 1}"
 
     def constraint(self) -> Constraint:
-        return Constraint("grammar", json.dumps({"rules": self._rules, "schemas": self._schemas}, ensure_ascii=False))
+        return Constraint(
+            "grammar",
+            json.dumps({"rules": self._rules, "schemas": self._schemas}, ensure_ascii=False),
+        )
 
 
 def _quoted(text: str) -> str:
@@ -62,4 +69,8 @@ def repeated(item: str, between: str, most: int) -> str:
 
 def shared(schema: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a schema that its parts need, too: definitions, and this server's own keys."""
-    return {word: value for word, value in schema.items() if word in ("$defs", "definitions") or word.startswith("x-")}
+    return {
+        word: value
+        for word, value in schema.items()
+        if word in ("$defs", "definitions") or word.startswith("x-")
+    }

@@ -1,4 +1,5 @@
-"""Forms that write a call's name between control words, followed by its arguments as JSON: DeepSeek, Kimi."""
+"""Forms that write a call's name between control words, followed by its arguments as JSON:
+DeepSeek, Kimi."""
 
 import re
 import secrets
@@ -14,7 +15,8 @@ LONGEST_HEAD = 300
 
 
 class NamedForm(Tagged):
-    """`<words>name<words>{…}<words>`, several of them in a section with its own opening and closing word."""
+    """`<words>name<words>{…}<words>`, several of them in a section with its own opening and closing
+    word."""
 
     def __init__(
         self, name: str, *, section: tuple[str, str] = ("", ""), begin: str, call: tuple[str, str, str],
@@ -22,8 +24,9 @@ class NamedForm(Tagged):
     ) -> None:  # fmt: skip
         """The words that a model writes around calls.
 
-        `section`: the first and last word around all calls; `begin` and `end`: around one call. `call`: what it writes
-        before the name, and before and after the arguments; `head`: a regular expression for what may precede these.
+        `section`: the first and last word around all calls; `begin` and `end`: around one call.
+        `call`: what it writes before the name, and before and after the arguments; `head`: a
+        regular expression for what may precede these.
         """
         self.name = name
         self._section = section
@@ -31,7 +34,9 @@ class NamedForm(Tagged):
         self._call = call
         around = [word for word in section if word]
         self.openings = tuple(word for word in (section[0], begin, section[1]) if word)
-        self.tags = tuple(dict.fromkeys(re.findall(r"<[^>]*>", "".join((*section, *call, begin, end)))))
+        self.tags = tuple(
+            dict.fromkeys(re.findall(r"<[^>]*>", "".join((*section, *call, begin, end))))
+        )
         self._around = re.compile(rf"(?:\s|{'|'.join(map(re.escape, around)) or '(?!)'})*")
         self._head = re.compile(rf"{head}\s*(?=\{{)")
         self._end_word = end
@@ -64,7 +69,11 @@ class NamedForm(Tagged):
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
         head = self._head.match(text, self._begin(text))
-        return [Call(head["name"], object_part(text[head.end() :]))] if head and head["name"] in tools else []
+        return (
+            [Call(head["name"], object_part(text[head.end() :]))]
+            if head and head["name"] in tools
+            else []
+        )
 
     def _begin(self, text: str) -> int:
         around = self._around.match(text)
@@ -74,16 +83,25 @@ class NamedForm(Tagged):
         before, between, after = self._call
         section = self._section[0]
         if opened:
-            section, before = ("", before) if section else ("", before.removeprefix(self._begin_word))
+            section, before = (
+                ("", before) if section else ("", before.removeprefix(self._begin_word))
+            )
         heads = [lark.text(f"{before}{tool.name}{between}") for tool in tools]
-        rules = [f"{head} {lark.schema(tool.parameters)}" for head, tool in zip(heads, tools, strict=True)]
+        rules = [
+            f"{head} {lark.schema(tool.parameters)}"
+            for head, tool in zip(heads, tools, strict=True)
+        ]
         call = lark.rule("one_call", f"{alternatives(lark, rules)} {lark.text(after)}")
         many = most if self._section[0] or not opened else 1
-        return lark.rule("calls", f"{lark.text(section)} {repeated(call, '', many)} {lark.text(self._section[1])}")
+        return lark.rule(
+            "calls",
+            f"{lark.text(section)} {repeated(call, '', many)} {lark.text(self._section[1])}",
+        )
 
 
 def deepseek(*, fenced: bool) -> NamedForm:
-    """DeepSeek V3.1's form; with `fenced` that of V3 and R1, whose arguments are in a fenced Markdown block."""
+    """DeepSeek V3.1's form;
+    with `fenced` that of V3 and R1, whose arguments are in a fenced Markdown block."""
     begin = "<｜tool▁call▁begin｜>"
     sep = "<｜tool▁sep｜>"
     end = "<｜tool▁call▁end｜>"
@@ -93,14 +111,17 @@ def deepseek(*, fenced: bool) -> NamedForm:
         head = rf"{begin}function{sep}(?P<name>[\w.-]+)\s*```(?:json)?"
         return NamedForm("deepseek-v3", section=section, begin=begin, call=call, head=head, end=end)
     head = rf"{begin}(?P<name>[\w.-]+){sep}"
-    return NamedForm("deepseek-v3.1", section=section, begin=begin, call=(begin, sep, end), head=head, end=end)
+    return NamedForm(
+        "deepseek-v3.1", section=section, begin=begin, call=(begin, sep, end), head=head, end=end
+    )
 
 
 class Kimi(NamedForm):
     """Kimi K2's form: the name, with a prefix and the call's number, is the call's id."""
 
     def new_id(self, name: str = "") -> str:
-        # Its template writes the id in place of the name. The call's number would not be unique in a conversation.
+        # Its template writes the id in place of the name.
+        # The call's number would not be unique in a conversation.
         return f"functions.{name}:{secrets.randbelow(MOST_PLACES)}"
 
 

@@ -16,7 +16,8 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class Pythonic(Form):
-    """A list of calls, between an opening and a closing word, or without them as the whole answer."""
+    """A list of calls, between an opening and a closing word,
+    or without them as the whole answer."""
 
     name = "pythonic"
     first = "[<"
@@ -60,30 +61,40 @@ class Pythonic(Form):
     def begun(self, text: str, tools: Offered) -> bool:
         at = len(self._opening)
         named = re.match(r"\s*\[\s*([\w-]+)\(", text[at:])
-        sure = text.startswith(self._opening) and (bool(self._opening) or bool(named and named[1] in tools))
+        sure = text.startswith(self._opening) and (
+            bool(self._opening) or bool(named and named[1] in tools)
+        )
         return sure and self.read(text, tools, False) is None
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
         """The complete calls, and the last one with its complete arguments."""
-        ends = [match.end() for match in re.finditer(r"[,(]", text) if match.end() > len(self._opening)]
+        ends = [
+            match.end() for match in re.finditer(r"[,(]", text) if match.end() > len(self._opening)
+        ]
         for end in reversed(ends[-MOST_TRIES:]):
             for closing in (")]", "]"):
                 part = text[len(self._opening) : end].rstrip(", \n") + closing
                 calls = _calls(part, tools)
                 if calls:
-                    return [*calls[:-1], Call(calls[-1].name, calls[-1].arguments.removesuffix("}"))]
+                    return [
+                        *calls[:-1],
+                        Call(calls[-1].name, calls[-1].arguments.removesuffix("}")),
+                    ]
         return []
 
     def calls(self, lark: Lark, tools: Sequence[Tool], most: int, *, opened: bool = False) -> str:
         rules = [_call_rule(lark, tool) for tool in tools]
         items = repeated(alternatives(lark, rules), lark.text(", "), most)
         return lark.rule(
-            "calls", f'{lark.text("" if opened else self._opening)} "[" {items} "]" {lark.text(self._closing)}'
+            "calls",
+            f'{lark.text("" if opened else self._opening)} "[" {items} "]"'
+            f" {lark.text(self._closing)}",
         )
 
 
 def _call_rule(lark: Lark, tool: Tool) -> str:
-    """A rule for a call. Values are JSON, which is Python except for true, false and null; these are parsed, too."""
+    """A rule for a call. Values are JSON, which is Python except for true, false and null;
+    these are parsed, too."""
     properties = tool.parameters.get("properties")
     required = tool.parameters.get("required", ())
     definitions = shared(tool.parameters)
@@ -92,7 +103,9 @@ def _call_rule(lark: Lark, tool: Tool) -> str:
         for key, schema in (properties if isinstance(properties, dict) else {}).items()
         if key.isidentifier() and (key in required or not required)
     ]
-    arguments = [f"{lark.text(key + '=')} {lark.schema({**definitions, **schema})}" for key, schema in fields]
+    arguments = [
+        f"{lark.text(key + '=')} {lark.schema({**definitions, **schema})}" for key, schema in fields
+    ]
     comma = f" {lark.text(', ')} "
     return f"{lark.text(tool.name + '(')} {comma.join(arguments)} {lark.text(')')}"
 
@@ -102,7 +115,10 @@ def _may_be_calls(text: str, tools: Offered) -> bool:
     if not squeezed.startswith("["):
         return not squeezed
     inner = squeezed[1:].lstrip()
-    return any(inner.startswith(begin) or begin.startswith(inner) for begin in (f"{name}(" for name in tools))
+    return any(
+        inner.startswith(begin) or begin.startswith(inner)
+        for begin in (f"{name}(" for name in tools)
+    )
 
 
 def _list_end(text: str, at: int) -> int | None:
@@ -137,9 +153,17 @@ def _calls(text: str, tools: Offered) -> list[Call]:
 
 
 def _call(item: ast.expr, tools: Offered) -> Call:
-    if not isinstance(item, ast.Call) or not isinstance(item.func, ast.Name) or item.func.id not in tools or item.args:
+    if (
+        not isinstance(item, ast.Call)
+        or not isinstance(item.func, ast.Name)
+        or item.func.id not in tools
+        or item.args
+    ):
         raise ValueError("no call of a tool")
-    return Call(item.func.id, written({str(pair.arg): _value(pair.value) for pair in item.keywords if pair.arg}))
+    return Call(
+        item.func.id,
+        written({str(pair.arg): _value(pair.value) for pair in item.keywords if pair.arg}),
+    )
 
 
 def _value(node: ast.expr) -> Any:
@@ -149,7 +173,11 @@ def _value(node: ast.expr) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_value(item) for item in items]
         case ast.Dict(keys=keys, values=values):
-            return {str(_value(key)): _value(value) for key, value in zip(keys, values, strict=True) if key}
+            return {
+                str(_value(key)): _value(value)
+                for key, value in zip(keys, values, strict=True)
+                if key
+            }
     value = ast.literal_eval(node)
     if not isinstance(value, str | int | float | bool | None):
         raise ValueError("no value of JSON")

@@ -10,7 +10,8 @@ from llm_runtime.tools.calls import Call, Offered
 from llm_runtime.tools.form import Form
 
 LONG_CHARACTERS = 4000
-"""Length from which a call is parsed again only if it may have ended, because parsing it at each part is slow."""
+"""Length from which a call is parsed again only if it may have ended,
+because parsing it at each part is slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class Splitter(Protocol):
 
 
 class AnswerReader:
-    """Parses one answer. Thoughts are removed first, so that a call in them does not count; then calls."""
+    """Parses one answer. Thoughts are removed first, so that a call in them does not count;
+    then calls."""
 
     def __init__(self, splitter: Splitter | None, calls: "Reader | None") -> None:
         self._splitter = splitter
@@ -45,10 +47,12 @@ class AnswerReader:
 
 
 class Reader:
-    """Finds the calls in a streamed answer. Text is held back only while it may be the beginning of a call.
+    """Finds the calls in a streamed answer.
+    Text is held back only while it may be the beginning of a call.
 
-    A call is returned when it is complete, because a partial one may turn out to be text. If the answer ends inside a
-    call, the call has as much of its arguments as was written, and its markup does not become text.
+    A call is returned when it is complete, because a partial one may turn out to be text. If the
+    answer ends inside a call, the call has as much of its arguments as was written, and its markup
+    does not become text.
     """
 
     def __init__(
@@ -70,7 +74,8 @@ class Reader:
         self._called = False
 
     def take(self, text: str, *, final: bool = False) -> tuple[str, list[Call]]:
-        """Add `text`, and return the text and calls that are certain now. `final`: the answer has ended."""
+        """Add `text`, and return the text and calls that are certain now.
+        `final`: the answer has ended."""
         self._held += text
         shown = ""
         calls = list[Call]()
@@ -100,7 +105,8 @@ class Reader:
 
     def _is_cut(self, rest: str) -> bool:
         """Whether `rest`, the end of the answer, is part of a truncated call."""
-        # After a call, or where calls are forced, the shortest beginning counts, unless no call can result from it.
+        # After a call, or where calls are forced,
+        # the shortest beginning counts, unless no call can result from it.
         sure = self._forced or self._called or self._form.begun(rest, self._tools)
         return bool(rest) and sure and self._form.read(rest, self._tools, False) is None
 
@@ -108,10 +114,14 @@ class Reader:
         """How many characters are certainly not part of a call."""
         starts = [0] if self._fresh else []
         # Lazily, because a long call matches at its beginning, again with each part that arrives.
-        for at in chain(starts, (candidate.start() for candidate in self._candidates.finditer(self._held))):
+        for at in chain(
+            starts, (candidate.start() for candidate in self._candidates.finditer(self._held))
+        ):
             rest = self._held[at:].lstrip()
             fresh = self._fresh and not self._held[:at].strip()
-            if at < len(self._held) and (not rest or self._form.may_begin(rest, self._tools, fresh)):
+            if at < len(self._held) and (
+                not rest or self._form.may_begin(rest, self._tools, fresh)
+            ):
                 return at
         return len(self._held)
 

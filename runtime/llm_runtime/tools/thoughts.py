@@ -1,4 +1,5 @@
-"""Separates a model's thoughts (its reasoning) from its answer. They are removed before calls are parsed."""
+"""Separates a model's thoughts (its reasoning) from its answer.
+They are removed before calls are parsed."""
 
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ TAGS = (
 class Thoughts:
     """Splits one streamed answer into thoughts and the rest.
 
-    Thoughts are at the beginning of the answer, or follow other thoughts. A tag later in the text does not begin any.
+    Thoughts are at the beginning of the answer, or follow other thoughts.
+    A tag later in the text does not begin any.
     """
 
     def __init__(self, tags: Tags, *, inside: bool) -> None:
@@ -47,7 +49,9 @@ class Thoughts:
         self._rest += text
         for word in self._tags.around_answer:
             self._rest = self._rest.replace(word, "")
-        keep = 0 if final else max(_held_back(self._rest, word) for word in self._tags.around_answer)
+        keep = (
+            0 if final else max(_held_back(self._rest, word) for word in self._tags.around_answer)
+        )
         cut = len(self._rest) - keep
         shown = self._rest[:cut]
         self._rest = self._rest[cut:]

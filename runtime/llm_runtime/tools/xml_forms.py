@@ -13,7 +13,8 @@ LONGEST_HEAD = 200
 
 
 class XmlForm(Tagged):
-    """A head with the name, arguments as keys and values, and an end. Values are JSON, but strings are unquoted."""
+    """A head with the name, arguments as keys and values, and an end.
+    Values are JSON, but strings are unquoted."""
 
     def __init__(
         self, name: str, *, openings: tuple[str, ...], head: tuple[str, str], argument: tuple[str, str, str], end: str,
@@ -21,9 +22,9 @@ class XmlForm(Tagged):
     ) -> None:  # fmt: skip
         """The words that a model writes around calls.
 
-        `head`: before and after the name; `argument`: before, between and after key and value; `section`: around all
-        calls. Where these have white space, the model may write other white space. `loose`: it may leave out the first
-        word of the head and the last of the end.
+        `head`: before and after the name; `argument`: before, between and after key and value;
+        `section`: around all calls. Where these have white space, the model may write other white
+        space. `loose`: it may leave out the first word of the head and the last of the end.
         """
         self.name = name
         self._argument = argument
@@ -34,15 +35,21 @@ class XmlForm(Tagged):
         self._between = between
         tags = re.findall(r"</?[\w:]+>", "".join((*section, *head, *argument, end)))
         self.tags = tuple(dict.fromkeys(tags))
-        self._around = re.compile(rf"(?:\s|{'|'.join(re.escape(word) for word in section if word) or '(?!)'})*")
-        self._head = re.compile(rf"{_loose(head[0], first_optional=loose)}\s*(?P<name>[^<>\"\s]+){_loose(head[1])}")
+        self._around = re.compile(
+            rf"(?:\s|{'|'.join(re.escape(word) for word in section if word) or '(?!)'})*"
+        )
+        self._head = re.compile(
+            rf"{_loose(head[0], first_optional=loose)}\s*(?P<name>[^<>\"\s]+){_loose(head[1])}"
+        )
         before, middle, after = argument
         self._key = re.compile(rf"\s*{_loose(before)}(?P<key>[^<>\"]+?){_loose(middle)}")
         self._value_end = after.strip()
         words = end.split()
         self._optional_end = words[-1] if loose else ""
         self._last = re.compile(
-            rf"\s*{_loose(words[0])}(?:\s*{re.escape(self._optional_end)})?" if loose else rf"\s*{_loose(end)}"
+            rf"\s*{_loose(words[0])}(?:\s*{re.escape(self._optional_end)})?"
+            if loose
+            else rf"\s*{_loose(end)}"
         )
         self._lines = middle.endswith("\n")
 
@@ -74,7 +81,10 @@ class XmlForm(Tagged):
         return self._argument[1] in shown
 
     def begun(self, text: str, tools: Offered) -> bool:
-        return self.after_opening(text[self._begin(text) :]) is not None and self.read(text, tools, False) is None
+        return (
+            self.after_opening(text[self._begin(text) :]) is not None
+            and self.read(text, tools, False) is None
+        )
 
     def cut(self, text: str, tools: Offered) -> list[Call]:
         head = self._head.match(text, self._begin(text))
@@ -88,9 +98,13 @@ class XmlForm(Tagged):
             return [Call(head["name"], part if arguments or text[at:].strip() else "")]
         begun = _without_end(text[key.end() :], self._value_end).strip("\n" if self._lines else "")
         value = written(begun)[:-1] if _is_text(_field(schema, key["key"])) else begun
-        return [Call(head["name"], f"{part}{', ' if arguments else ''}{written(key['key'])}: {value}")]
+        return [
+            Call(head["name"], f"{part}{', ' if arguments else ''}{written(key['key'])}: {value}")
+        ]
 
-    def _arguments(self, text: str, at: int, schema: Mapping[str, Any]) -> tuple[dict[str, Any], int, int | None]:
+    def _arguments(
+        self, text: str, at: int, schema: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], int, int | None]:
         """The complete arguments, where they end, and where the call ends; None if it does not."""
         arguments = dict[str, Any]()
         while key := self._key.match(text, at):
@@ -116,24 +130,35 @@ class XmlForm(Tagged):
         many = most if self._section[0] or not opened else 1
         calls = repeated(alternatives(lark, rules), lark.text(self._between), many)
         return lark.rule(
-            "calls", f"{lark.text(self._section[0].removeprefix(cut))} {calls} {lark.text(self._section[1])}"
+            "calls",
+            f"{lark.text(self._section[0].removeprefix(cut))} {calls} {lark.text(self._section[1])}",
         )
 
     def _call(self, lark: Lark, number: int, tool: Tool, head: str) -> str:
         parts = [lark.text(f"{head}{tool.name}{self._heads[1]}")]
         properties = tool.parameters.get("properties")
         required = tool.parameters.get("required", ())
-        for place, (key, schema) in enumerate((properties if isinstance(properties, dict) else {}).items()):
+        for place, (key, schema) in enumerate(
+            (properties if isinstance(properties, dict) else {}).items()
+        ):
             before, middle, after = self._argument
-            value = self._value_rule(lark, f"value_{number}_{place}", schema, tool.parameters, after)
+            value = self._value_rule(
+                lark, f"value_{number}_{place}", schema, tool.parameters, after
+            )
             whole = f"{lark.text(before + key + middle)} {value}"
             parts.append(whole if key in required else f"({whole})?")
         return lark.rule(f"call_{number}", " ".join((*parts, lark.text(self._end))))
 
-    def _value_rule(self, lark: Lark, name: str, schema: Any, root: Mapping[str, Any], after: str) -> str:
+    def _value_rule(
+        self, lark: Lark, name: str, schema: Any, root: Mapping[str, Any], after: str
+    ) -> str:
         schema = schema if isinstance(schema, dict) else {}
         literals = schema.get("enum", [schema["const"]] if "const" in schema else None)
-        if isinstance(literals, list) and literals and all(isinstance(value, str) for value in literals):
+        if (
+            isinstance(literals, list)
+            and literals
+            and all(isinstance(value, str) for value in literals)
+        ):
             words = " | ".join(lark.text(value) or '""' for value in literals)
             return f"({words}) {lark.text(after)}"
         if _is_text(schema):
@@ -159,7 +184,8 @@ def _letters(schema: Mapping[str, Any]) -> str:
 
 
 def _loose(words: str, *, first_optional: bool = False) -> str:
-    """A regular expression for `words` with any white space between. `first_optional`: the first may be missing."""
+    """A regular expression for `words` with any white space between.
+    `first_optional`: the first may be missing."""
     parts = [re.escape(part) for part in re.split(r"\s+", words)]
     if first_optional and len(parts) > 1:
         return rf"(?:{parts[0]}\s*)?" + r"\s*".join(parts[1:])
@@ -183,7 +209,11 @@ def _field(schema: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _types(schema: Mapping[str, Any]) -> set[str]:
     """JSON types that the schema allows; empty if it does not say."""
     declared = schema.get("type")
-    types = {declared} if isinstance(declared, str) else {kind for kind in declared or () if isinstance(kind, str)}
+    types = (
+        {declared}
+        if isinstance(declared, str)
+        else {kind for kind in declared or () if isinstance(kind, str)}
+    )
     for word in ("anyOf", "oneOf"):
         for part in schema.get(word) or ():
             types |= _types(part) if isinstance(part, dict) else set()

@@ -1,4 +1,5 @@
-"""Usage reports: sums by day, key or model, computed from daily sums only; and the latest requests of one key."""
+"""Usage reports: sums by day, key or model, computed from daily sums only;
+and the latest requests of one key."""
 
 from calendar import monthrange
 from dataclasses import dataclass
@@ -59,7 +60,8 @@ def month(year: int, number: int) -> Period:
 
 
 async def totals(database: Database, period: Period, by: Grouping, key_id: str = "") -> list[Total]:
-    """Sums of `period`, for one key or all. Days are in order; keys and models with most tokens come first.
+    """Sums of `period`, for one key or all. Days are in order;
+    keys and models with most tokens come first.
 
     Raises `DatabaseAway`.
     """
@@ -75,22 +77,34 @@ async def latest(database: Database, key_id: str, limit: int = 20) -> list[Reque
 
 
 def _total(group: object, name: str, *figures: Any) -> Total:
-    requests, failed, cached, prompt_tokens, completion_tokens = map(int, figures[:5])  # Postgres sums to decimals.
-    return Total(str(group), name, requests, failed, cached, prompt_tokens, completion_tokens, figures[5])
+    requests, failed, cached, prompt_tokens, completion_tokens = map(
+        int, figures[:5]
+    )  # Postgres sums to decimals.
+    return Total(
+        str(group), name, requests, failed, cached, prompt_tokens, completion_tokens, figures[5]
+    )
 
 
 def _totals(period: Period, by: Grouping, key_id: str) -> sa.Select[tuple[Any, ...]]:
     columns = usage_daily.c
     tokens = sa.func.sum(columns.prompt_tokens + columns.completion_tokens)
-    named = sa.case((columns.adapter == "", columns.model), else_=columns.model + ":" + columns.adapter)
+    named = sa.case(
+        (columns.adapter == "", columns.model), else_=columns.model + ":" + columns.adapter
+    )
     group = {"day": columns.day, "key": columns.key_id, "model": named}[by]
     sums = [
-        sa.func.sum(columns[name]) for name in ("requests", "failed", "cached", "prompt_tokens", "completion_tokens")
+        sa.func.sum(columns[name])
+        for name in ("requests", "failed", "cached", "prompt_tokens", "completion_tokens")
     ]
     # One name for each key, even if it was renamed.
     name = sa.func.max(columns.key_name) if by == "key" else sa.literal("")
     statement: sa.Select[tuple[Any, ...]] = (
-        sa.select(group.label("grouped"), name, *sums, sa.func.max(columns.last_at, type_=columns.last_at.type))
+        sa.select(
+            group.label("grouped"),
+            name,
+            *sums,
+            sa.func.max(columns.last_at, type_=columns.last_at.type),
+        )
         .where(columns.day.between(period.first, period.last))
         .group_by(sa.literal_column("grouped"))
         .order_by(sa.literal_column("grouped") if by == "day" else tokens.desc())
@@ -99,7 +113,16 @@ def _totals(period: Period, by: Grouping, key_id: str) -> sa.Select[tuple[Any, .
 
 
 def _latest(key_id: str, limit: int) -> sa.Select[tuple[Any, ...]]:
-    names = ("at", "request_id", "endpoint", "model", "adapter", "prompt_tokens", "completion_tokens", "outcome")
+    names = (
+        "at",
+        "request_id",
+        "endpoint",
+        "model",
+        "adapter",
+        "prompt_tokens",
+        "completion_tokens",
+        "outcome",
+    )
     columns = inference_log.c
     return (
         sa.select(*(columns[name] for name in names), columns.duration_seconds)

@@ -62,10 +62,13 @@ class UsageLog(Protocol):
 
 
 class LoggedUsage:
-    """Writes rows as log lines. Prompts and completions are stored only in the database, never in a log."""
+    """Writes rows as log lines.
+    Prompts and completions are stored only in the database, never in a log."""
 
     def write(self, row: UsageRow) -> None:
         log.info("usage", extra={name: getattr(row, name) for name in _LOGGED})
 
 
-_LOGGED = tuple(field.name for field in fields(UsageRow) if field.name not in ("prompt", "completion"))
+_LOGGED = tuple(
+    field.name for field in fields(UsageRow) if field.name not in ("prompt", "completion")
+)

@@ -1,7 +1,8 @@
-"""Writes usage rows to the database exactly once, and updates the sums of their day in the same transaction.
+"""Writes usage rows to the database exactly once,
+and updates the sums of their day in the same transaction.
 
-A row gets its id when it is first prepared. If the answer to a commit is lost, the row is sent again with the same id,
-is found to exist, and is not added to the sums again.
+A row gets its id when it is first prepared. If the answer to a commit is lost, the row is sent
+again with the same id, is found to exist, and is not added to the sums again.
 """
 
 import secrets
@@ -24,7 +25,11 @@ Entry = dict[str, Any]
 """One row as parameters of a statement, by column."""
 
 COLUMNS = tuple(field.name for field in fields(UsageRow))
-LENGTHS = {name: length for name in COLUMNS if (length := getattr(inference_log.c[name].type, "length", None))}
+LENGTHS = {
+    name: length
+    for name in COLUMNS
+    if (length := getattr(inference_log.c[name].type, "length", None))
+}
 TEXTS = ("prompt", "completion")
 INTEGERS = ("prompt_tokens", "completion_tokens")
 MAX_INTEGER = 2**63 - 1
@@ -33,11 +38,13 @@ STATEMENT_ROWS = 100
 DAY_KEY = ("day", "key_id", "model", "adapter")
 SUMS = ("requests", "failed", "cached", "prompt_tokens", "completion_tokens")
 FAILURES = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.INTERRUPTED)
-"""Outcomes that count as failed: the request did not complete, but not because the client disconnected."""
+"""Outcomes that count as failed: the request did not complete,
+but not because the client disconnected."""
 
 
 def prepare(row: UsageRow, *, store_prompts: bool) -> Entry:
-    """A row as it is stored: with values that both databases accept. Texts that are too long are truncated."""
+    """A row as it is stored: with values that both databases accept.
+    Texts that are too long are truncated."""
     entry: Entry = {name: getattr(row, name) for name in COLUMNS}
     entry["id"] = new_id()
     entry["at"] = row.at.astimezone(UTC)
@@ -59,13 +66,16 @@ def clean(text: str) -> str:
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562, method 3): the time to a quarter of a microsecond, then random bits.
+    """A UUID of version 7 (RFC 9562, method 3):
+    the time to a quarter of a microsecond, then random bits.
 
     So ids sort in the order of insertion, and new rows are added at the end of the index.
     """
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     fraction = (rest << 12) // 1_000_000
-    return UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62))
+    return UUID(
+        int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62)
+    )
 
 
 async def store(database: Database, entries: Sequence[Entry]) -> None:
@@ -74,11 +84,17 @@ async def store(database: Database, entries: Sequence[Entry]) -> None:
     Raises `DatabaseAway`; the write may have happened nevertheless.
     """
     insert = postgresql.insert if database.postgres else sqlite.insert
-    rows = insert(inference_log).on_conflict_do_nothing(index_elements=["id"]).returning(inference_log.c.id)
+    rows = (
+        insert(inference_log)
+        .on_conflict_do_nothing(index_elements=["id"])
+        .returning(inference_log.c.id)
+    )
     rows = rows.execution_options(insertmanyvalues_page_size=STATEMENT_ROWS)
     async with database.begin() as connection:
         written = set((await connection.scalars(rows, list(entries))).all())
-        await _raise_sums(connection, insert(usage_daily), [entry for entry in entries if entry["id"] in written])
+        await _raise_sums(
+            connection, insert(usage_daily), [entry for entry in entries if entry["id"] in written]
+        )
 
 
 async def _raise_sums(connection: AsyncConnection, insert: Any, entries: Sequence[Entry]) -> None:
@@ -87,12 +103,17 @@ async def _raise_sums(connection: AsyncConnection, insert: Any, entries: Sequenc
     new = insert.excluded
     changes = {name: usage_daily.c[name] + new[name] for name in SUMS}
     changes["key_name"] = new.key_name
-    changes["last_at"] = sa.case((new.last_at > usage_daily.c.last_at, new.last_at), else_=usage_daily.c.last_at)
-    await connection.execute(insert.on_conflict_do_update(index_elements=DAY_KEY, set_=changes), days(entries))
+    changes["last_at"] = sa.case(
+        (new.last_at > usage_daily.c.last_at, new.last_at), else_=usage_daily.c.last_at
+    )
+    await connection.execute(
+        insert.on_conflict_do_update(index_elements=DAY_KEY, set_=changes), days(entries)
+    )
 
 
 def days(entries: Iterable[Entry]) -> list[Entry]:
-    """The sums to add, in the order of their keys, so that replicas lock rows in the same order and can't deadlock."""
+    """The sums to add, in the order of their keys,
+    so that replicas lock rows in the same order and can't deadlock."""
     sums: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         key = (entry["at"].date(), entry["key_id"], entry["model"], entry["adapter"])

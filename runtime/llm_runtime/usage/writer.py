@@ -29,14 +29,21 @@ CLOSING_RETRY_SECONDS = 0.25
 
 
 class DatabaseUsage:
-    """A `UsageLog` that writes to the database. Use it with `async with`: its exit writes the rest, in bounded time.
+    """A `UsageLog` that writes to the database.
+    Use it with `async with`: its exit writes the rest, in bounded time.
 
-    A row waits at most `flush_seconds`, less if `BATCH_ROWS` are waiting. While the database is down, rows are kept up
-    to `max_pending_rows`; then the oldest are dropped and counted. For the event loop's thread only.
+    A row waits at most `flush_seconds`, less if `BATCH_ROWS` are waiting. While the database is
+    down, rows are kept up to `max_pending_rows`; then the oldest are dropped and counted. For the
+    event loop's thread only.
     """
 
     def __init__(
-        self, database: Database, config: DatabaseConfig, metrics: Metrics, *, close_seconds: float = CLOSE_SECONDS
+        self,
+        database: Database,
+        config: DatabaseConfig,
+        metrics: Metrics,
+        *,
+        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self._database = database
         self._config = config
@@ -71,7 +78,10 @@ class DatabaseUsage:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._closing.set()
         self._enough.set()
@@ -82,14 +92,19 @@ class DatabaseUsage:
         self._closed = True
         if lost := self.pending:
             self._metrics.usage_dropped.inc(lost)
-            log.error("%d usage rows are lost: %s did not take them before the end", lost, self._database.place)
+            log.error(
+                "%d usage rows are lost: %s did not take them before the end",
+                lost,
+                self._database.place,
+            )
 
     async def _run(self) -> None:
         while self._rows or not self._closing.is_set():
             if len(self._rows) < BATCH_ROWS and not self._closing.is_set():
                 await self._wait(self._enough, self._config.flush_seconds)
             self._enough.clear()
-            # Rows that arrive meanwhile wait for the next round; else a busy server would write many small batches.
+            # Rows that arrive meanwhile wait for the next round;
+            # else a busy server would write many small batches.
             for _ in range(ceil(len(self._rows) / BATCH_ROWS)):
                 await self._write_batch()
 
@@ -105,7 +120,10 @@ class DatabaseUsage:
                 await self._pause(retry_seconds)
             except (OperationalError, ProgrammingError) as fault:
                 if retry_seconds == FIRST_RETRY_SECONDS:
-                    log.error("No usage can be written: %s; has `llm-runtime db upgrade` run?", explain(fault))
+                    log.error(
+                        "No usage can be written: %s; has `llm-runtime db upgrade` run?",
+                        explain(fault),
+                    )
                 await self._pause(retry_seconds)
             else:
                 self._metrics.usage_written.inc(len(self._batch) - refused)
@@ -126,7 +144,8 @@ class DatabaseUsage:
     async def _store(self, entries: list[Entry]) -> int:
         """Write `entries`, and return how many were refused.
 
-        A bad row must not block the others, so a refused batch is halved until the bad row is alone.
+        A bad row must not block the others,
+        so a refused batch is halved until the bad row is alone.
         """
         try:
             await store(self._database, entries)

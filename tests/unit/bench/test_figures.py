@@ -24,18 +24,31 @@ def test_nothing_measured_is_not_a_number_and_never_gets_into_json() -> None:
 def test_figures_take_tokens_from_all_answers_and_gaps_from_each() -> None:
     load = Load(2.0, [Answer(0.1, [0.01, 0.03], 3), Answer(0.3, [0.02], 2)])
     assert load.figures() == pytest.approx(
-        {"tokens_per_second": 2.5, "ttft_p50_ms": 100, "ttft_p99_ms": 300, "itl_p50_ms": 20, "itl_p99_ms": 30}
+        {
+            "tokens_per_second": 2.5,
+            "ttft_p50_ms": 100,
+            "ttft_p99_ms": 300,
+            "itl_p50_ms": 20,
+            "itl_p99_ms": 30,
+        }
     )
 
 
 def test_an_event_has_the_time_of_its_last_byte() -> None:
-    pieces = [(1.0, b'data: {"a": 1}\n\nda'), (2.0, b'ta: {"b": 2}\r\n\r\n: beat\n\n'), (3.0, b"data: [DONE]\n\n")]
+    pieces = [
+        (1.0, b'data: {"a": 1}\n\nda'),
+        (2.0, b'ta: {"b": 2}\r\n\r\n: beat\n\n'),
+        (3.0, b"data: [DONE]\n\n"),
+    ]
     assert list(events(pieces)) == [(1.0, {"a": 1}), (2.0, {"b": 2})]
 
 
 def peers(**rows: list[float]) -> Run:
     return Run(
-        "peers", "small", "float32", rows={f"{who}@32": [{SPEED: v} for v in each] for who, each in rows.items()}
+        "peers",
+        "small",
+        "float32",
+        rows={f"{who}@32": [{SPEED: v} for v in each] for who, each in rows.items()},
     )
 
 
@@ -59,8 +72,14 @@ def test_at_most_targets_are_met_from_below() -> None:
 
 
 def test_a_run_replaces_the_one_of_its_scenario_model_and_format_only() -> None:
-    old = [Run("peers", "small", "float32", commit="a"), Run("single", "small", "float32", commit="a")]
-    new = [Run("peers", "small", "float32", commit="b"), Run("peers", "small", "bfloat16", commit="b")]
+    old = [
+        Run("peers", "small", "float32", commit="a"),
+        Run("single", "small", "float32", commit="a"),
+    ]
+    new = [
+        Run("peers", "small", "float32", commit="b"),
+        Run("peers", "small", "bfloat16", commit="b"),
+    ]
     kept = {run.key: run.commit for run in merged(old, new)}
     assert kept == {
         ("peers", "small", "float32"): "b",

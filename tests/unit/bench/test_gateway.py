@@ -19,7 +19,9 @@ def test_targets_are_judged_by_medians_and_the_peer_by_the_rounds_own_ratios() -
         "guarded@50": [row(1000), row(2000), row(3000)],
         "litellm@50": [row(50), row(100), row(1000)],
     }
-    found = {verdict["title"]: (verdict["value"], verdict["met"]) for verdict in gateway.verdicts(rows)}
+    found = {
+        verdict["title"]: (verdict["value"], verdict["met"]) for verdict in gateway.verdicts(rows)
+    }
     assert found["guarded@1: p50, ms"] == (2.0, False)
     assert found["guarded@50: requests/s"] == (2000, True)
     assert found["guarded@50 over litellm@50: requests/s"] == (20, True)

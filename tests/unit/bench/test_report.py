@@ -10,8 +10,17 @@ from bench.servers import Ours, VllmCpu
 
 
 def run(scenario: str = "peers", **changes: object) -> Run:
-    rows = {"ours@32": [{SPEED: 300.0}, {SPEED: 340.0}], "transformers@32": [{SPEED: 100.0}, {SPEED: 110.0}]}
-    given = {"commit": "abc", "date": "2026-11-21", "machine": {"cpu": "A CPU", "cores": 2}, "rows": rows, **changes}
+    rows = {
+        "ours@32": [{SPEED: 300.0}, {SPEED: 340.0}],
+        "transformers@32": [{SPEED: 100.0}, {SPEED: 110.0}],
+    }
+    given = {
+        "commit": "abc",
+        "date": "2026-11-21",
+        "machine": {"cpu": "A CPU", "cores": 2},
+        "rows": rows,
+        **changes,
+    }
     return Run(scenario, "small", "float32", **given)  # type: ignore[arg-type]
 
 
@@ -19,8 +28,8 @@ def test_the_page_has_medians_spread_and_targets() -> None:
     page = report.page([run()], {})
     assert "| 32 | llm-runtime | 320 (300 to 340) |" in page
     assert (
-        "| random Llama, 31.6 M parameters, float32 | tokens/s, 32 clients, over transformers | ≥ 3 | 3.05 | yes |"
-        in page
+        "| random Llama, 31.6 M parameters, float32 | tokens/s, 32 clients, over transformers | ≥ 3"
+        " | 3.05 | yes |" in page
     )
     assert "A CPU, 2 cores" in page
 
@@ -33,7 +42,9 @@ def test_what_was_not_measured_is_not_on_the_page() -> None:
 
 
 def test_an_absent_peer_and_a_skipped_scenario_give_their_reason() -> None:
-    page = report.page([run(absent={"vllm": "no environment"}), run("adapters", rows={}, skipped="refused")], {})
+    page = report.page(
+        [run(absent={"vllm": "no environment"}), run("adapters", rows={}, skipped="refused")], {}
+    )
     assert "vLLM (CPU) is missing, or was only measured in part: no environment" in page
     assert "Not measured: refused" in page
 
@@ -42,7 +53,9 @@ def test_an_absent_peer_and_a_skipped_scenario_give_their_reason() -> None:
 def test_writing_twice_keeps_other_scenarios_and_makes_the_same_files(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     report.write([run()], tmp_path)
-    report.write([run("single", rows={"ours@1": [{SPEED: 5.0}], "generate@1": [{SPEED: 4.0}]})], tmp_path)
+    report.write(
+        [run("single", rows={"ours@1": [{SPEED: 5.0}], "generate@1": [{SPEED: 4.0}]})], tmp_path
+    )
     first = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     report.write([], tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == first

@@ -10,7 +10,9 @@ from unit.chart.rendered import ROOT, Chart
 @pytest.fixture(scope="session")
 def helm() -> str:
     """Built by hack/kube with the control plane; a second call returns at once."""
-    built = subprocess.run([ROOT / "hack" / "kube" / "build"], stdout=subprocess.PIPE, text=True, check=True)
+    built = subprocess.run(
+        [ROOT / "hack" / "kube" / "build"], stdout=subprocess.PIPE, text=True, check=True
+    )
     return f"{built.stdout.strip()}/helm"
 
 

@@ -21,7 +21,9 @@ class Chart:
     def template(self, *flags: str, **values: Any) -> subprocess.CompletedProcess[str]:
         place = ("llm-operator", str(CHART), "--namespace", "llm-operator-system")
         command = [self.helm, "template", *place, *flags, "--values", "-"]
-        return subprocess.run(command, input=json.dumps(values), capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, input=json.dumps(values), capture_output=True, text=True, check=False
+        )
 
     def objects(self, **values: Any) -> list[Json]:
         """Without the pod of `helm test`."""

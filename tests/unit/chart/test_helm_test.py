@@ -1,4 +1,5 @@
-"""`helm test`: the pod that the chart makes, and its program, beside servers that play operator and API server."""
+"""`helm test`: the pod that the chart makes,
+and its program, beside servers that play operator and API server."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from unit.chart.rendered import Chart, Json
 
 pytestmark = pytest.mark.timeout(20)
 GROUP = "/apis/llm-operator.dev/v1alpha1"
-KINDS = ["llmdeployments", "llmdeployments/status", "llmdeployments/scale", "apikeys", "apikeys/status"]
+KINDS = [
+    "llmdeployments",
+    "llmdeployments/status",
+    "llmdeployments/scale",
+    "apikeys",
+    "apikeys/status",
+]
 
 
 @dataclass
@@ -72,9 +79,15 @@ def ran(pod: Json, played: Played, folder: Path) -> subprocess.CompletedProcess[
     (container,) = pod["spec"]["containers"]
     environment = {each["name"]: each["value"] for each in container["env"]}
     environment |= {"SERVICE_URL": played.url, "API_URL": played.url, "ACCOUNT_FOLDER": str(folder)}
-    environment |= {"WITHIN_SECONDS": "0", "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    environment |= {
+        "WITHIN_SECONDS": "0",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
     command = [sys.executable, *container["command"][1:], *container["args"]]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_all_is_well(chart: Chart, played: Played, tmp_path: Path) -> None:
@@ -93,7 +106,12 @@ def test_all_is_well(chart: Chart, played: Played, tmp_path: Path) -> None:
         ("/readyz", 503, '{"status": "deaf"}', 'answers 503: {"status": "deaf"}'),
         ("/metrics", 200, "go_goroutines 1", "is not the operator's"),
         (GROUP, 404, "404 page not found", "answers 404: 404 page not found"),
-        (GROUP, 200, json.dumps({"resources": [{"name": n} for n in KINDS[:3]]}), "does not serve apikeys, apikeys/st"),
+        (
+            GROUP,
+            200,
+            json.dumps({"resources": [{"name": n} for n in KINDS[:3]]}),
+            "does not serve apikeys, apikeys/st",
+        ),
         (f"{GROUP}/apikeys?limit=1", 403, "forbidden: User", "answers 403: forbidden: User"),
     ],
 )
@@ -108,7 +126,9 @@ def test_what_is_wrong_is_told_and_the_rest_is_looked_at_all_the_same(
     assert done.stdout.count("ok:") == 3
 
 
-def test_a_service_that_nobody_answers_is_named(chart: Chart, played: Played, tmp_path: Path) -> None:
+def test_a_service_that_nobody_answers_is_named(
+    chart: Chart, played: Played, tmp_path: Path
+) -> None:
     url = played.url
     played.url = "http://127.0.0.1:9"
     done = ran(chart.test_pod(), played, tmp_path)
@@ -117,15 +137,22 @@ def test_a_service_that_nobody_answers_is_named(chart: Chart, played: Played, tm
     played.url = url
 
 
-def test_an_operator_of_some_namespaces_is_tried_in_the_first(chart: Chart, played: Played, tmp_path: Path) -> None:
+def test_an_operator_of_some_namespaces_is_tried_in_the_first(
+    chart: Chart, played: Played, tmp_path: Path
+) -> None:
     for plural in ("llmdeployments", "apikeys"):
-        played.answers[f"{GROUP}/namespaces/team-a/{plural}?limit=1"] = played.answers.pop(f"{GROUP}/{plural}?limit=1")
+        played.answers[f"{GROUP}/namespaces/team-a/{plural}?limit=1"] = played.answers.pop(
+            f"{GROUP}/{plural}?limit=1"
+        )
     done = ran(chart.test_pod(watchNamespaces=["team-a", "team-b"]), played, tmp_path)
     assert done.returncode == 0, done.stdout
 
 
 def test_it_needs_no_image_but_the_operators_and_is_never_sent_requests(chart: Chart) -> None:
-    values = {"image": {"repository": "example.com/operator", "tag": "7"}, "imagePullSecrets": [{"name": "s"}]}
+    values = {
+        "image": {"repository": "example.com/operator", "tag": "7"},
+        "imagePullSecrets": [{"name": "s"}],
+    }
     pod = chart.test_pod(**values)
     operator = chart.one("Deployment", **values)["spec"]["template"]
     assert pod["spec"]["containers"][0]["image"] == operator["spec"]["containers"][0]["image"]
@@ -133,4 +160,6 @@ def test_it_needs_no_image_but_the_operators_and_is_never_sent_requests(chart: C
     assert pod["spec"]["serviceAccountName"] == operator["spec"]["serviceAccountName"]
     selector = chart.one("Service")["spec"]["selector"]
     assert not selector.items() <= pod["metadata"]["labels"].items()
-    assert MANAGED_SELECTOR.split("=")[1] != pod["metadata"]["labels"]["app.kubernetes.io/managed-by"]
+    assert (
+        MANAGED_SELECTOR.split("=")[1] != pod["metadata"]["labels"]["app.kubernetes.io/managed-by"]
+    )

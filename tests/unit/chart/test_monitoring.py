@@ -1,4 +1,5 @@
-"""Alerts and dashboards: written once for compose and chart, about metrics that are there, each with a runbook."""
+"""Alerts and dashboards: written once for compose and chart,
+about metrics that are there, each with a runbook."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ COMPOSE = ROOT / "manifests" / "compose"
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
 ON: dict[str, Any] = {"metrics": {"prometheusRule": {"enabled": True}}}
 ALERTS = [
-    rule for group in yaml.safe_load((FILES / "operator-alerts.yaml").read_text())["groups"] for rule in group["rules"]
+    rule
+    for group in yaml.safe_load((FILES / "operator-alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
 ]
 DASHBOARD = json.loads((FILES / "llm-operator.json").read_text())
 SOURCES = "".join(file.read_text() for file in (ROOT / "operator" / "llm_operator").rglob("*.py"))
@@ -34,7 +37,11 @@ OTHERS = {
 LABELS = TARGET_LABELS | {
     "kind", "name", "type", "status", "reason", "outcome", "phase", "container", "connection", "result", "verb"
 }  # fmt: skip
-SHOWN = [(panel["title"], each["expr"]) for panel in DASHBOARD["panels"] for each in panel.get("targets", ())]
+SHOWN = [
+    (panel["title"], each["expr"])
+    for panel in DASHBOARD["panels"]
+    for each in panel.get("targets", ())
+]
 
 
 def declared(series: str) -> bool:
@@ -43,8 +50,12 @@ def declared(series: str) -> bool:
     return any(f'"{name}"' in SOURCES for name in names)
 
 
-@pytest.mark.parametrize(("where", "expression"), [*((rule["alert"], rule["expr"]) for rule in ALERTS), *SHOWN])
-def test_every_metric_of_the_operators_alerts_and_dashboard_is_in_its_code(where: str, expression: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "expression"), [*((rule["alert"], rule["expr"]) for rule in ALERTS), *SHOWN]
+)
+def test_every_metric_of_the_operators_alerts_and_dashboard_is_in_its_code(
+    where: str, expression: str
+) -> None:
     assert series_in(expression), where
     assert {each for each in series_in(expression) - OTHERS if not declared(each)} == set()
     assert labels_in(expression) <= LABELS
@@ -59,12 +70,18 @@ def test_every_alert_says_what_it_means_and_has_its_section_in_the_runbook() -> 
     for rule in ALERTS:
         assert set(rule["annotations"]) == {"summary", "description"}, rule["alert"]
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
-        assert f"### {rule['alert']}\n" in RUNBOOK, f"docs/operations.md has no section {rule['alert']}"
+        assert f"### {rule['alert']}\n" in RUNBOOK, (
+            f"docs/operations.md has no section {rule['alert']}"
+        )
 
 
 def test_the_chart_brings_the_alerts_of_compose_and_the_operators_with_links(chart: Chart) -> None:
     base = "https://example.com/operations.md"
-    values = {"metrics": {"prometheusRule": {"enabled": True, "labels": {"release": "p"}, "runbookBaseUrl": base}}}
+    values = {
+        "metrics": {
+            "prometheusRule": {"enabled": True, "labels": {"release": "p"}, "runbookBaseUrl": base}
+        }
+    }
     found = chart.one("PrometheusRule", **values)
     assert found["metadata"]["labels"]["release"] == "p"
     rules = [rule for group in found["spec"]["groups"] for rule in group["rules"]]
@@ -77,7 +94,11 @@ def test_the_chart_brings_the_alerts_of_compose_and_the_operators_with_links(cha
 
 
 def test_without_an_address_of_the_runbook_there_is_no_link(chart: Chart) -> None:
-    rules = [rule for group in chart.one("PrometheusRule", **ON)["spec"]["groups"] for rule in group["rules"]]
+    rules = [
+        rule
+        for group in chart.one("PrometheusRule", **ON)["spec"]["groups"]
+        for rule in group["rules"]
+    ]
     assert not [rule for rule in rules if "runbook_url" in rule["annotations"]]
 
 
@@ -98,11 +119,15 @@ def test_dashboards_are_config_maps_that_grafanas_sidecar_finds(chart: Chart) ->
     boards = {name: json.loads(text) for each in maps for name, text in each["data"].items()}
     originals = {
         "llm-operator.json": DASHBOARD,
-        "llm-runtime.json": json.loads((COMPOSE / "grafana" / "dashboards" / "llm-runtime.json").read_text()),
+        "llm-runtime.json": json.loads(
+            (COMPOSE / "grafana" / "dashboards" / "llm-runtime.json").read_text()
+        ),
     }
     assert boards.keys() == originals.keys()
     for name, board in boards.items():
-        assert board == json.loads(json.dumps(originals[name]).replace('"uid": "prometheus"', '"uid": "mimir"'))
+        assert board == json.loads(
+            json.dumps(originals[name]).replace('"uid": "prometheus"', '"uid": "mimir"')
+        )
         assert '"uid": "prometheus"' not in json.dumps(board)
 
 
@@ -123,13 +148,20 @@ def test_the_operators_dashboard_is_whole() -> None:
         assert panel["type"] == "row" or panel["description"]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt-get install prometheus)")
-def test_promtool_accepts_the_rendered_rules_and_the_alerts_fire_when_they_should(chart: Chart, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (apt-get install prometheus)",
+)
+def test_promtool_accepts_the_rendered_rules_and_the_alerts_fire_when_they_should(
+    chart: Chart, tmp_path: Path
+) -> None:
     rendered = tmp_path / "rules.yaml"
     rendered.write_text(yaml.safe_dump(chart.one("PrometheusRule", **ON)["spec"]))
     subprocess.run(["promtool", "check", "rules", str(rendered)], check=True, capture_output=True)
     stories = tmp_path / "stories.yaml"
     text = (Path(__file__).parent / "operator-alerts.test.yml").read_text()
     stories.write_text(text.replace("RULES", str(rendered)))
-    done = subprocess.run(["promtool", "test", "rules", str(stories)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(stories)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""NetworkPolicies: off by default; on, they leave everything open that the operator and its pods are known to need."""
+"""NetworkPolicies: off by default;
+on, they leave everything open that the operator and its pods are known to need."""
 
 from __future__ import annotations
 
@@ -29,11 +30,19 @@ def policies(chart: Chart, **policy: Any) -> dict[str, Json]:
         "cloud": {"trackingUri": "https://mlflow.example.com/team"},
         "plain": {"trackingUri": "http://mlflow.example.com"},
     }
-    values = {"connections": connections, "prometheusUrl": "http://prometheus:9090", "networkPolicy": policy}
+    values = {
+        "connections": connections,
+        "prometheusUrl": "http://prometheus:9090",
+        "networkPolicy": policy,
+    }
     found = chart.all("NetworkPolicy", **values)
     evaluation = "llm-operator-evaluation"
     return {
-        name if (name := each["metadata"]["name"]) == evaluation else each["metadata"]["namespace"]: each["spec"]
+        (
+            name
+            if (name := each["metadata"]["name"]) == evaluation
+            else each["metadata"]["namespace"]
+        ): each["spec"]
         for each in found
     }
 
@@ -45,40 +54,60 @@ def test_the_operator_reaches_what_its_configuration_names(chart: Chart) -> None
 
 
 def test_dns_may_listen_on_another_port(chart: Chart) -> None:
-    for spec in policies(chart, enabled=True, dnsPorts=[5353], runtime={"namespaces": ["team-a"]}).values():
-        assert {"ports": [{"protocol": way, "port": 5353} for way in ("UDP", "TCP")]} in spec["egress"]
+    for spec in policies(
+        chart, enabled=True, dnsPorts=[5353], runtime={"namespaces": ["team-a"]}
+    ).values():
+        assert {"ports": [{"protocol": way, "port": 5353} for way in ("UDP", "TCP")]} in spec[
+            "egress"
+        ]
         assert 53 not in ports(spec["egress"])
 
 
 def test_no_rule_is_left_that_opens_every_port(chart: Chart) -> None:
     """A rule with neither peers nor ports lets everything through."""
-    empty = {"dnsPorts": [], "apiServerPorts": [], "runtime": {"namespaces": ["team-a"], "egressPorts": []}}
+    empty = {
+        "dnsPorts": [],
+        "apiServerPorts": [],
+        "runtime": {"namespaces": ["team-a"], "egressPorts": []},
+    }
     for spec in policies(chart, enabled=True, **empty).values():
         assert all(rule.get("ports") or rule.get("to") for rule in spec["egress"])
 
 
 def test_the_operator_reaches_the_pods_that_it_makes(chart: Chart) -> None:
     spec = policies(chart, enabled=True)[OPERATOR]
-    peers = [peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())]
+    peers = [
+        peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())
+    ]
     assert any(peer.items() <= names.labels(META, "r").items() for peer in peers)
     # A stand-by hands webhooks on to the leader.
     assert chart.one("Deployment")["spec"]["selector"]["matchLabels"] in peers
 
 
-def test_metrics_and_webhooks_are_open_to_everybody_or_to_those_named_and_helm_test(chart: Chart) -> None:
+def test_metrics_and_webhooks_are_open_to_everybody_or_to_those_named_and_helm_test(
+    chart: Chart,
+) -> None:
     spec = policies(chart, enabled=True)[OPERATOR]
     (rule,) = spec["ingress"]
-    opened = {each["name"] for each in chart.one("Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]}
+    opened = {
+        each["name"]
+        for each in chart.one("Deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    }
     assert {each["port"] for each in rule["ports"]} == opened
     assert "from" not in rule
     spec = policies(chart, enabled=True, ingressFrom=[PEER])[OPERATOR]
     first, own = spec["ingress"][0]["from"]
     assert first == PEER
-    for pod in (chart.test_pod()["metadata"], chart.one("Deployment")["spec"]["template"]["metadata"]):
+    for pod in (
+        chart.test_pod()["metadata"],
+        chart.one("Deployment")["spec"]["template"]["metadata"],
+    ):
         assert own["podSelector"]["matchLabels"].items() <= pod["labels"].items()
 
 
-def test_pods_that_serve_are_asked_on_their_port_and_reach_registry_and_stores(chart: Chart) -> None:
+def test_pods_that_serve_are_asked_on_their_port_and_reach_registry_and_stores(
+    chart: Chart,
+) -> None:
     found = policies(chart, runtime={"namespaces": ["team-a", "team-b"]})
     assert set(found) == {"team-a", "team-b"}
     spec = found["team-a"]
@@ -91,17 +120,29 @@ def test_the_operator_may_ask_the_pods_also_where_others_may_not(chart: Chart) -
     found = policies(chart, runtime={"namespaces": ["team-a"], "ingressFrom": [PEER]})
     first, operator, evaluation, _ = found["team-a"]["ingress"][0]["from"]
     assert first == PEER
-    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "llm-operator-system"}
+    assert operator["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "llm-operator-system"
+    }
     assert operator["podSelector"] == chart.one("Deployment")["spec"]["selector"]
-    assert evaluation["podSelector"]["matchLabels"].items() <= evaluation_pod(chart)["metadata"]["labels"].items()
+    assert (
+        evaluation["podSelector"]["matchLabels"].items()
+        <= evaluation_pod(chart)["metadata"]["labels"].items()
+    )
 
 
-def test_the_jobs_of_evaluations_reach_mlflow_judges_and_the_pods_and_are_asked_by_nobody(chart: Chart) -> None:
+def test_the_jobs_of_evaluations_reach_mlflow_judges_and_the_pods_and_are_asked_by_nobody(
+    chart: Chart,
+) -> None:
     spec = policies(chart, enabled=True)["llm-operator-evaluation"]
     assert ports(spec["egress"]) == {53, 5000, 443, 80}
-    assert spec["podSelector"]["matchLabels"].items() <= evaluation_pod(chart)["metadata"]["labels"].items()
+    assert (
+        spec["podSelector"]["matchLabels"].items()
+        <= evaluation_pod(chart)["metadata"]["labels"].items()
+    )
     assert "ingress" not in spec
-    peers = [peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())]
+    peers = [
+        peer["podSelector"]["matchLabels"] for rule in spec["egress"] for peer in rule.get("to", ())
+    ]
     assert any(peer.items() <= names.labels(META, "r").items() for peer in peers)
 
 

@@ -1,4 +1,5 @@
-"""What people read of the chart before they install it: its README, and the annotations that Artifact Hub shows."""
+"""What people read of the chart before they install it:
+its README, and the annotations that Artifact Hub shows."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_artifact_hub_is_told_the_kinds_with_an_example_of_each() -> None:
     }
     assert {(each["kind"], each["name"], each["version"]) for each in shown("crds")} == ours
     for example in shown("crdsExamples"):
-        spec = {"LLMDeployment": crds.LLMDeploymentSpec, "ApiKey": crds.ApiKeySpec}[str(example["kind"])]
+        spec = {"LLMDeployment": crds.LLMDeploymentSpec, "ApiKey": crds.ApiKeySpec}[
+            str(example["kind"])
+        ]
         assert spec.model_validate(example["spec"])
     assert len(shown("crdsExamples")) == len(ours)
 
@@ -56,12 +59,15 @@ def written(folder: Path, values: str, schema: str) -> Path:
 
 
 SCHEMA = (
-    '{"properties": {"a": {"type": "object", "properties": {"b": {"type": "integer"}, "c": {"enum": ["x", "y"]}}}}}'
+    '{"properties": {"a": {"type": "object", "properties":'
+    ' {"b": {"type": "integer"}, "c": {"enum": ["x", "y"]}}}}}'
 )
 
 
 def test_a_value_has_its_comment_or_that_of_its_section(tmp_path: Path) -> None:
-    page = chart_values.page(written(tmp_path, "# The a.\na:\n  b: 1\n  # Two\n  # lines | wide.\n  c: x\n", SCHEMA))
+    page = chart_values.page(
+        written(tmp_path, "# The a.\na:\n  b: 1\n  # Two\n  # lines | wide.\n  c: x\n", SCHEMA)
+    )
     assert "| `a.b` | integer | `1` | The a. |" in page
     assert '| `a.c` | `x`, `y` | `"x"` | Two lines \\| wide. |' in page
     assert page.endswith("after\n")
@@ -69,8 +75,11 @@ def test_a_value_has_its_comment_or_that_of_its_section(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "named"), [("a:\n  b: 1\n", "a.b has no comment"), ("# A.\na:\n  d: 1\n", "does not know d")]
+    ("values", "named"),
+    [("a:\n  b: 1\n", "a.b has no comment"), ("# A.\na:\n  d: 1\n", "does not know d")],
 )
-def test_a_value_without_words_or_unknown_to_the_schema_is_named(tmp_path: Path, values: str, named: str) -> None:
+def test_a_value_without_words_or_unknown_to_the_schema_is_named(
+    tmp_path: Path, values: str, named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         chart_values.page(written(tmp_path, values, SCHEMA))

@@ -1,6 +1,8 @@
-"""The compose stack, read as its consumers read it: there is no Docker engine here that could start it.
+"""The compose stack, read as its consumers read it:
+there is no Docker engine here that could start it.
 
-What it names must be there: Dockerfiles, files, settings, ports, paths, and every metric of alerts and dashboard.
+What it names must be there: Dockerfiles, files, settings, ports, paths,
+and every metric of alerts and dashboard.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ DASHBOARD = json.loads((FOLDER / "compose/grafana/dashboards/llm-runtime.json").
 
 
 def settings_of_the_runtime() -> set[str]:
-    """Names that the environment may have; DATABASE_URL is in the contract for the operator, too."""
+    """Names that the environment may have;
+    DATABASE_URL is in the contract for the operator, too."""
     fields = Environment.model_fields.items()
-    aliases = {str(choice) for _, f in fields for choice in getattr(f.validation_alias, "choices", ())}
+    aliases = {
+        str(choice) for _, f in fields for choice in getattr(f.validation_alias, "choices", ())
+    }
     return {name.upper() for name, _ in fields} | aliases | {contract.ENV_DATABASE_URL}
 
 
@@ -62,7 +67,10 @@ def test_images_are_pinned_to_a_version() -> None:
 
 
 def test_every_image_of_another_registry_can_be_one_of_a_mirror() -> None:
-    official = COMPOSE["x-bases"]["BASE_IMAGE"], *(s["image"] for s in SERVICES.values() if "build" not in s)
+    official = (
+        COMPOSE["x-bases"]["BASE_IMAGE"],
+        *(s["image"] for s in SERVICES.values() if "build" not in s),
+    )
     for image in official:
         assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[^$]+\}", image), image
     for name in ("runtime", "mlflow"):
@@ -83,7 +91,10 @@ def test_the_runtime_is_built_from_its_dockerfile_and_runs_as_its_user() -> None
     assert f"USER {runtime['user']}" in dockerfile
     assert f"EXPOSE {contract.PORT}" in dockerfile
     assert [f"127.0.0.1:${{RUNTIME_PORT:-{contract.PORT}}}:{contract.PORT}"] == runtime["ports"]
-    assert f"http://127.0.0.1:{contract.PORT}{contract.READY_PATH}" in runtime["healthcheck"]["test"][-1]
+    assert (
+        f"http://127.0.0.1:{contract.PORT}{contract.READY_PATH}"
+        in runtime["healthcheck"]["test"][-1]
+    )
     # Read-only but for these two: the models' volume takes the owner of the image's folder.
     assert runtime["volumes"] == [f"models:{contract.MODELS_MOUNT}"]
     assert f"chown {runtime['user']} {contract.MODELS_MOUNT}" in dockerfile
@@ -91,7 +102,10 @@ def test_the_runtime_is_built_from_its_dockerfile_and_runs_as_its_user() -> None
 
 
 def test_the_runtime_is_given_time_to_drain() -> None:
-    assert int(SERVICES["runtime"]["stop_grace_period"].removesuffix("s")) > contract.ServerConfig().drain_seconds
+    assert (
+        int(SERVICES["runtime"]["stop_grace_period"].removesuffix("s"))
+        > contract.ServerConfig().drain_seconds
+    )
 
 
 def test_every_setting_of_the_runtime_is_one_that_it_reads() -> None:
@@ -102,11 +116,18 @@ def test_addresses_between_services_are_those_of_services() -> None:
     environment = SERVICES["runtime"]["environment"]
     assert environment["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert "--port=5000" in SERVICES["mlflow"]["command"]
-    assert any(word.startswith("--allowed-hosts=mlflow:5000,") for word in SERVICES["mlflow"]["command"])
+    assert any(
+        word.startswith("--allowed-hosts=mlflow:5000,") for word in SERVICES["mlflow"]["command"]
+    )
     postgres = SERVICES["postgres"]["environment"]
     address = re.sub(r"\$\{.*?\}", "password", environment["DATABASE_URL"])
-    assert address == f"postgresql://{postgres['POSTGRES_USER']}:password@postgres:5432/{postgres['POSTGRES_DB']}"
-    source = yaml.safe_load((FOLDER / "compose/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    assert (
+        address
+        == f"postgresql://{postgres['POSTGRES_USER']}:password@postgres:5432/{postgres['POSTGRES_DB']}"
+    )
+    source = yaml.safe_load(
+        (FOLDER / "compose/grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
 
 
@@ -134,7 +155,9 @@ def test_volumes_are_declared_and_mounted_files_exist() -> None:
 
 def test_every_variable_is_in_the_example_and_secrets_have_no_default() -> None:
     used = dict(re.findall(r"\$\{([A-Z_]+)(:[-?])", (FOLDER / "compose.yaml").read_text()))
-    offered = set(re.findall(r"^(?:# )?([A-Z_]+)=", (FOLDER / "compose/env.example").read_text(), re.M))
+    offered = set(
+        re.findall(r"^(?:# )?([A-Z_]+)=", (FOLDER / "compose/env.example").read_text(), re.M)
+    )
     assert set(used) == offered
     assert {name for name, how in used.items() if how == ":?"} == {
         "API_KEY", "POSTGRES_PASSWORD", "GRAFANA_ADMIN_PASSWORD"
@@ -163,14 +186,21 @@ def exposed() -> Iterator[str]:
 
 SERIES = set(exposed())
 LABELS = TARGET_LABELS | {
-    label for one in vars(Metrics()).values() if isinstance(one, MetricWrapperBase) for label in one._labelnames
+    label
+    for one in vars(Metrics()).values()
+    if isinstance(one, MetricWrapperBase)
+    for label in one._labelnames
 }
 
 
 def expressions() -> list[tuple[str, str]]:
     alerts = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())
     rules = [(rule["alert"], rule["expr"]) for group in alerts["groups"] for rule in group["rules"]]
-    shown = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+    shown = [
+        (panel["title"], target["expr"])
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    ]
     return [*rules, *shown]
 
 
@@ -200,14 +230,18 @@ def test_every_alert_says_what_it_means_and_what_to_do() -> None:
         for rule in group["rules"]:
             assert {"summary", "description"} == set(rule["annotations"]), rule["alert"]
             assert rule["labels"]["severity"] in {"critical", "warning", "info"}
-            assert f"### {rule['alert']}\n" in RUNBOOK, f"docs/operations.md has no section {rule['alert']}"
+            assert f"### {rule['alert']}\n" in RUNBOOK, (
+                f"docs/operations.md has no section {rule['alert']}"
+            )
 
 
 def test_the_dashboard_is_whole() -> None:
     panels = DASHBOARD["panels"]
     assert DASHBOARD["schemaVersion"] >= 41
     assert len({panel["id"] for panel in panels}) == len(panels)
-    source = yaml.safe_load((FOLDER / "compose/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    source = yaml.safe_load(
+        (FOLDER / "compose/grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )
     for panel in panels:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
@@ -221,15 +255,24 @@ def test_the_dashboard_is_whole() -> None:
 
 def test_grafana_finds_the_dashboard_where_it_is_mounted() -> None:
     mounted = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"])
-    provider = yaml.safe_load((FOLDER / "compose/grafana/provisioning/dashboards/files.yaml").read_text())
+    provider = yaml.safe_load(
+        (FOLDER / "compose/grafana/provisioning/dashboards/files.yaml").read_text()
+    )
     folder = provider["providers"][0]["options"]["path"]
     assert mounted["./compose/grafana/dashboards"] == folder
-    assert SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].startswith(f"{folder}/")
+    assert SERVICES["grafana"]["environment"][
+        "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"
+    ].startswith(f"{folder}/")
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (apt-get install prometheus)")
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (apt-get install prometheus)",
+)
 def test_promtool_accepts_the_configuration_and_the_alerts_fire_when_they_should() -> None:
     for what, file in (("config", "prometheus.yml"), ("rules", "alerts.yml")):
-        subprocess.run(["promtool", "check", what, str(PROMETHEUS / file)], check=True, capture_output=True)
+        subprocess.run(
+            ["promtool", "check", what, str(PROMETHEUS / file)], check=True, capture_output=True
+        )
     stories = Path(__file__).parent / "alerts.test.yml"
     subprocess.run(["promtool", "test", "rules", str(stories)], check=True, capture_output=True)

@@ -29,7 +29,10 @@ class Answering(Engine):
 
 
 def test_versions_are_told_as_distributions_write_them() -> None:
-    assert compose.require(Answering("26.1.5+dfsg1", "2.26.1-4")) == "Docker 26.1.5+dfsg1, Docker Compose 2.26.1-4"
+    assert (
+        compose.require(Answering("26.1.5+dfsg1", "2.26.1-4"))
+        == "Docker 26.1.5+dfsg1, Docker Compose 2.26.1-4"
+    )
     assert compose.require(Answering("25.0.0", "v2.24.0"))
 
 
@@ -37,7 +40,10 @@ def test_versions_are_told_as_distributions_write_them() -> None:
     ("engine", "told"),
     [
         (("", ""), "no Docker engine answers"),
-        (("20.10.24+dfsg1", "2.26.1"), r"Docker 20\.10\.24\+dfsg1 is too old.* needs 25\.0 or newer"),
+        (
+            ("20.10.24+dfsg1", "2.26.1"),
+            r"Docker 20\.10\.24\+dfsg1 is too old.* needs 25\.0 or newer",
+        ),
         (("26.1.5", "2.23.3"), r"Docker Compose 2\.23\.3 is too old.* needs 2\.24 or newer"),
         (("26.1.5", ""), "Docker Compose does not say its version"),
     ],
@@ -47,7 +53,9 @@ def test_what_is_missing_or_too_old_is_named(engine: tuple[str, str], told: str)
         compose.require(Answering(*engine))
 
 
-def test_without_a_prepared_stack_it_says_what_prepares_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_prepared_stack_it_says_what_prepares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compose, "FOLDER", tmp_path)
     with pytest.raises(KindError, match="run hack/e2e-compose"):
         compose.Stack.attach()
@@ -81,9 +89,15 @@ def test_a_path_replaces_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_checkout_has_a_project_of_its_own(tmp_path: Path) -> None:
     """A copy of the package elsewhere names another project."""
-    shutil.copytree(Path(compose.__file__).parents[1], tmp_path / "hack", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(compose.__file__).parents[1],
+        tmp_path / "hack",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     command = [sys.executable, "-c", "from kindstack import compose; print(compose.PROJECT)"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hack")}
-    other = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    other = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert other != compose.PROJECT
     assert other.startswith("llm-runtime-e2e-")

@@ -17,7 +17,13 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """hack/env and what it reads, with a Python whose venv module breaks off half way."""
-    for name in ("hack/env", "hack/phase.sh", "requirements/bootstrap.txt", "requirements/dev.txt", "pyproject.toml"):
+    for name in (
+        "hack/env",
+        "hack/phase.sh",
+        "requirements/bootstrap.txt",
+        "requirements/dev.txt",
+        "pyproject.toml",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     python = tmp_path / "python"
@@ -28,13 +34,20 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run_env(checkout: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHON": str(checkout / "python"), "LLM_OPERATOR_VENV": str(checkout / "venv")}
+    environment = {
+        **os.environ,
+        "PYTHON": str(checkout / "python"),
+        "LLM_OPERATOR_VENV": str(checkout / "venv"),
+    }
     command = [str(checkout / "hack" / "env")]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
 
 
 def test_an_environment_that_was_broken_off_is_made_again(checkout: Path) -> None:
-    # Before, Ctrl-C in the first seconds left a folder that the next run took for somebody else's and refused.
+    # Before, Ctrl-C in the first seconds left a folder that the next run took for somebody else's
+    # and refused.
     for _ in range(2):
         done = run_env(checkout)
         assert done.returncode == 1
@@ -62,8 +75,12 @@ def test_a_user_without_a_name_and_a_home_is_told(checkout: Path) -> None:
             opened.chmod(0o755)
         environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(moved / "python")}
         command = [sys.executable, "-c", unnamed, str(moved / "hack" / "env")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=50, check=False
+        )
     assert done.returncode == 1
-    assert done.stderr == (
-        "env: User 54321 has no name on this machine and so no home folder: set HOME to a folder of yours.\n"
+    assert (
+        done.stderr
+        == "env: User 54321 has no name on this machine and so no home folder: set HOME to a folder"
+        " of yours.\n"
     )

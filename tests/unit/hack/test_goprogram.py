@@ -1,4 +1,5 @@
-"""Programs in Go that tests ask: what is said while they are built, and what is left where they can't be."""
+"""Programs in Go that tests ask: what is said while they are built,
+and what is left where they can't be."""
 
 from __future__ import annotations
 
@@ -34,7 +35,11 @@ def go(source: Path, text: str) -> None:
 def test_a_build_says_how_far_it_is(source: Path) -> None:
     # Before, a build of minutes said nothing.
     told = source.parent / "told"
-    go(source, f'echo "go: downloading a v1" >&2; echo a >&2; until [ -e {told} ]; do sleep 0.05; done; touch "$8"')
+    go(
+        source,
+        f'echo "go: downloading a v1" >&2; echo a >&2; until [ -e {told} ]; do sleep 0.05; done;'
+        ' touch "$8"',
+    )
     said: list[str] = []
 
     def say(text: str) -> None:
@@ -52,12 +57,16 @@ def test_a_failed_build_has_the_words_of_go_and_leaves_nothing(source: Path) -> 
     go(source, "echo 'judges: no required module provides package x' >&2; exit 1")
     left = source.parent / "cache" / "judges" / ".partial-killed"  # of a build that was killed
     left.mkdir(parents=True)
-    with pytest.raises(goprogram.GoProgramError, match=r"(?s)the build of hack/judges failed: .*no required module"):
+    with pytest.raises(
+        goprogram.GoProgramError, match=r"(?s)the build of hack/judges failed: .*no required module"
+    ):
         goprogram.program(source, say=lambda _: None)
     assert [each.name for each in left.parent.iterdir()] == [".lock"]
 
 
 def test_a_cache_that_can_not_be_written_to_is_told(source: Path) -> None:
     (source.parent / "cache").touch()
-    with pytest.raises(goprogram.GoProgramError, match=r"hack/judges can't be built below .*cache: .*"):
+    with pytest.raises(
+        goprogram.GoProgramError, match=r"hack/judges can't be built below .*cache: .*"
+    ):
         goprogram.program(source, say=lambda _: None)

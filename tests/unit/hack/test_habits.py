@@ -22,12 +22,16 @@ def test_two_thoughts_in_a_line_are_found(tmp_path: Path, line: str) -> None:
     assert list(source(tmp_path, f"x = 1\n{line}\n").doubled_assignments()) == [2]
 
 
-@pytest.mark.parametrize("line", ["a, b = b, a", "a, b = f()", "a, b = pair", "a = 1, 2", "self.a, b = b, self.a"])
+@pytest.mark.parametrize(
+    "line", ["a, b = b, a", "a, b = f()", "a, b = pair", "a = 1, 2", "self.a, b = b, self.a"]
+)
 def test_swaps_and_unpackings_are_one_thought(tmp_path: Path, line: str) -> None:
     assert not list(source(tmp_path, line).doubled_assignments())
 
 
-def test_a_full_folder_and_an_allowance_too_large_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_folder_and_an_allowance_too_large_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(habits, "ROOT", tmp_path)
     monkeypatch.setattr(habits, "FULL_FOLDERS", {"bench/small": 5})
     files = [source(tmp_path, "", f"bench/large/{number}.py") for number in range(19)]
@@ -37,14 +41,20 @@ def test_a_full_folder_and_an_allowance_too_large_are_told(tmp_path: Path, monke
     assert small.startswith("bench/small: 0 modules: lower or remove it")
 
 
-def test_a_docstring_cut_by_an_empty_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_docstring_cut_by_an_empty_line_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = source(tmp_path, '"""A sentence that goes on,\n\nbehind an empty line.\n"""\n')
     monkeypatch.setattr(habits, "sources", lambda part: [file] if part == "bench" else [])
     monkeypatch.setattr(Source, "name", "module.py")
-    assert list(habits.cut_docstrings()) == ["module.py:1: the docstring's first paragraph ends in mid-sentence"]
+    assert list(habits.cut_docstrings()) == [
+        "module.py:1: the docstring's first paragraph ends in mid-sentence"
+    ]
 
 
-def test_modules_that_import_each_other_are_one_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_that_import_each_other_are_one_circle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     files = [
         source(tmp_path, "from bench.b import x", "bench/a.py"),
@@ -55,14 +65,31 @@ def test_modules_that_import_each_other_are_one_circle(tmp_path: Path, monkeypat
     assert figures.circles(files) == [{"bench.a", "bench.b", "bench.c"}]
 
 
-def test_the_figures_of_a_part_are_those_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_of_a_part_are_those_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "# why\ndef f():\n    if (a := 1):\n        return a\n" + "x = " + "1" * 100 + "\n"
     monkeypatch.setattr(figures, "ROOT", tmp_path)
-    figure = figures.row("bench", [source(tmp_path / "bench", text, name) for name in ("a.py", "b.py")])
-    assert figure == ("bench", "10 / 2", "5, 5, 5", "3, 3, 3", "0 of 2", "20.0", "20.0 %", "0", "2", "0")
+    figure = figures.row(
+        "bench", [source(tmp_path / "bench", text, name) for name in ("a.py", "b.py")]
+    )
+    assert figure == (
+        "bench",
+        "10 / 2",
+        "5, 5, 5",
+        "3, 3, 3",
+        "0 of 2",
+        "20.0",
+        "20.0 %",
+        "0",
+        "2",
+        "0",
+    )
 
 
-def test_the_map_names_each_module_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_map_names_each_module_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "architecture.md"
     page.write_text(
         f"Before\n{code_map.BEGIN}| `gone` | A module that was deleted. |\n{code_map.END}Between\n"

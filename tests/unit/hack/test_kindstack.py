@@ -25,7 +25,10 @@ from waiting import eventually
 
 WRAPPER = Path(engine.__file__).with_name("runc_wrapper.py")
 PRIVILEGED = {
-    "capabilities": {"bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"], "effective": ["CAP_SYS_RESOURCE"]},
+    "capabilities": {
+        "bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"],
+        "effective": ["CAP_SYS_RESOURCE"],
+    },
     "oomScoreAdj": -998,
     "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1048576, "soft": 1048576}],
 }
@@ -50,13 +53,19 @@ def no_engine_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 def wrapped(*arguments: str, cwd: Path) -> str:
     """What the runtime behind the wrapper is called with."""
     command = [sys.executable, "-I", str(WRAPPER), "/bin/echo", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 @pytest.mark.parametrize("option", [["--bundle", "bundle"], ["--bundle=bundle"], ["-b", "bundle"]])
-def test_a_new_container_asks_for_nothing_that_the_machine_lacks(tmp_path: Path, option: list[str]) -> None:
+def test_a_new_container_asks_for_nothing_that_the_machine_lacks(
+    tmp_path: Path, option: list[str]
+) -> None:
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "config.json").write_text(json.dumps({"process": PRIVILEGED, "hostname": "node"}))
+    (tmp_path / "bundle" / "config.json").write_text(
+        json.dumps({"process": PRIVILEGED, "hostname": "node"})
+    )
     assert wrapped("--root", "r", "create", *option, "name", cwd=tmp_path) == " ".join(
         ["--root", "r", "create", *option, "name"]
     )
@@ -69,7 +78,9 @@ def test_a_new_container_asks_for_nothing_that_the_machine_lacks(tmp_path: Path,
 def test_so_does_a_command_in_a_running_container(tmp_path: Path) -> None:
     (tmp_path / "process.json").write_text(json.dumps(PRIVILEGED))
     wrapped("exec", "--process", "process.json", "name", cwd=tmp_path)
-    assert json.loads((tmp_path / "process.json").read_text())["capabilities"]["bounding"] == ["CAP_CHOWN"]
+    assert json.loads((tmp_path / "process.json").read_text())["capabilities"]["bounding"] == [
+        "CAP_CHOWN"
+    ]
 
 
 def test_other_verbs_touch_no_file(tmp_path: Path) -> None:
@@ -82,9 +93,14 @@ def test_without_root_the_error_says_both_ways_on(monkeypatch: pytest.MonkeyPatc
         engine.start(Path("/bin/true"), print)
 
 
-@pytest.mark.parametrize(("error", "status"), [(MachineLacks("no engine"), 3), (KindError("a failed build"), 1)])
+@pytest.mark.parametrize(
+    ("error", "status"), [(MachineLacks("no engine"), 3), (KindError("a failed build"), 1)]
+)
 def test_ci_can_tell_a_machine_without_clusters_from_a_failure(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: KindError, status: int
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: KindError,
+    status: int,
 ) -> None:
     def refuse(*_: object) -> int:
         raise error
@@ -118,7 +134,9 @@ def test_an_engine_of_ours_ends_with_the_last_cluster_in_it(
 
 
 def test_a_failed_command_is_named_with_what_it_said() -> None:
-    with pytest.raises(KindError, match=r"sh -c echo 'no space left on device'.*failed \(exit 3\).*free some space"):
+    with pytest.raises(
+        KindError, match=r"sh -c echo 'no space left on device'.*failed \(exit 3\).*free some space"
+    ):
         shell.run("sh", "-c", "echo 'no space left on device' >&2; exit 3")
 
 
@@ -177,7 +195,11 @@ class Recorder(engine.Engine):
         (["test", "-k", "docs"], "test", ["tests/kind", "-k", "docs"]),
         (["tests/kind/test_keys.py", "-x"], "test", ["tests/kind/test_keys.py", "-x"]),
         (["tests/kind/test_keys.py::test_a"], "test", ["tests/kind/test_keys.py::test_a"]),
-        (["--ignore", "tests/kind/test_keys.py"], "test", ["tests/kind", "--ignore", "tests/kind/test_keys.py"]),
+        (
+            ["--ignore", "tests/kind/test_keys.py"],
+            "test",
+            ["tests/kind", "--ignore", "tests/kind/test_keys.py"],
+        ),
     ],
 )
 def test_words_without_a_verb_are_for_pytest_and_a_path_replaces_the_suite(
@@ -185,7 +207,9 @@ def test_words_without_a_verb_are_for_pytest_and_a_path_replaces_the_suite(
 ) -> None:
     called: list[tuple[str, list[str]]] = []
     for name in main.VERBS:
-        monkeypatch.setitem(main.VERBS, name, lambda _, rest, name=name: called.append((name, rest)) or 0)
+        monkeypatch.setitem(
+            main.VERBS, name, lambda _, rest, name=name: called.append((name, rest)) or 0
+        )
     monkeypatch.setattr(sys, "argv", ["hack/e2e-kind", *words, "--tools", "/tools"])
     with pytest.raises(SystemExit) as ended:
         main.main()
@@ -200,14 +224,18 @@ def test_a_word_that_a_verb_would_ignore_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     monkeypatch.setitem(main.VERBS, verb, lambda *_: 0)
-    monkeypatch.setattr(sys, "argv", ["hack/e2e-kind", verb, "--imgae", "node:1", "--tools", "/tools"])
+    monkeypatch.setattr(
+        sys, "argv", ["hack/e2e-kind", verb, "--imgae", "node:1", "--tools", "/tools"]
+    )
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 1
     assert f"{verb} takes no --imgae node:1" in capsys.readouterr().out
 
 
-def test_a_start_that_fails_ends_the_engine_that_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_start_that_fails_ends_the_engine_that_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     ended: list[engine.Engine] = []
     ours = Recorder(images="", manifest=KindError("no such image"))
     monkeypatch.setattr(programs, "kind", lambda _: Path("/bin/true"))
@@ -220,7 +248,9 @@ def test_a_start_that_fails_ends_the_engine_that_it_started(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("trouble", ["it does not answer", "it can't start privileged containers"])
-def test_an_engine_that_is_of_no_use_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: str) -> None:
+def test_an_engine_that_is_of_no_use_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trouble: str
+) -> None:
     (tmp_path / "dockerd").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "dockerd").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -280,7 +310,9 @@ def test_free_space_is_asked_of_the_disk_that_the_engine_writes_to(
     assert asked == ["/mnt/docker", str(tmp_path), "/elsewhere"]
 
 
-def test_the_runtime_wrapper_takes_paths_with_blanks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_runtime_wrapper_takes_paths_with_blanks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = tmp_path / "a folder's"
     folder.mkdir()
     monkeypatch.setattr(engine, "FOLDER", folder)
@@ -288,7 +320,9 @@ def test_the_runtime_wrapper_takes_paths_with_blanks(monkeypatch: pytest.MonkeyP
     runc.write_text('#!/bin/sh\necho "$@"\n')
     runc.chmod(0o755)
     monkeypatch.setattr(engine.shutil, "which", lambda _: str(runc))
-    said = subprocess.run([engine.runtime_wrapper(), "delete", "a b"], capture_output=True, text=True)
+    said = subprocess.run(
+        [engine.runtime_wrapper(), "delete", "a b"], capture_output=True, text=True
+    )
     assert said.stdout == "delete a b\n", said.stderr
 
 
@@ -325,7 +359,9 @@ def test_images_of_another_cluster_keep_their_names(monkeypatch: pytest.MonkeyPa
                     del tags[str(each)]
             return "container"
 
-    monkeypatch.setattr(node_image, "image_names", lambda *_: {"pause": [theirs], "kubernetes": [ours]})
+    monkeypatch.setattr(
+        node_image, "image_names", lambda *_: {"pause": [theirs], "kubernetes": [ours]}
+    )
     made = {"pause": "made-pause", "kubernetes": "made-kubernetes", "node": "made-node"}
     node_image.preload(Tagging(own=False), made, "node", lambda _: None)
     assert tags == {theirs: "theirs"}
@@ -344,19 +380,28 @@ def test_a_cluster_takes_no_network_that_this_machine_has_a_way_to() -> None:
     assert networks.free(networks.SERVICES, 49, beside) == "10.101.0.0/16"
     assert networks.free(networks.PODS, 49, beside) == "10.199.0.0/16"
     # A wide route leaves no network free: a part of it in which no other route ends does as well.
-    assert networks.free(networks.SERVICES, 49, [IPv4Network("10.0.0.0/8"), *beside]) == "10.101.0.0/16"
+    assert (
+        networks.free(networks.SERVICES, 49, [IPv4Network("10.0.0.0/8"), *beside])
+        == "10.101.0.0/16"
+    )
     with pytest.raises(KindError, match="ip route"):
-        networks.free(networks.SERVICES, 0, [IPv4Network(f"10.{100 + each}.1.0/24") for each in range(50)])
+        networks.free(
+            networks.SERVICES, 0, [IPv4Network(f"10.{100 + each}.1.0/24") for each in range(50)]
+        )
 
 
-def test_routes_are_read_from_ip_else_from_the_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_routes_are_read_from_ip_else_from_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     listed = '[{"dst": "default", "dev": "eth0"}, {"dst": "10.119.0.0/16"}, {"dst": "192.0.2.7"}]'
     monkeypatch.setattr(networks, "run", lambda *_: listed)
     assert networks.routed() == [IPv4Network("10.119.0.0/16"), IPv4Network("192.0.2.7/32")]
     table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
     rows = (("0.0.0.0", "0.0.0.0"), ("10.119.0.0", "255.255.0.0"))
     for address, mask in rows:
-        numbers = [int.from_bytes(socket.inet_aton(each), sys.byteorder) for each in (address, mask)]
+        numbers = [
+            int.from_bytes(socket.inet_aton(each), sys.byteorder) for each in (address, mask)
+        ]
         table += f"eth0\t{numbers[0]:08X}\t00000000\t0001\t0\t0\t0\t{numbers[1]:08X}\t0\t0\t0\n"
     (tmp_path / "route").write_text(table)
     monkeypatch.setattr(networks, "TABLE", tmp_path / "route")
@@ -365,7 +410,8 @@ def test_routes_are_read_from_ip_else_from_the_kernel(monkeypatch: pytest.Monkey
 
 
 class Clusters:
-    """kind, kubectl and an engine, as far as a cluster's start and end ask them; `words` are all they were asked."""
+    """kind, kubectl and an engine, as far as a cluster's start and end ask them;
+    `words` are all they were asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *listed: str) -> None:
         self.words: list[tuple[str, ...]] = []
@@ -389,7 +435,9 @@ class Clusters:
     @property
     def routes(self) -> list[str]:
         """What was asked of `ip route`."""
-        return [" ".join(words[words.index("route") + 1 :]) for words in self.words if "route" in words]
+        return [
+            " ".join(words[words.index("route") + 1 :]) for words in self.words if "route" in words
+        ]
 
 
 def test_a_route_is_removed_by_the_address_that_it_was_made_with(
@@ -398,14 +446,18 @@ def test_a_route_is_removed_by_the_address_that_it_was_made_with(
     asked = Clusters(monkeypatch)
     started = KindCluster.start(tmp_path, tmp_path, Phases(lambda _: None))
     services = started.state.services
-    assert asked.routes == [f"add {services} via 172.18.0.2"], "not replace: it would take another's route over"
+    assert asked.routes == [f"add {services} via 172.18.0.2"], (
+        "not replace: it would take another's route over"
+    )
     # Another process, and a cluster whose containers somebody has removed: kind does not list it.
     KindCluster.attach(tmp_path).stop()
     assert asked.routes[1:] == [f"del {services} via 172.18.0.2"]
     assert not (tmp_path / "state.json").exists()
 
 
-def test_a_start_removes_the_route_of_a_run_that_was_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_start_removes_the_route_of_a_run_that_was_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = Clusters(monkeypatch)
     (tmp_path / "state.json").write_text(
         json.dumps({**asdict(STATE), "services": "10.142.0.0/16", "via": "172.18.0.9"})
@@ -414,7 +466,9 @@ def test_a_start_removes_the_route_of_a_run_that_was_killed(monkeypatch: pytest.
     assert asked.routes[0] == "del 10.142.0.0/16 via 172.18.0.9"
 
 
-def test_a_start_that_has_made_no_route_removes_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_start_that_has_made_no_route_removes_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked = Clusters(monkeypatch, STATE.name)
     KindCluster(tmp_path, STATE).stop()
     assert asked.routes == []
@@ -427,7 +481,9 @@ def test_the_state_of_an_older_checkout_can_be_read(tmp_path: Path) -> None:
     assert KindCluster.attach(tmp_path).state == STATE
 
 
-@pytest.mark.parametrize(("listed", "ready"), [([], True), ([STATE.name], False), ([STATE.name], True)])
+@pytest.mark.parametrize(
+    ("listed", "ready"), [([], True), ([STATE.name], False), ([STATE.name], True)]
+)
 def test_a_kind_cluster_is_used_again_only_while_it_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, listed: list[str], ready: bool
 ) -> None:
@@ -450,7 +506,10 @@ def test_a_kind_cluster_is_used_again_only_while_it_runs(
 
 @pytest.mark.parametrize("starts", [True, False])
 def test_a_cluster_of_a_dead_engine_of_ours_can_be_removed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], starts: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    starts: bool,
 ) -> None:
     started: list[Path] = []
 
@@ -492,7 +551,9 @@ def test_a_cluster_in_a_persons_engine_is_kept_in_mind_until_that_answers(
     assert (tmp_path / "state.json").exists()
 
 
-def test_without_root_the_state_of_roots_cluster_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_root_the_state_of_roots_cluster_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(engine, "answers", lambda _: False)
     monkeypatch.setattr(engine.os, "geteuid", lambda: 1000)
     monkeypatch.setattr(main, "FOLDER", tmp_path)
@@ -502,7 +563,9 @@ def test_without_root_the_state_of_roots_cluster_is_kept(monkeypatch: pytest.Mon
     assert (tmp_path / "state.json").exists()
 
 
-def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(engine, "POLICY", tmp_path / "policy-rc.d")
     (tmp_path / "dockerd").write_text("#!/bin/sh\n")
@@ -511,7 +574,9 @@ def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pyte
     monkeypatch.setattr(engine, "answers", lambda _: False)
     monkeypatch.setattr(engine.os, "geteuid", lambda: 0)
     (tmp_path / "docker.sock").touch()
-    with subprocess.Popen(["sh", "-c", "read word", f"unix://{tmp_path}/docker.sock"], stdin=subprocess.PIPE) as daemon:
+    with subprocess.Popen(
+        ["sh", "-c", "read word", f"unix://{tmp_path}/docker.sock"], stdin=subprocess.PIPE
+    ) as daemon:
         (tmp_path / "docker.pid").write_text(str(daemon.pid))
         # For a moment after the process has begun, the kernel shows no command line of it.
         eventually(Path(f"/proc/{daemon.pid}/cmdline").read_bytes)
@@ -522,13 +587,21 @@ def test_an_engine_that_is_too_busy_to_answer_keeps_its_socket(monkeypatch: pyte
     assert not engine.alive()
 
 
-USER = "import sys; from pathlib import Path; from kindstack import engine; engine.FOLDER = Path(sys.argv[1]); "
+USER = (
+    "import sys; from pathlib import Path; from kindstack import engine; engine.FOLDER ="
+    " Path(sys.argv[1]); "
+)
 
 
 @pytest.fixture
 def another_run(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that uses the engine of `tmp_path`, until its standard input ends."""
-    command = [sys.executable, "-c", USER + "engine.uses.begin(); print(flush=True); input()", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        USER + "engine.uses.begin(); print(flush=True); input()",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(shell.ROOT / "hack")}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
@@ -570,7 +643,9 @@ def test_who_starts_an_engine_uses_it(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert not list((tmp_path / "users").iterdir())
 
 
-@pytest.mark.parametrize(("text", "stays"), [(f"#!/bin/sh\n{engine.MARK}\nexit 101\n", False), ("exit 101\n", True)])
+@pytest.mark.parametrize(
+    ("text", "stays"), [(f"#!/bin/sh\n{engine.MARK}\nexit 101\n", False), ("exit 101\n", True)]
+)
 def test_the_next_run_removes_what_a_killed_installation_left_but_nobody_elses(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, stays: bool
 ) -> None:

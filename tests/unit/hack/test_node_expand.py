@@ -54,7 +54,9 @@ def test_unknown_field_names_itself() -> None:
         field(POD, "spec.hostname")
 
 
-@pytest.mark.parametrize(("text", "number"), [("100m", 0.1), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("3k", 3000)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("100m", 0.1), ("2", 2), ("1.5Gi", 1.5 * 2**30), ("3k", 3000)]
+)
 def test_quantities(text: str, number: float) -> None:
     assert quantity(text) == number
 

@@ -42,13 +42,18 @@ class SlowApi:
         return {"status": {}}
 
 
-async def test_a_pod_told_of_new_keys_while_it_mounts_the_old_ones_gets_the_new(tmp_path: Path) -> None:
+async def test_a_pod_told_of_new_keys_while_it_mounts_the_old_ones_gets_the_new(
+    tmp_path: Path,
+) -> None:
     api = SlowApi()
     pod = Pod(MANIFEST, cast("Api", api), Settings("node", tmp_path), "127.0.0.1", lambda *_: None)
     try:
         await api.asked.wait()
         api.data = "bmV3"
-        told = {**MANIFEST, "metadata": {**MANIFEST["metadata"], "annotations": {"keys": "changed"}}}
+        told = {
+            **MANIFEST,
+            "metadata": {**MANIFEST["metadata"], "annotations": {"keys": "changed"}},
+        }
         pod.update(told)
         await asyncio.sleep(0.05)
         api.answer.set()
@@ -64,7 +69,12 @@ SIDECAR: dict[str, Any] = {
     "metadata": {"namespace": "team", "name": "bot", "uid": "u-2"},
     "spec": {
         "initContainers": [
-            {"name": "beside", "image": "none", "command": ["sleep", "60"], "restartPolicy": "Always"},
+            {
+                "name": "beside",
+                "image": "none",
+                "command": ["sleep", "60"],
+                "restartPolicy": "Always",
+            },
             {"name": "before", "image": "none", "command": ["true"]},
         ],
         "containers": [{"name": "runtime", "image": "none", "command": ["sleep", "60"]}],

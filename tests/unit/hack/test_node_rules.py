@@ -39,7 +39,17 @@ def spec(**more: Any) -> dict[str, Any]:
 
 
 def test_ordinary_pod_is_accepted() -> None:
-    assert refusal(spec(volumes=[{"name": "a", "emptyDir": {}}, {"name": "b", "secret": {"secretName": "s"}}])) is None
+    assert (
+        refusal(
+            spec(
+                volumes=[
+                    {"name": "a", "emptyDir": {}},
+                    {"name": "b", "secret": {"secretName": "s"}},
+                ]
+            )
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -51,9 +61,20 @@ def test_ordinary_pod_is_accepted() -> None:
         (spec(container={"livenessProbe": {"grpc": {"port": 1}}}), "grpc probe"),
         (spec(hostPID=True), "spec.hostPID"),
         (spec(volumes=[{"name": "n", "nfs": {"server": "s"}}]), "volume 'n' is of kind nfs"),
-        (spec(volumes=[{"name": "h", "hostPath": {"path": "/x", "type": "Socket"}}]), "hostPath type Socket"),
-        (spec(volumes=[{"name": "p", "projected": {"sources": [{"clusterTrustBundle": {}}]}}]), "clusterTrustBundle"),
-        (spec(container={"volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "x"}]}), "subPathExpr"),
+        (
+            spec(volumes=[{"name": "h", "hostPath": {"path": "/x", "type": "Socket"}}]),
+            "hostPath type Socket",
+        ),
+        (
+            spec(volumes=[{"name": "p", "projected": {"sources": [{"clusterTrustBundle": {}}]}}]),
+            "clusterTrustBundle",
+        ),
+        (
+            spec(
+                container={"volumeMounts": [{"name": "v", "mountPath": "/v", "subPathExpr": "x"}]}
+            ),
+            "subPathExpr",
+        ),
     ],
 )
 def test_refusal_names_the_culprit(pod: dict[str, Any], words: str) -> None:

@@ -19,7 +19,9 @@ def ended(code: int) -> dict[str, Any]:
     return terminated(code, NOW, NOW, "", "process://1")
 
 
-def record(state: dict[str, Any], *, ready: bool = False, last: dict[str, Any] | None = None) -> Record:
+def record(
+    state: dict[str, Any], *, ready: bool = False, last: dict[str, Any] | None = None
+) -> Record:
     return Record("main", "image", state, last or {}, ready=ready)
 
 
@@ -39,7 +41,10 @@ def record(state: dict[str, Any], *, ready: bool = False, last: dict[str, Any] |
     ],
 )
 def test_phase(inits: list[Any], mains: list[Any], policy: str, expected: str) -> None:
-    assert phase([record(each) for each in inits], [record(each) for each in mains], policy) == expected
+    assert (
+        phase([record(each) for each in inits], [record(each) for each in mains], policy)
+        == expected
+    )
 
 
 def test_container_that_waits_after_a_crash_leaves_the_pod_running() -> None:
@@ -60,7 +65,11 @@ def test_transition_time_moves_only_with_the_status() -> None:
     first = by_type(pod, [record(RUNNING, ready=True)], NOW)
     pod["status"] = {"conditions": list(first.values())}
     same = by_type(pod, [record(RUNNING, ready=True)], LATER)
-    assert same["Ready"]["lastTransitionTime"] == first["Ready"]["lastTransitionTime"] == "2026-01-02T03:04:05Z"
+    assert (
+        same["Ready"]["lastTransitionTime"]
+        == first["Ready"]["lastTransitionTime"]
+        == "2026-01-02T03:04:05Z"
+    )
     fallen = by_type(pod, [record(RUNNING)], LATER)
     assert fallen["Ready"]["lastTransitionTime"] == "2026-01-02T03:05:05Z"
     assert fallen["Ready"]["message"] == "containers with unready status: [main]"

@@ -18,7 +18,10 @@ def test_new_content_replaces_the_old_and_leaves_nothing_behind(tmp_path: Path) 
     write_atomically(tmp_path, {"a": (b"3", 0o644)})
     assert (tmp_path / "a").read_bytes() == b"3"
     assert not before.exists()
-    assert sorted(each.name for each in tmp_path.iterdir() if not each.name.startswith("..20")) == ["..data", "a"]
+    assert sorted(each.name for each in tmp_path.iterdir() if not each.name.startswith("..20")) == [
+        "..data",
+        "a",
+    ]
 
 
 def test_same_content_is_not_touched(tmp_path: Path) -> None:

@@ -44,7 +44,11 @@ def test_each_form_of_a_secret_is_found_and_not_shown(tmp_path: Path, written: s
 
 
 def test_the_object_and_the_field_are_named(tmp_path: Path) -> None:
-    told = {"kind": "Pod", "metadata": {"namespace": "a", "name": "b"}, "status": {"conditions": [{"message": SECRET}]}}
+    told = {
+        "kind": "Pod",
+        "metadata": {"namespace": "a", "name": "b"},
+        "status": {"conditions": [{"message": SECRET}]},
+    }
     (leak,) = found(tmp_path, f"{json.dumps({'object': told})}\n" * 3, "Pod.jsonl")
     assert leak.place == "Pod a/b status.conditions.0.message"
 
@@ -54,16 +58,24 @@ def test_what_tells_nothing_is_left_alone(tmp_path: Path) -> None:
 
 
 def secret(**data: str) -> dict[str, object]:
-    encoded = {name.replace("_", "."): base64.b64encode(text.encode()).decode() for name, text in data.items()}
+    encoded = {
+        name.replace("_", "."): base64.b64encode(text.encode()).decode()
+        for name, text in data.items()
+    }
     return {"metadata": {"namespace": "a", "name": "b"}, "data": encoded}
 
 
 def test_secrets_are_taken_apart() -> None:
     key = "-----BEGIN PRIVATE KEY-----\nabcdefghijklmnop\n-----END PRIVATE KEY-----\n"
-    assert [value for value, _ in values(secret(tls_key=key, tls_crt=key, username="somebody else"))] == [
-        "abcdefghijklmnop"
-    ]
+    assert [
+        value for value, _ in values(secret(tls_key=key, tls_crt=key, username="somebody else"))
+    ] == ["abcdefghijklmnop"]
     url = "postgresql://us:the-password@host/db"
-    assert [*values(secret(url=url))] == [(url, "Secret a/b, url"), ("the-password", "Secret a/b, url")]
+    assert [*values(secret(url=url))] == [
+        (url, "Secret a/b, url"),
+        ("the-password", "Secret a/b, url"),
+    ]
     file = {"salt": "public", "keys": [{"name": "team", "digest": "0123456789abcdef"}]}
-    assert [value for value, _ in values(secret(keys_json=json.dumps(file)))] == ["0123456789abcdef"]
+    assert [value for value, _ in values(secret(keys_json=json.dumps(file)))] == [
+        "0123456789abcdef"
+    ]

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """hack/test with preparations that are done, and a Python that only writes down what it is to run."""
+    """hack/test with preparations that are done,
+    and a Python that only writes down what it is to run."""
     for name in ("hack/test", "hack/phase.sh"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -37,13 +38,17 @@ def run(checkout: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[st
     """What came of it, and the modules that Python was to run with their arguments."""
     environment = {name: value for name, value in os.environ.items() if name != "LLM_OPERATOR_VENV"}
     command = [str(checkout / "hack" / "test"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=50, check=False
+    )
     return done, (checkout / "ran").read_text().splitlines()
 
 
 def test_a_path_narrows_its_tier(checkout: Path) -> None:
     # Before, it came beside the tier's own folder: all of the tier ran, whatever was chosen.
-    done, ran = run(checkout, "control-plane", "tests/control_plane/test_crds.py::test_x", "-k", "operator")
+    done, ran = run(
+        checkout, "control-plane", "tests/control_plane/test_crds.py::test_x", "-k", "operator"
+    )
     assert done.returncode == 0
     assert ran[1:] == ["pytest tests/control_plane/test_crds.py::test_x -q -k operator"]
     assert "· chaos: no tests" in done.stdout
@@ -65,7 +70,9 @@ def test_a_choice_that_leaves_nothing_fails(checkout: Path) -> None:
     done, ran = run(checkout, "unit", "tests/control_plane/test_crds.py")
     assert done.returncode == 5
     assert ran[1:] == []
-    assert done.stderr.endswith("test: no test of 'unit' was chosen by: tests/control_plane/test_crds.py\n")
+    assert done.stderr.endswith(
+        "test: no test of 'unit' was chosen by: tests/control_plane/test_crds.py\n"
+    )
 
 
 def test_programs_in_go_are_built_before_pytest_begins(checkout: Path) -> None:
@@ -74,7 +81,9 @@ def test_programs_in_go_are_built_before_pytest_begins(checkout: Path) -> None:
     assert ran[0] == "devstack.prepare control-plane"
 
 
-def test_a_program_that_can_not_be_had_is_told_and_the_others_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_can_not_be_had_is_told_and_the_others_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made: list[str] = []
 
     def judges() -> None:
@@ -83,7 +92,9 @@ def test_a_program_that_can_not_be_had_is_told_and_the_others_are_made(monkeypat
     def crds() -> None:
         raise gateway.GatewayError("no such module")
 
-    monkeypatch.setitem(prepare.NEEDED, "control-plane", (judges, crds, lambda: made.append("helm3")))
+    monkeypatch.setitem(
+        prepare.NEEDED, "control-plane", (judges, crds, lambda: made.append("helm3"))
+    )
     said: list[str] = []
     prepare.prepare("control-plane", said.append)
     assert made == ["helm3"]
@@ -91,6 +102,8 @@ def test_a_program_that_can_not_be_had_is_told_and_the_others_are_made(monkeypat
 
 
 def test_every_tier_says_what_it_needs() -> None:
-    usage = subprocess.run([str(ROOT / "hack" / "test"), "none"], capture_output=True, text=True, check=False)
+    usage = subprocess.run(
+        [str(ROOT / "hack" / "test"), "none"], capture_output=True, text=True, check=False
+    )
     assert usage.returncode == 2
     assert set(usage.stderr.split("[")[1].split("]")[0].split("|")) == set(prepare.NEEDED)

@@ -1,4 +1,5 @@
-"""A little API server on loopback for the operator's real clients: leases, empty lists, watches that stay open."""
+"""A little API server on loopback for the operator's real clients:
+leases, empty lists, watches that stay open."""
 
 from __future__ import annotations
 
@@ -50,7 +51,10 @@ class ApiServer:
     async def answer(self, request: web.Request) -> web.StreamResponse:
         self.tokens.append(request.headers.get("Authorization", ""))
         self.paths.append(request.path)
-        if self.accepted and request.headers.get("Authorization", "").split(" ")[-1] != self.accepted:
+        if (
+            self.accepted
+            and request.headers.get("Authorization", "").split(" ")[-1] != self.accepted
+        ):
             return web.json_response({"message": "Unauthorized"}, status=401)
         plural = request.path.rstrip("/").rpartition("/")[2]
         if "/leases" in request.path:
@@ -61,7 +65,9 @@ class ApiServer:
             return web.json_response({"message": f"{plural} is forbidden"}, status=403)
         if request.query.get("watch") == "true":
             return await self._watch(request, plural)
-        return web.json_response({"kind": "List", "items": [], "metadata": {"resourceVersion": "1"}})
+        return web.json_response(
+            {"kind": "List", "items": [], "metadata": {"resourceVersion": "1"}}
+        )
 
     async def _lease(self, request: web.Request) -> web.Response:
         if request.method == "GET":
@@ -93,7 +99,9 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def serving(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> AsyncIterator[ApiServer]:
+async def serving(
+    tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[ApiServer]:
     """An API server while the block runs."""
     server = ApiServer()
     app = web.Application()
@@ -124,7 +132,13 @@ def _discovery(path: str) -> Json | None:
         return None
     return {
         "resources": [
-            {"name": plural, "kind": kind, "singularName": kind.lower(), "namespaced": True, "verbs": VERBS}
+            {
+                "name": plural,
+                "kind": kind,
+                "singularName": kind.lower(),
+                "namespaced": True,
+                "verbs": VERBS,
+            }
             for kind, (of, plural) in SERVED.items()
             if of == version
         ]
@@ -132,7 +146,9 @@ def _discovery(path: str) -> Json | None:
 
 
 def _group(group: str, versions: set[str]) -> Json:
-    found = [{"version": each.partition("/")[2]} for each in versions if each.startswith(f"{group}/")]
+    found = [
+        {"version": each.partition("/")[2]} for each in versions if each.startswith(f"{group}/")
+    ]
     return {"name": group, "preferredVersion": found[0], "versions": found}
 
 
@@ -165,7 +181,8 @@ async def proxying() -> AsyncIterator[Proxy]:
 
 
 def service_account(folder: Path, names: tuple[str, ...] = ("127.0.0.1", "::1")) -> ssl.SSLContext:
-    """What the kubelet mounts (`token`, `ca.crt`), and a server's TLS for those addresses or names."""
+    """What the kubelet mounts (`token`, `ca.crt`),
+    and a server's TLS for those addresses or names."""
     folder.mkdir(parents=True, exist_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "api")])
@@ -181,7 +198,11 @@ def service_account(folder: Path, names: tuple[str, ...] = ("127.0.0.1", "::1"))
     )
     (folder / "ca.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     (folder / "tls.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     (folder / "token").write_text("first")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,5 @@
-"""Stand-ins at the operator's seams: a cluster and a registry that live in dictionaries, and a clock that obeys."""
+"""Stand-ins at the operator's seams: a cluster and a registry that live in dictionaries,
+and a clock that obeys."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from llm_operator.confined import Confined, work
 from llm_operator.observe import Outside
 from llm_operator.ports.cluster import ApiError, Conflict, NotFound, Refused, Unavailable
 from llm_operator.ports.pods import Answer
-from llm_operator.ports.registry import AliasNotFound, Choices, ModelNotFound, ModelSummary, Reference, RegistryFault
+from llm_operator.ports.registry import (
+    AliasNotFound,
+    Choices,
+    ModelNotFound,
+    ModelSummary,
+    Reference,
+    RegistryFault,
+)
 from llm_operator.settings import ConnectionSettings
 from llm_operator.state import Connection, Figures, Manifest, ModelVersion
 from llm_runtime.contract import LoadFigures
@@ -37,7 +45,8 @@ class Clock:
 
 
 class FakeCluster:
-    """The Cluster port on a dictionary: generations, resourceVersions and uids as an API server counts them."""
+    """The Cluster port on a dictionary: generations,
+    resourceVersions and uids as an API server counts them."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Manifest] = {}
@@ -46,7 +55,8 @@ class FakeCluster:
         self.refuses: set[str] = set()
         """Kinds whose writes are refused."""
         self.faults: dict[tuple[str, ...], ApiError] = {}
-        """What a verb on a kind is answered with, or on one object of it: by (verb, kind) or (verb, kind, name)."""
+        """What a verb on a kind is answered with,
+        or on one object of it: by (verb, kind) or (verb, kind, name)."""
         self.forbids: set[str] = set()
         """Namespaces that may not be listed."""
         self.kinds = {"ServiceMonitor": False, "HTTPRoute": False}
@@ -61,7 +71,9 @@ class FakeCluster:
         found = self.objects.get((kind, namespace, name))
         return copy.deepcopy(found) if found else None
 
-    async def list(self, kind: str, namespace: str, labels: str = "", fields: str = "") -> list[Manifest]:
+    async def list(
+        self, kind: str, namespace: str, labels: str = "", fields: str = ""
+    ) -> list[Manifest]:
         self._answer("", "list", kind)
         if namespace in self.forbids:
             raise Refused(f"cannot list {kind} in the namespace {namespace}")
@@ -73,7 +85,11 @@ class FakeCluster:
             if have == kind
             and namespace in ("", place)
             and wanted.items() <= (found["metadata"].get("labels") or {}).items()
-            and all(found["involvedObject"]["name"] == v for k, v in named.items() if k == "involvedObject.name")
+            and all(
+                found["involvedObject"]["name"] == v
+                for k, v in named.items()
+                if k == "involvedObject.name"
+            )
         ]
 
     async def apply(self, manifest: Manifest) -> Manifest:
@@ -90,14 +106,21 @@ class FakeCluster:
             != (before["metadata"]["resourceVersion"])
         ):
             raise Conflict(f"{key} has changed since it was read")
-        if before is not None and before.get("immutable") and before["data"] != manifest.get("data"):
+        if (
+            before is not None
+            and before.get("immutable")
+            and before["data"] != manifest.get("data")
+        ):
             raise Refused("field is immutable when `immutable` is set")
         return self._store("apply", key, _merged(before or {}, manifest))
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
         self._answer("", "status", manifest["kind"], manifest["metadata"]["name"])
         key = (manifest["kind"], manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-        if key not in self.objects or self.objects[key]["metadata"]["uid"] != manifest["metadata"]["uid"]:
+        if (
+            key not in self.objects
+            or self.objects[key]["metadata"]["uid"] != manifest["metadata"]["uid"]
+        ):
             raise Conflict(f"uid mismatch on {key}")
         return self._store("status", key, {**self.objects[key], "status": manifest["status"]})
 
@@ -153,13 +176,24 @@ class FakeCluster:
         return copy.deepcopy(self.objects[key])
 
     def play(self, name: str, ready: int | None = None) -> None:
-        """The Deployment controller and the kubelet: as many pods as wanted, ready unless told otherwise."""
+        """The Deployment controller and the kubelet:
+        as many pods as wanted, ready unless told otherwise."""
         deployment = self.objects["Deployment", NAMESPACE, name]
         wanted = deployment["spec"]["replicas"]
         played = [k for k in self.objects if k[0] == "Pod" and k[2].startswith(f"{name}-played-")]
         uids = {key[2]: self.objects.pop(key)["metadata"]["uid"] for key in played}
-        by = {"kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"], "controller": True}
-        meta = {"name": name, "namespace": NAMESPACE, "uid": f"uid-of-{name}", "ownerReferences": [by]}
+        by = {
+            "kind": "Deployment",
+            "name": name,
+            "uid": deployment["metadata"]["uid"],
+            "controller": True,
+        }
+        meta = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "uid": f"uid-of-{name}",
+            "ownerReferences": [by],
+        }
         self.objects["ReplicaSet", NAMESPACE, name] = {"kind": "ReplicaSet", "metadata": meta}
         made_by = {"kind": "ReplicaSet", "name": name, "uid": meta["uid"], "controller": True}
         for number in range(wanted):
@@ -168,12 +202,18 @@ class FakeCluster:
             self.objects["Pod", NAMESPACE, pod] = {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": pod, "namespace": NAMESPACE, "labels": deployment["metadata"]["labels"]}
-                | {
-                    "uid": uids.get(pod) or f"uid-{self._next()}",
-                    "resourceVersion": self._next(),
-                    "ownerReferences": [made_by],
-                },
+                "metadata": (
+                    {
+                        "name": pod,
+                        "namespace": NAMESPACE,
+                        "labels": deployment["metadata"]["labels"],
+                    }
+                    | {
+                        "uid": uids.get(pod) or f"uid-{self._next()}",
+                        "resourceVersion": self._next(),
+                        "ownerReferences": [made_by],
+                    }
+                ),
                 "status": {
                     "phase": "Running",
                     "podIP": "127.0.0.1",
@@ -194,7 +234,11 @@ class FakeCluster:
 
 
 def _bare(manifest: Manifest) -> Manifest:
-    meta = {k: v for k, v in manifest["metadata"].items() if k not in ("resourceVersion", "generation", "uid")}
+    meta = {
+        k: v
+        for k, v in manifest["metadata"].items()
+        if k not in ("resourceVersion", "generation", "uid")
+    }
     return {**manifest, "metadata": meta}
 
 
@@ -234,7 +278,11 @@ class FakeRegistry:
 
     async def resolve(self, connection: Connection, reference: Reference) -> ModelVersion:
         self.asked += 1
-        if fault := self.breaks.get(connection.tracking_uri) or self.fault or self.model_faults.get(reference.name):
+        if (
+            fault := self.breaks.get(connection.tracking_uri)
+            or self.fault
+            or self.model_faults.get(reference.name)
+        ):
             raise fault
         if reference.name not in self.aliases:
             raise ModelNotFound(f"no model {reference.name}")
@@ -250,7 +298,9 @@ class FakeRegistry:
             raise self.fault
         return dict(self.tags_of.get((name, version), {}))
 
-    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
+    async def tag(
+        self, connection: Connection, name: str, version: str, key: str, value: str
+    ) -> None:
         if self.fault or self.tag_fault:
             raise self.fault or self.tag_fault  # type: ignore[misc]
         self.tag_writes += 1
@@ -262,12 +312,16 @@ class FakeRegistry:
         self.tag_writes += 1
         del self.tags_of[name, version][key]
 
-    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
+    async def tagged(
+        self, connection: Connection, key: str
+    ) -> dict[tuple[str, str], dict[str, str]]:
         if self.fault is not None:
             raise self.fault
         return {version: dict(tags) for version, tags in self.tags_of.items() if key in tags}
 
-    async def choices(self, connection: Connection, reference: Reference, *, model: bool) -> Choices:
+    async def choices(
+        self, connection: Connection, reference: Reference, *, model: bool
+    ) -> Choices:
         self.choices_asked += 1
         return Choices(dict.fromkeys(self.aliases, "") if model else self.aliases[reference.name])
 
@@ -276,7 +330,9 @@ class FakeRegistry:
         if fault := self.breaks.get(connection.tracking_uri) or self.fault:
             raise fault
         return {
-            name: ModelSummary(dict(aliases), {"None": max(aliases.values())} if aliases else {}, self.model_made)
+            name: ModelSummary(
+                dict(aliases), {"None": max(aliases.values())} if aliases else {}, self.model_made
+            )
             for name, aliases in self.aliases.items()
         }
 
@@ -292,7 +348,8 @@ def loaded(slower: float) -> LoadFigures:
 
 
 class FakePods:
-    """Figures by pod name; a pod that is not here does not answer. Prompts get the same answer, but of some pods."""
+    """Figures by pod name; a pod that is not here does not answer.
+    Prompts get the same answer, but of some pods."""
 
     def __init__(self) -> None:
         self.known: dict[str, Figures] = {}
@@ -348,7 +405,13 @@ class World:
     def restarted(self, image: str) -> Outside:
         """A new operator process, perhaps a newer one."""
         self.outside = Outside(
-            self.cluster, self.registry, self.pods, self.connections, image, self.clock, confined=Unconfined()
+            self.cluster,
+            self.registry,
+            self.pods,
+            self.connections,
+            image,
+            self.clock,
+            confined=Unconfined(),
         )
         return self.outside
 
@@ -356,11 +419,17 @@ class World:
         spec.setdefault("model", {"mlflow": {"name": "bot", "alias": "champion"}})
         await self.put("LLMDeployment", name, {"replicas": 1, **spec})
 
-    async def put(self, kind: str, name: str, spec: Manifest, labels: dict[str, str] | None = None) -> None:
+    async def put(
+        self, kind: str, name: str, spec: Manifest, labels: dict[str, str] | None = None
+    ) -> None:
         meta = {"name": name, "namespace": NAMESPACE, "labels": labels or {}}
         key = (kind, NAMESPACE, name)
         before = self.cluster.objects.get(key, {})
-        made = {"apiVersion": crds.API_VERSION, "kind": kind, "metadata": {**before.get("metadata", {}), **meta}}
+        made = {
+            "apiVersion": crds.API_VERSION,
+            "kind": kind,
+            "metadata": {**before.get("metadata", {}), **meta},
+        }
         if "status" in before:
             made["status"] = before["status"]
         self.cluster._store("person", key, {**made, "spec": spec})

@@ -1,4 +1,5 @@
-"""A fifth strategy, as one would add it: all new pods beside the old, without clients, for a while; then the switch."""
+"""A fifth strategy, as one would add it: all new pods beside the old, without clients, for a while;
+then the switch."""
 
 from llm_operator.plans.rollout.move import Move, Share
 from llm_operator.plans.rollout.strategy import Next, Strategy

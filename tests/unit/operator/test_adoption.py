@@ -1,4 +1,5 @@
-"""What was ours and has lost its owner, as after a restore, is adopted where it is; what is somebody else's is not."""
+"""What was ours and has lost its owner, as after a restore, is adopted where it is;
+what is somebody else's is not."""
 
 from __future__ import annotations
 
@@ -17,11 +18,15 @@ from unit.operator.test_keyring import settle
 from unit.operator.test_reconcile_apikey import BOT, TEAM, issued, known, look
 from unit.operator.test_reconcile_llmdeployment import serving
 
-SPEC: dict[str, Any] = {"replicas": 2, "autoscaling": {"maxReplicas": 3, "metrics": [{"type": "CPU", "target": 80}]}}
+SPEC: dict[str, Any] = {
+    "replicas": 2,
+    "autoscaling": {"maxReplicas": 3, "metrics": [{"type": "CPU", "target": 80}]},
+}
 
 
 def restored(world: World, *kept: str) -> dict[tuple[str, str, str], Manifest]:
-    """The custom resources come back as new ones, with no status; their children without owners. Returns these."""
+    """The custom resources come back as new ones, with no status;
+    their children without owners. Returns these."""
     children = {}
     for key, found in list(world.cluster.objects.items()):
         if key[0] in ("LLMDeployment", "ApiKey"):
@@ -29,7 +34,12 @@ def restored(world: World, *kept: str) -> dict[tuple[str, str, str], Manifest]:
             labels = found["metadata"].get("labels")
             del world.cluster.objects[key]
             meta = {"name": key[2], "namespace": NAMESPACE, "labels": labels or {}}
-            made = {"apiVersion": found["apiVersion"], "kind": key[0], "metadata": meta, "spec": spec}
+            made = {
+                "apiVersion": found["apiVersion"],
+                "kind": key[0],
+                "metadata": meta,
+                "spec": spec,
+            }
             world.cluster._store("person", key, made)
         elif key[0] not in ("Pod", "ReplicaSet") and found["metadata"].pop("ownerReferences", None):
             children[key] = copy.deepcopy(found)
@@ -66,7 +76,10 @@ async def test_a_restore_changes_no_pod_and_no_key() -> None:
         )
         assert after["metadata"]["uid"] == before["metadata"]["uid"], f"{place} is the same object"
         if place[0] in ("Deployment", "ConfigMap", "Service"):
-            assert (after.get("spec"), after.get("data")) == (before.get("spec"), before.get("data"))
+            assert (after.get("spec"), after.get("data")) == (
+                before.get("spec"),
+                before.get("data"),
+            )
     await settle(world, BOT)
     assert world.status()["stable"]["revision"] == revision
     assert world.condition("Ready")["status"] == "True"
@@ -74,7 +87,8 @@ async def test_a_restore_changes_no_pod_and_no_key() -> None:
 
 
 async def test_pods_that_were_made_otherwise_are_not_restarted_by_a_restore() -> None:
-    """A newer operator would write another template: what the ConfigMap remembers counts, also when it is adopted."""
+    """A newer operator would write another template:
+    what the ConfigMap remembers counts, also when it is adopted."""
     world, revision = await with_a_key()
     memory = world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{revision}"]["data"]
     template = json.loads(memory["template.json"])
@@ -91,7 +105,12 @@ async def test_pods_that_were_made_otherwise_are_not_restarted_by_a_restore() ->
     "change",
     [
         {"ownerReferences": [{"kind": "Rollout", "name": "x", "uid": "7", "controller": True}]},
-        {"labels": {"llm-operator.dev/deployment": "other", "app.kubernetes.io/managed-by": "llm-operator"}},
+        {
+            "labels": {
+                "llm-operator.dev/deployment": "other",
+                "app.kubernetes.io/managed-by": "llm-operator",
+            }
+        },
         {"labels": {"llm-operator.dev/deployment": "bot", "app.kubernetes.io/managed-by": "Helm"}},
         {"labels": {}},
     ],
@@ -110,7 +129,11 @@ async def test_what_is_somebody_elses_is_not_adopted(change: dict[str, Any]) -> 
 async def test_a_copy_of_a_child_under_another_name_stays_what_it_is() -> None:
     world, _ = await with_a_key()
     copied = copy.deepcopy(world.cluster.objects["Service", NAMESPACE, "bot"])
-    copied["metadata"] = {"name": "copy", "namespace": NAMESPACE, "labels": copied["metadata"]["labels"]}
+    copied["metadata"] = {
+        "name": "copy",
+        "namespace": NAMESPACE,
+        "labels": copied["metadata"]["labels"],
+    }
     await world.cluster.create(copied)
     await look(world, BOT)
     assert "copy" in world.cluster.named("Service")
@@ -126,7 +149,8 @@ async def test_a_secret_of_another_apikey_is_not_adopted() -> None:
 
 
 class OrphaningCluster(FakeCluster):
-    """`kubectl delete --cascade=orphan` of `victim` comes just before the first call of this verb on this kind."""
+    """`kubectl delete --cascade=orphan` of `victim` comes just before the first call of this verb
+    on this kind."""
 
     victim = BOT
     first: tuple[str, str] | None = None
@@ -134,10 +158,15 @@ class OrphaningCluster(FakeCluster):
     def _answer(self, kind: str = "", *asked: str) -> None:
         if asked[:2] == self.first:
             self.first = None
-            owner = self.objects[self.victim.kind, self.victim.namespace, self.victim.name]["metadata"]
+            owner = self.objects[self.victim.kind, self.victim.namespace, self.victim.name][
+                "metadata"
+            ]
             owner["deletionTimestamp"] = "2026-01-01T00:00:00Z"
             for found in self.objects.values():
-                if any(each["uid"] == owner["uid"] for each in found["metadata"].get("ownerReferences") or []):
+                if any(
+                    each["uid"] == owner["uid"]
+                    for each in found["metadata"].get("ownerReferences") or []
+                ):
                     del found["metadata"]["ownerReferences"]
                     found["metadata"]["resourceVersion"] = self._next()
         super()._answer(kind, *asked)

@@ -60,12 +60,17 @@ async def test_a_moved_alias_waits_and_the_message_has_the_command(world: World)
     assert (serves(world), available(world)) == ("1", "2")
     told = world.condition("UpdateAvailable")
     assert (told["status"], told["reason"]) == ("True", "ApprovalNeeded")
-    assert f"kubectl -n {NAMESPACE} annotate llmd/bot --overwrite llm-operator.dev/approve-version=2" in told["message"]
+    assert (
+        f"kubectl -n {NAMESPACE} annotate llmd/bot --overwrite llm-operator.dev/approve-version=2"
+        in told["message"]
+    )
     assert world.condition("Ready")["status"] == "True"
     assert world.cluster.events().count("UpdateAvailable") == 1
 
 
-async def test_an_approved_version_is_rolled_out_and_stays_without_the_annotation(world: World) -> None:
+async def test_an_approved_version_is_rolled_out_and_stays_without_the_annotation(
+    world: World,
+) -> None:
     await moved(world, "2")
     await approve(world, "2")
     assert (serves(world), available(world)) == ("2", None)
@@ -97,7 +102,10 @@ async def test_an_alias_moved_back_to_what_serves_takes_the_offer_away(world: Wo
 async def test_the_way_back_from_a_failed_version_needs_no_word(world: World) -> None:
     world.registry.aliases["bot"]["champion"] = "2"
     await world.cluster.patch(
-        "LLMDeployment", NAMESPACE, "bot", {"metadata": {"annotations": {"llm-operator.dev/approve-version": "2"}}}
+        "LLMDeployment",
+        NAMESPACE,
+        "bot",
+        {"metadata": {"annotations": {"llm-operator.dev/approve-version": "2"}}},
     )
     await reconcile(KEY, world.outside, Pace(60, 5))
     world.clock.pass_seconds(2000)
@@ -118,7 +126,9 @@ async def test_beside_a_version_that_failed_the_offer_says_which_one_serves(worl
     assert "version 2 stays the target, and version 1 serves" in told
 
 
-async def test_what_waits_still_waits_while_the_registry_is_away_and_after_a_restart(world: World) -> None:
+async def test_what_waits_still_waits_while_the_registry_is_away_and_after_a_restart(
+    world: World,
+) -> None:
     await moved(world, "2")
     world.registry.fault = RegistryUnreachable("down")
     world.restarted(IMAGE)
@@ -162,11 +172,14 @@ FIRST, SECOND, THIRD = (f"2026-01-0{day}T00:00:00.000+00:00" for day in (1, 2, 3
 
 
 def registered(world: World, made: str) -> None:
-    """The model was deleted and registered anew: what has its numbers now was made at another moment."""
+    """The model was deleted and registered anew:
+    what has its numbers now was made at another moment."""
     world.registry.registered_at = world.registry.model_made = made
 
 
-async def test_a_number_that_was_registered_anew_waits_for_a_word_about_the_new_content(world: World) -> None:
+async def test_a_number_that_was_registered_anew_waits_for_a_word_about_the_new_content(
+    world: World,
+) -> None:
     registered(world, FIRST)
     await approve(world, "1")
     before = world.status()["stable"]["revision"]

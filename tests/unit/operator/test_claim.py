@@ -1,4 +1,5 @@
-"""Several installations that see the same namespace: one of them works there, the others keep off and say so."""
+"""Several installations that see the same namespace:
+one of them works there, the others keep off and say so."""
 
 from __future__ import annotations
 
@@ -45,10 +46,15 @@ async def world() -> World:
 
 def images(world: World) -> set[str]:
     found = [o for (kind, _, _), o in world.cluster.objects.items() if kind == "Deployment"]
-    return {each["spec"]["template"]["spec"]["containers"][0]["image"].partition("/")[0] for each in found}
+    return {
+        each["spec"]["template"]["spec"]["containers"][0]["image"].partition("/")[0]
+        for each in found
+    }
 
 
-async def test_the_first_has_the_namespace_and_another_touches_nothing_and_says_so_once(world: World) -> None:
+async def test_the_first_has_the_namespace_and_another_touches_nothing_and_says_so_once(
+    world: World,
+) -> None:
     first = installed(world, "first")
     second = installed(world, "second")
     await look(first)
@@ -77,13 +83,17 @@ async def test_a_namespace_moves_by_a_word_in_its_config_map(world: World) -> No
     second = installed(world, "second")
     await look(first)
     await look(second)
-    await world.cluster.patch("ConfigMap", NAMESPACE, CONFIG_MAP, {"data": {"installation": "second/llm-operator"}})
+    await world.cluster.patch(
+        "ConfigMap", NAMESPACE, CONFIG_MAP, {"data": {"installation": "second/llm-operator"}}
+    )
     await world.deploy(resources={"limits": {"cpu": "2"}})
     await look(first)
     assert images(world) == {"first"}
     assert len(world.cluster.named("Deployment")) == 1, "the first has stopped"
     await look(second)
-    assert images(world) == {"second"}, "whose candidate takes the place of one that had no ready pod"
+    assert images(world) == {"second"}, (
+        "whose candidate takes the place of one that had no ready pod"
+    )
 
 
 async def test_what_is_gone_claims_nothing(world: World) -> None:

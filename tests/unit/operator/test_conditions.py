@@ -1,4 +1,5 @@
-"""What each situation says in Ready, Reconciling, Stalled and Available, and that every reason is documented."""
+"""What each situation says in Ready, Reconciling, Stalled and Available,
+and that every reason is documented."""
 
 from __future__ import annotations
 
@@ -11,10 +12,20 @@ from llm_operator import plans
 from llm_operator.crds import CandidateStatus, LLMDeploymentSpec, LLMDeploymentStatus, StableStatus
 from llm_operator.plans.objects.config import revision_id
 from llm_operator.plans.reasons import Reason
-from llm_operator.state import Connection, Fault, Meta, ModelVersion, Observed, Resolution, RevisionChildren
+from llm_operator.state import (
+    Connection,
+    Fault,
+    Meta,
+    ModelVersion,
+    Observed,
+    Resolution,
+    RevisionChildren,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-SPEC = LLMDeploymentSpec.model_validate({"model": {"mlflow": {"name": "bot", "alias": "champion"}}, "replicas": 2})
+SPEC = LLMDeploymentSpec.model_validate(
+    {"model": {"mlflow": {"name": "bot", "alias": "champion"}}, "replicas": 2}
+)
 ONE = ModelVersion("bot", "1")
 TWO = ModelVersion("bot", "2")
 OLD = revision_id(SPEC, ONE)
@@ -22,7 +33,9 @@ NEW = revision_id(SPEC, TWO)
 DOWN = Fault("RegistryUnreachable", "does not answer")
 STABLE = StableStatus(revision=OLD, version="1", image="i", started_at="2026-01-01T00:00:00Z")
 COMING = CandidateStatus(revision=NEW, version="2", image="i", started_at="2026-01-01T00:00:00Z")
-FAILED = COMING.model_copy(update={"outcome": "Failed", "reason": "ModelCorrupt", "message": "a shard is short"})
+FAILED = COMING.model_copy(
+    update={"outcome": "Failed", "reason": "ModelCorrupt", "message": "a shard is short"}
+)
 
 
 def pods(revision: str, ready: int, wanted: int = 2) -> RevisionChildren:
@@ -35,7 +48,10 @@ def pods(revision: str, ready: int, wanted: int = 2) -> RevisionChildren:
     config = {
         "kind": "ConfigMap",
         "metadata": {"name": f"bot-{revision}", "namespace": "team", "uid": "c"},
-        "data": {"config.json": "{}", "template.json": '{"spec": {"containers": [{"image": "i"}]}}'},
+        "data": {
+            "config.json": "{}",
+            "template.json": '{"spec": {"containers": [{"image": "i"}]}}',
+        },
     }
     said = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
     played = tuple({"metadata": {"name": f"p{n}"}, "status": said} for n in range(ready))
@@ -52,7 +68,9 @@ class Case:
     faults: dict[str, Fault] = field(default_factory=dict)
 
 
-def says(ready: str, reconciling: str, stalled: str, available: str, why: str) -> dict[str, tuple[str, str]]:
+def says(
+    ready: str, reconciling: str, stalled: str, available: str, why: str
+) -> dict[str, tuple[str, str]]:
     return {
         "Ready": (ready, why),
         "Reconciling": (reconciling, ""),
@@ -65,7 +83,10 @@ ROLLING = LLMDeploymentStatus(stable=STABLE, candidate=COMING)
 CASES = {
     "serving": Case(says("True", "False", "False", "True", "Serving")),
     "rolling out beside a stable version": Case(
-        says("Unknown", "True", "False", "True", "RollingOut"), Resolution(TWO), ROLLING, (pods(OLD, 2), pods(NEW, 1))
+        says("Unknown", "True", "False", "True", "RollingOut"),
+        Resolution(TWO),
+        ROLLING,
+        (pods(OLD, 2), pods(NEW, 1)),
     ),
     "a candidate that finds no node": Case(
         says("Unknown", "True", "False", "True", "PodUnschedulable"),
@@ -75,7 +96,9 @@ CASES = {
         faults={NEW: Fault("PodUnschedulable", "no room")},
     ),
     "the first roll-out": Case(
-        says("Unknown", "True", "False", "False", "RollingOut"), status=LLMDeploymentStatus(), children=()
+        says("Unknown", "True", "False", "False", "RollingOut"),
+        status=LLMDeploymentStatus(),
+        children=(),
     ),
     "a failed candidate": Case(
         says("False", "False", "True", "True", "ModelCorrupt"),
@@ -114,7 +137,9 @@ CASES = {
         children=(),
         spec=SPEC.model_copy(update={"replicas": 0}),
     ),
-    "a pod is missing": Case(says("Unknown", "True", "False", "True", "Scaling"), children=(pods(OLD, 1),)),
+    "a pod is missing": Case(
+        says("Unknown", "True", "False", "True", "Scaling"), children=(pods(OLD, 1),)
+    ),
     "pods crash": Case(
         says("False", "True", "False", "False", "CrashLoopBackOff"),
         children=(pods(OLD, 0),),
@@ -140,8 +165,13 @@ def observed(case: Case) -> Observed:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_each_situation_is_told_as_it_is(case: Case) -> None:
-    told = {c.type: c for c in plans.deployment(observed(case), settle_seconds=5, now=NOW).status.conditions}
-    assert {kind: told[kind].status for kind in case.says} == {kind: status for kind, (status, _) in case.says.items()}
+    told = {
+        c.type: c
+        for c in plans.deployment(observed(case), settle_seconds=5, now=NOW).status.conditions
+    }
+    assert {kind: told[kind].status for kind in case.says} == {
+        kind: status for kind, (status, _) in case.says.items()
+    }
     assert told["Ready"].reason == case.says["Ready"][1]
     assert {c.reason for c in told.values()} <= set(Reason)
     assert all(c.message and c.observed_generation == 7 for c in told.values())
@@ -151,7 +181,9 @@ def test_each_situation_is_told_as_it_is(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_second_look_twenty_minutes_later_moves_no_transition(case: Case) -> None:
     first = plans.deployment(observed(case), settle_seconds=5, now=NOW).status
-    again = replace(observed(case), status=case.status.model_copy(update={"conditions": first.conditions}))
+    again = replace(
+        observed(case), status=case.status.model_copy(update={"conditions": first.conditions})
+    )
     later = datetime(2026, 1, 1, 0, 20, tzinfo=UTC)
     second = plans.deployment(again, settle_seconds=5, now=later).status.conditions
     moments = {c.type: c.last_transition_time for c in first.conditions}
@@ -163,7 +195,11 @@ def test_pods_that_died_are_not_counted_although_the_deployment_still_counts_the
     stale = replace(pods(OLD, 2), pods=())
     told = plans.deployment(observed(Case({}, children=(stale,))), settle_seconds=5, now=NOW).status
     verdicts = {c.type: c.status for c in told.conditions}
-    assert (verdicts["Ready"], verdicts["Available"], told.ready_replicas) == ("Unknown", "False", 0)
+    assert (verdicts["Ready"], verdicts["Available"], told.ready_replicas) == (
+        "Unknown",
+        "False",
+        0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,5 +214,10 @@ def test_pods_that_died_are_not_counted_although_the_deployment_still_counts_the
 def test_a_pod_counts_by_its_own_word(change: dict[str, object]) -> None:
     whole = pods(OLD, 2)
     children = replace(whole, pods=(whole.pods[0], {**whole.pods[1], **change}))
-    told = plans.deployment(observed(Case({}, children=(children,))), settle_seconds=5, now=NOW).status
-    assert (told.ready_replicas, {c.type: c.status for c in told.conditions}["Ready"]) == (1, "Unknown")
+    told = plans.deployment(
+        observed(Case({}, children=(children,))), settle_seconds=5, now=NOW
+    ).status
+    assert (told.ready_replicas, {c.type: c.status for c in told.conditions}["Ready"]) == (
+        1,
+        "Unknown",
+    )

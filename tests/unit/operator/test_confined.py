@@ -1,4 +1,5 @@
-"""What tenants write takes time and memory of its own: schemas, YAML and patterns, pods' figures, queries."""
+"""What tenants write takes time and memory of its own:
+schemas, YAML and patterns, pods' figures, queries."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from llm_runtime import contract
 
 
 def nested(levels: int, **beside: Any) -> dict[str, Any]:
-    """Each level has the one below looked at twice: once for itself, once for what it leaves unevaluated."""
+    """Each level has the one below looked at twice:
+    once for itself, once for what it leaves unevaluated."""
     schema: dict[str, Any] = {"type": "object"}
     for _ in range(levels):
         schema = {"if": schema, "then": {}, **beside}
@@ -27,14 +29,24 @@ def nested(levels: int, **beside: Any) -> dict[str, Any]:
 
 
 def test_a_schema_that_doubles_with_each_level_is_given_up_after_so_many_keywords() -> None:
-    wanted = smoke.Expectation.model_validate({"jsonSchema": nested(25, unevaluatedProperties=False)})
+    wanted = smoke.Expectation.model_validate(
+        {"jsonSchema": nested(25, unevaluatedProperties=False)}
+    )
     assert f"more than {smoke.MAX_STEPS} keywords" in (smoke.fault(wanted, '{"a": 1}') or "")
 
 
-def test_a_schema_as_people_write_them_is_far_from_that_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_as_people_write_them_is_far_from_that_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(smoke, "MAX_STEPS", smoke.MAX_STEPS // 5)
-    person = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1}}}
-    wanted = smoke.Expectation.model_validate({"jsonSchema": {"type": "array", "items": person, "maxItems": 100}})
+    person = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string", "minLength": 1}},
+    }
+    wanted = smoke.Expectation.model_validate(
+        {"jsonSchema": {"type": "array", "items": person, "maxItems": 100}}
+    )
     assert smoke.fault(wanted, json.dumps([{"name": "a"}] * 100)) is None
 
 
@@ -57,7 +69,11 @@ async def test_the_child_reads_prompts_and_judges_answers() -> None:
         "form": "prompt: JSON, please\nexpect: {jsonSchema: {type: object}}",
     }
     asked = await Confined().prompts(data)
-    assert asked["capital"] == {"prompt": "The capital of France?", "max_tokens": 64, "temperature": 0}
+    assert asked["capital"] == {
+        "prompt": "The capital of France?",
+        "max_tokens": 64,
+        "temperature": 0,
+    }
     assert await Confined().faults(data, {"capital": "Paris", "form": "[]"}) == [
         "form: '[]' is not as jsonSchema says: [] is not of type 'object'"
     ]
@@ -65,8 +81,12 @@ async def test_the_child_reads_prompts_and_judges_answers() -> None:
         await Confined().prompts({"capital": "prompt: [a, b]"})
 
 
-async def test_what_takes_too_much_ends_with_the_child_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confined, "MEMORY_BYTES", 1 << 20)  # What the interpreter has by then counts, too.
+async def test_what_takes_too_much_ends_with_the_child_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        confined, "MEMORY_BYTES", 1 << 20
+    )  # What the interpreter has by then counts, too.
     data = {"one": "prompt: " + "a" * 5_000_000}
     with pytest.raises(ValueError, match="write fewer or simpler entries"):
         await Confined().prompts(data)
@@ -111,7 +131,9 @@ async def test_a_query_says_whose_it_is_and_how_long_it_may_take() -> None:
     [
         httpx.Response(200, content=b" " * 70_000 + json.dumps(SCALAR).encode()),
         httpx.Response(200, content=b"[" * 60_000),
-        httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"a little")),
+        httpx.Response(
+            200, headers={"Content-Encoding": "gzip"}, stream=httpx.ByteStream(b"a little")
+        ),
     ],
     ids=["long", "deep", "compressed"],
 )
@@ -120,8 +142,12 @@ async def test_an_answer_of_prometheus_is_one_number(reply: httpx.Response) -> N
     assert "not Prometheus" in found.waiting
 
 
-@pytest.mark.parametrize(("most", "state", "said"), [(-1, "Failed", "above -1"), (200_000, "Passed", "at most 2e+05")])
-async def test_a_figure_that_may_be_another_namespaces_is_not_told(most: float, state: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("most", "state", "said"), [(-1, "Failed", "above -1"), (200_000, "Passed", "at most 2e+05")]
+)
+async def test_a_figure_that_may_be_another_namespaces_is_not_told(
+    most: float, state: str, said: str
+) -> None:
     query = {"query": "sum(payments_total)", "max": most}
     for bound in (False, True):
         found, _ = await asked(httpx.Response(200, json=SCALAR), bound=bound)

@@ -1,4 +1,5 @@
-"""A process that dies at any write leaves a world that the next one brings to the same end; strangers' objects stay."""
+"""A process that dies at any write leaves a world that the next one brings to the same end;
+strangers' objects stay."""
 
 from __future__ import annotations
 
@@ -63,7 +64,12 @@ async def road(fatal: int, landed: bool) -> tuple[World, FragileCluster]:
 def end(world: World) -> dict[Any, Any]:
     """Everything that matters at the end; Events may be told twice."""
     return {
-        key: (found.get("spec"), found.get("data"), found["metadata"].get("labels"), found.get("status"))
+        key: (
+            found.get("spec"),
+            found.get("data"),
+            found["metadata"].get("labels"),
+            found.get("status"),
+        )
         for key, found in world.cluster.objects.items()
         if key[0] not in ("Event", "Deployment")
     } | {
@@ -90,7 +96,12 @@ async def test_a_crash_at_any_write_ends_in_the_same_world(landed: bool) -> None
 async def test_an_object_of_somebody_else_is_never_taken_or_deleted(kind: str) -> None:
     world = World()
     name = "bot-keys" if kind == "Secret" else "bot"
-    theirs = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, "spec": {"a": "b"}}
+    theirs = {
+        "apiVersion": "v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"a": "b"},
+    }
     world.cluster._store("person", (kind, NAMESPACE, name), theirs)
     before = dict(world.cluster.objects[kind, NAMESPACE, name])
     await world.deploy()
@@ -119,7 +130,9 @@ async def test_no_pod_is_made_that_would_use_what_is_somebody_elses(kind: str, n
 
 
 @pytest.mark.parametrize(("kind", "name"), [*USED.items(), ("Secret", "bot-registry")])
-async def test_pods_that_run_stay_and_no_other_joins_them_where_a_name_was_taken_later(kind: str, name: str) -> None:
+async def test_pods_that_run_stay_and_no_other_joins_them_where_a_name_was_taken_later(
+    kind: str, name: str
+) -> None:
     world = World()
     await world.deploy()
     await settle(world)
@@ -146,4 +159,9 @@ async def test_no_pod_is_made_without_what_could_be_somebody_elses_a_moment_late
 
 
 def theirs(kind: str, name: str) -> Manifest:
-    return {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "namespace": NAMESPACE}, "data": {}}
+    return {
+        "apiVersion": "v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "data": {},
+    }

@@ -1,4 +1,5 @@
-"""The CRDs accept nothing that the code can't carry: wild specifications, thrown at the models and the planner."""
+"""The CRDs accept nothing that the code can't carry:
+wild specifications, thrown at the models and the planner."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from unit.operator.fakes import NAMESPACE, FakeRegistry, World
 
 SEEDS = range(100)
 OWN_FAULTS = ("InvalidSpec", "NotObserved", "NotPermitted")
-ANY = PodPolicy(annotations=Choice(), labels=Choice(), tolerations=Choice(), priority_classes=Choice())
+ANY = PodPolicy(
+    annotations=Choice(), labels=Choice(), tolerations=Choice(), priority_classes=Choice()
+)
 """A platform that keeps nothing to itself: what it refuses by default is in test_policy.py."""
 PLAN_SECONDS = 0.05
 
@@ -31,7 +34,11 @@ def unbounded(found: dict[str, Any], path: str) -> list[str]:
     """Fields without a bound."""
     wrong = []
     kind = found.get("type")
-    if kind == "string" and not {"maxLength", "enum"} & found.keys() and "{1,9}" not in found.get("pattern", ""):
+    if (
+        kind == "string"
+        and not {"maxLength", "enum"} & found.keys()
+        and "{1,9}" not in found.get("pattern", "")
+    ):
         wrong.append(path)
     if found.get("x-kubernetes-int-or-string") and not {"maxLength", "pattern"} <= found.keys():
         wrong.append(path)
@@ -54,7 +61,8 @@ def test_every_field_of_a_specification_is_bounded(kind: str) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long plans took that took too long, each in its fastest of three: seconds of this process alone."""
+    """How long plans took that took too long, each in its fastest of three:
+    seconds of this process alone."""
     found = list[float]()
     whole = plans.deployment
 
@@ -74,7 +82,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("block", range(10))
-async def test_wild_deployments_are_carried_through_a_promotion(block: int, slow: list[float]) -> None:
+async def test_wild_deployments_are_carried_through_a_promotion(
+    block: int, slow: list[float]
+) -> None:
     for seed in SEEDS[block::10]:
         spec = specification("LLMDeployment", seed)
         # That Python can't compile a pattern is told in a condition.
@@ -96,7 +106,9 @@ async def promoted(spec: dict[str, Any]) -> None:
     world.outside = replace(world.restarted("example.com/runtime:1"), policy=ANY)
     if store := spec["model"].get("credentialsSecretRef"):
         meta = {"name": store["name"], "namespace": NAMESPACE}
-        await world.cluster.create({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {}})
+        await world.cluster.create(
+            {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {}}
+        )
     await world.put("LLMDeployment", "bot", spec)
     for _ in range(2):
         for _ in range(3):
@@ -106,7 +118,9 @@ async def promoted(spec: dict[str, Any]) -> None:
             world.clock.pass_seconds(100)
         world.registry.version = "2"
     assert world.status()["observedGeneration"] == 1
-    assert not {each["reason"] for each in world.status()["conditions"]} & set(OWN_FAULTS), world.status()
+    assert not {each["reason"] for each in world.status()["conditions"]} & set(OWN_FAULTS), (
+        world.status()
+    )
 
 
 class Everything(FakeRegistry):
@@ -120,7 +134,10 @@ class Everything(FakeRegistry):
 
 
 def connections(spec: dict[str, Any]) -> set[str]:
-    asked = [spec["model"].get("mlflow") or {}, *(each["mlflow"] for each in spec.get("adapters") or ())]
+    asked = [
+        spec["model"].get("mlflow") or {},
+        *(each["mlflow"] for each in spec.get("adapters") or ()),
+    ]
     return {each.get("connection", "default") for each in asked}
 
 
@@ -145,9 +162,13 @@ async def test_wild_apikeys_are_carried() -> None:
         assert reason not in ("InvalidSpec", "NotObserved", "Delivering"), f"seed {seed}: {spec}"
 
 
-@pytest.mark.parametrize("regex", ["a{99999999999}", "(" * 400 + ")" * 400, "(?=a)", "x*", "[", "(?P<a>"])
+@pytest.mark.parametrize(
+    "regex", ["a{99999999999}", "(" * 400 + ")" * 400, "(?=a)", "x*", "[", "(?P<a>"]
+)
 def test_a_pattern_that_no_pod_could_use_is_refused_and_costs_nothing(regex: str) -> None:
-    with pytest.raises(ValidationError, match=r"is not a regular expression of Python|matches the empty text"):
+    with pytest.raises(
+        ValidationError, match=r"is not a regular expression of Python|matches the empty text"
+    ):
         FilterPatternSpec(name="A", regex=regex)
 
 

@@ -1,4 +1,5 @@
-"""`kubectl explain` and docs/reference.md: each field is described by a sentence that can be read alone."""
+"""`kubectl explain` and docs/reference.md:
+each field is described by a sentence that can be read alone."""
 
 import re
 from collections.abc import Iterator
@@ -30,12 +31,18 @@ def of_crds() -> Iterator[tuple[str, str]]:
         kind = crd["spec"]["names"]["kind"]
         schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
         yield kind, schema["description"]
-        yield from (found for found in fields(kind, schema) if found[0].partition(".")[2] not in GENERAL)
+        yield from (
+            found for found in fields(kind, schema) if found[0].partition(".")[2] not in GENERAL
+        )
 
 
 def of_settings() -> Iterator[tuple[str, str]]:
     for section in vars(contract).values():
-        if isinstance(section, type) and issubclass(section, BaseModel) and section is not BaseModel:
+        if (
+            isinstance(section, type)
+            and issubclass(section, BaseModel)
+            and section is not BaseModel
+        ):
             for name, field in section.model_fields.items():
                 yield f"{section.__name__}.{name}", field.description or ""
 
@@ -48,13 +55,18 @@ def test_each_field_is_described_by_whole_sentences(described: Any) -> None:
         assert len(text.split()) >= LEAST_WORDS, f"{path}: {text!r} says too little"
         assert re.match(r"[A-Z`0-9]", text), f"{path}: {text!r} begins in mid-sentence"
         assert text.endswith("."), f"{path}: {text!r} has no end"
-        assert not re.match(r"(Its|It|They|Their|This|Of|And|Or)\b", text), f"{path}: {text!r} needs its neighbours"
+        assert not re.match(r"(Its|It|They|Their|This|Of|And|Or)\b", text), (
+            f"{path}: {text!r} needs its neighbours"
+        )
 
 
 def test_a_setting_of_the_runtime_has_one_description_in_both_places() -> None:
     engine = LLMDeploymentSpec.model_fields["engine"].annotation
     assert engine is not None
-    assert engine.model_fields["dtype"].description == contract.EngineConfig.model_fields["dtype"].description
+    assert (
+        engine.model_fields["dtype"].description
+        == contract.EngineConfig.model_fields["dtype"].description
+    )
 
 
 def test_a_field_that_nobody_describes_is_found_at_import() -> None:

@@ -1,4 +1,5 @@
-"""How far downloads are is told in the conditions while pods fetch, and costs nothing once they do not."""
+"""How far downloads are is told in the conditions while pods fetch,
+and costs nothing once they do not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ async def look(world: World) -> Done:
     return await reconcile(Key("LLMDeployment", NAMESPACE, "bot"), world.outside, PACE)
 
 
-def fetching(world: World, revision: str, name: str, done: float, total: float = 1e9, rate: float = 41e6) -> None:
+def fetching(
+    world: World, revision: str, name: str, done: float, total: float = 1e9, rate: float = 41e6
+) -> None:
     pod(world, revision, name, FETCHING)
     world.pods.known[name] = Figures(download=Download(done, total, rate))
 
@@ -48,7 +51,10 @@ async def rolling_out(world: World, **spec: Any) -> str:
     ],
 )
 def test_progress_in_words(download: Download, said: str) -> None:
-    assert downloads.progress([{"metadata": {"name": "p"}}], {"p": Figures(download=download)}, 3) == said
+    assert (
+        downloads.progress([{"metadata": {"name": "p"}}], {"p": Figures(download=download)}, 3)
+        == said
+    )
 
 
 async def test_the_candidates_download_moves_through_progressing_ready_and_reconciling() -> None:
@@ -60,7 +66,10 @@ async def test_the_candidates_download_moves_through_progressing_ready_and_recon
     for kind, status in (("Progressing", "True"), ("Ready", "Unknown"), ("Reconciling", "True")):
         said = world.condition(kind)
         assert (said["status"], said["reason"]) == (status, "Downloading")
-        assert said["message"] == "0 of 1 pods of version 1 are ready; downloading 63 %, 41 MB/s, 9 s left"
+        assert (
+            said["message"]
+            == "0 of 1 pods of version 1 are ready; downloading 63 %, 41 MB/s, 9 s left"
+        )
     fetching(world, revision, "p", 800e6)
     await look(world)
     assert "downloading 80 %" in world.condition("Progressing")["message"]
@@ -74,7 +83,9 @@ async def test_of_several_the_slowest_is_told() -> None:
     fetching(world, revision, "q", 900e6, rate=1e6)
     await look(world)
     said = world.condition("Progressing")["message"]
-    assert said.endswith("downloading 90 %, 1.0 MB/s, 2 min left (the slowest; 2 of 3 pods download)")
+    assert said.endswith(
+        "downloading 90 %, 1.0 MB/s, 2 min left (the slowest; 2 of 3 pods download)"
+    )
 
 
 async def test_pods_that_come_later_tell_it_too() -> None:
@@ -97,7 +108,12 @@ async def test_a_fault_is_told_first_and_the_download_beside_it() -> None:
     revision = await rolling_out(world, replicas=2)
     fetching(world, revision, "p", 630e6)
     message = "0/1 nodes are available: 1 Insufficient memory"
-    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    unschedulable = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": message,
+    }
     pod(world, revision, "q", {"conditions": [unschedulable]})
     await look(world)
     said = world.condition("Progressing")
@@ -127,7 +143,12 @@ async def test_what_does_not_change_is_not_written_and_the_end_is_quiet() -> Non
 async def test_a_mesh_s_sidecar_is_no_download() -> None:
     world = World()
     revision = await rolling_out(world)
-    pod(world, revision, "p", {"initContainerStatuses": [{"name": "istio-proxy", "state": {"running": {}}}]})
+    pod(
+        world,
+        revision,
+        "p",
+        {"initContainerStatuses": [{"name": "istio-proxy", "state": {"running": {}}}]},
+    )
     world.pods.known["p"] = Figures(download=Download(1, 2, 1))
     done = await look(world)
     assert world.condition("Progressing")["reason"] == "RollingOut"

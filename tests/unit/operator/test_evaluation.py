@@ -1,4 +1,5 @@
-"""What an evaluation makes of records and answers: order, digest, scores, and the intervals of scores."""
+"""What an evaluation makes of records and answers:
+order, digest, scores, and the intervals of scores."""
 
 import json
 import random
@@ -17,8 +18,12 @@ def record(**expectations: object) -> Record:
 def test_the_digest_is_of_what_the_records_say_and_of_nothing_else() -> None:
     one = Record({"question": "one", "n": 1}, {"expected_response": "1"})
     two = Record({"question": "two"}, {"expected_response": "2"})
-    assert digest([one, two]) == digest([two, Record({"n": 1.0, "question": "one"}, {"expected_response": "1"})])
-    assert digest([one, two]) != digest([one, Record({"question": "two"}, {"expected_response": "3"})])
+    assert digest([one, two]) == digest(
+        [two, Record({"n": 1.0, "question": "one"}, {"expected_response": "1"})]
+    )
+    assert digest([one, two]) != digest(
+        [one, Record({"question": "two"}, {"expected_response": "3"})]
+    )
 
 
 def test_a_sample_is_the_same_for_each_candidate_and_follows_no_order_of_the_dataset() -> None:
@@ -34,7 +39,8 @@ def test_messages_and_a_single_text_can_be_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "inputs", [{}, {"question": ""}, {"question": 1}, {"question": "Hi", "context": "x"}, {"messages": []}]
+    "inputs",
+    [{}, {"question": ""}, {"question": 1}, {"question": "Hi", "context": "x"}, {"messages": []}],
 )
 def test_other_inputs_are_told(inputs: dict[str, object]) -> None:
     with pytest.raises(Unusable, match="write `messages` alone"):
@@ -46,7 +52,12 @@ def test_other_inputs_are_told(inputs: dict[str, object]) -> None:
     [
         ({"type": "Exact"}, {"expected_response": "42"}, " 42\n", 1),
         ({"type": "Exact"}, {"expected_response": "42"}, "43", 0),
-        ({"type": "Contains"}, {"expected_facts": ["Paris", "the  Seine"]}, "PARIS, on the Seine.", 1),
+        (
+            {"type": "Contains"},
+            {"expected_facts": ["Paris", "the  Seine"]},
+            "PARIS, on the Seine.",
+            1,
+        ),
         ({"type": "Contains"}, {"expected_facts": ["Paris", "Lyon"]}, "Paris", 0.5),
         ({"type": "Contains"}, {"expected_response": "paris"}, "It is Paris.", 1),
         ({"type": "Regex", "pattern": "^\\d+$"}, {}, "42", 1),
@@ -64,8 +75,12 @@ def test_other_inputs_are_told(inputs: dict[str, object]) -> None:
         ({"type": "Refusal", "pattern": "(?i)leider"}, {"should_refuse": True}, "Leider nicht.", 1),
     ],
 )
-def test_scores(spec: dict[str, object], expectations: dict[str, object], answer: str, score: float) -> None:
-    assert scorers.score(ScorerSpec.model_validate(spec), record(**expectations), answer) == pytest.approx(score)
+def test_scores(
+    spec: dict[str, object], expectations: dict[str, object], answer: str, score: float
+) -> None:
+    assert scorers.score(
+        ScorerSpec.model_validate(spec), record(**expectations), answer
+    ) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +110,16 @@ def test_a_dear_pattern_takes_linear_time() -> None:
 
 
 def test_equal_answers_have_an_interval_that_shrinks_with_the_records() -> None:
-    """200 ones are [0.964, 1] at all times (confseq 0.0.11); for one fixed number of records it may be narrower."""
+    """200 ones are [0.964, 1] at all times (confseq 0.0.11);
+    for one fixed number of records it may be narrower."""
     assert 0.964 < intervals.lower([1.0] * 200, 0.05) < 1 - 1 / 200
     assert intervals.upper_difference([0.0] * 50, 0.05) == pytest.approx(0.067, abs=0.001)
     assert intervals.upper_difference([0.0] * 200, 0.05) == pytest.approx(0.017, abs=0.001)
 
 
 def test_a_published_table_of_pairs() -> None:
-    """Approval ratings of Agresti 2002, Categorical Data Analysis, 10.1: -0.04, interval of 95 % [-0.059, -0.021]."""
+    """Approval ratings of Agresti 2002, Categorical Data Analysis, 10.1:
+    -0.04, interval of 95 % [-0.059, -0.021]."""
     pairs = [-1.0] * 150 + [1.0] * 86 + [0.0] * 1364
     random.Random(1).shuffle(pairs)
     low = intervals.lower_difference(pairs, 0.025)

@@ -1,4 +1,5 @@
-"""The evaluation gate: what it says of figures, and the Job that makes them, from its creation to its end."""
+"""The evaluation gate: what it says of figures,
+and the Job that makes them, from its creation to its end."""
 
 from __future__ import annotations
 
@@ -22,10 +23,18 @@ OWN = "operators"
 SPEC: dict[str, Any] = {"dataset": "golden", "scorers": [{"type": "Exact"}]}
 TEMPLATE = {
     "metadata": {"labels": {"app.kubernetes.io/name": "llm-operator-evaluation"}},
-    "spec": {"containers": [{"name": "evaluation", "image": "operator:1", "args": ["--config=/config.yaml"]}]},
+    "spec": {
+        "containers": [
+            {"name": "evaluation", "image": "operator:1", "args": ["--config=/config.yaml"]}
+        ]
+    },
 }
-GOOD = EvaluationOutcome(score=Estimate(0.98, 0.95, 0.995), drop=Estimate(0.0, -0.02, 0.02), samples=200)
-BAD = EvaluationOutcome(score=Estimate(0.9, 0.84, 0.94), drop=Estimate(0.1, 0.05, 0.17), samples=200, message="run r1")
+GOOD = EvaluationOutcome(
+    score=Estimate(0.98, 0.95, 0.995), drop=Estimate(0.0, -0.02, 0.02), samples=200
+)
+BAD = EvaluationOutcome(
+    score=Estimate(0.9, 0.84, 0.94), drop=Estimate(0.1, 0.05, 0.17), samples=200, message="run r1"
+)
 
 
 def verdict(outcome: EvaluationOutcome | None, **allowed: float) -> Any:
@@ -43,11 +52,23 @@ def verdict(outcome: EvaluationOutcome | None, **allowed: float) -> Any:
         (BAD, {"maxDropVsStable": 0.02}, "Failed"),
         (BAD, {"minScore": 0.5, "maxDropVsStable": 0.02}, "Failed"),
         # Below what is allowed, and not surely.
-        (EvaluationOutcome(score=Estimate(0.94, 0.9, 0.97), samples=90), {"minScore": 0.95}, "Inconclusive"),
+        (
+            EvaluationOutcome(score=Estimate(0.94, 0.9, 0.97), samples=90),
+            {"minScore": 0.95},
+            "Inconclusive",
+        ),
         # As allowed, of too few records to exclude what is clearly worse.
-        (EvaluationOutcome(score=Estimate(1.0, 0.7, 1.0), samples=8), {"minScore": 0.95}, "Inconclusive"),
+        (
+            EvaluationOutcome(score=Estimate(1.0, 0.7, 1.0), samples=8),
+            {"minScore": 0.95},
+            "Inconclusive",
+        ),
         # No stable to compare with: minScore alone, or nothing.
-        (dataclasses.replace(GOOD, drop=None), {"minScore": 0.95, "maxDropVsStable": 0.02}, "Passed"),
+        (
+            dataclasses.replace(GOOD, drop=None),
+            {"minScore": 0.95, "maxDropVsStable": 0.02},
+            "Passed",
+        ),
         (dataclasses.replace(GOOD, drop=None), {"maxDropVsStable": 0.02}, "Inconclusive"),
         (EvaluationOutcome(waiting="there is no dataset golden"), {"minScore": 0.95}, "Waiting"),
         (None, {"minScore": 0.95}, "Waiting"),
@@ -76,31 +97,51 @@ async def world_with_evaluation(**rollout: Any) -> World:
     """Version 1 serves; version 2 has a ready pod and is to be judged by an evaluation."""
     world = World()
     world.outside = dataclasses.replace(
-        world.outside, installation=f"{OWN}/llm-operator", evaluation=EvaluationSettings(pod_template=TEMPLATE)
+        world.outside,
+        installation=f"{OWN}/llm-operator",
+        evaluation=EvaluationSettings(pod_template=TEMPLATE),
     )
     await world.deploy()
     await look(world, 3)
-    await world.deploy(rollout={"gates": [{"evaluation": {**SPEC, "maxDropVsStable": 0.02}}], **rollout})
+    await world.deploy(
+        rollout={"gates": [{"evaluation": {**SPEC, "maxDropVsStable": 0.02}}], **rollout}
+    )
     world.registry.aliases["bot"]["champion"] = "2"
     await look(world, 3)
     return world
 
 
 def jobs(world: World) -> list[Any]:
-    return [found for (kind, place, _), found in world.cluster.objects.items() if (kind, place) == ("Job", OWN)]
+    return [
+        found
+        for (kind, place, _), found in world.cluster.objects.items()
+        if (kind, place) == ("Job", OWN)
+    ]
 
 
 def end(world: World, outcome: EvaluationOutcome | None) -> None:
     """The Job's pod ends with this report, or without one."""
     [job] = jobs(world)
     now = world.clock.now.isoformat()
-    condition = {"type": "Complete" if outcome else "Failed", "status": "True", "lastTransitionTime": now}
+    condition = {
+        "type": "Complete" if outcome else "Failed",
+        "status": "True",
+        "lastTransitionTime": now,
+    }
     job["status"] = {"conditions": [condition]}
-    ended = {"exitCode": 0, "message": task.report(outcome)} if outcome else {"exitCode": 1, "message": "boom"}
+    ended = (
+        {"exitCode": 0, "message": task.report(outcome)}
+        if outcome
+        else {"exitCode": 1, "message": "boom"}
+    )
     name = job["metadata"]["name"]
     meta = {"name": f"{name}-x", "namespace": OWN, "labels": {"batch.kubernetes.io/job-name": name}}
     status = {"containerStatuses": [{"state": {"terminated": ended}}]}
-    world.cluster.objects["Pod", OWN, f"{name}-x"] = {"kind": "Pod", "metadata": meta, "status": status}
+    world.cluster.objects["Pod", OWN, f"{name}-x"] = {
+        "kind": "Pod",
+        "metadata": meta,
+        "status": status,
+    }
 
 
 async def test_a_job_beside_the_operator_asks_both_sides_before_there_is_traffic() -> None:
@@ -134,7 +175,9 @@ async def test_a_version_that_is_surely_worse_never_gets_traffic_and_its_job_is_
     await look(world, 2)
     candidate = world.status()["candidate"]
     assert (candidate["outcome"], candidate["reason"]) == ("Failed", "GateFailed")
-    assert "evaluation golden is 0.1 (between 0.05 and 0.17), allowed is 0.02" in candidate["message"]
+    assert (
+        "evaluation golden is 0.1 (between 0.05 and 0.17), allowed is 0.02" in candidate["message"]
+    )
     assert "trafficSince" not in candidate
     assert world.status()["stable"]["version"] == "1"
     assert jobs(world) == []
@@ -150,7 +193,9 @@ async def test_a_version_that_is_as_good_is_promoted_and_says_by_what() -> None:
 
 
 @pytest.mark.parametrize(("policy", "version"), [("Hold", "1"), ("Promote", "2")])
-async def test_an_evaluation_that_decides_nothing_is_held_before_the_traffic(policy: str, version: str) -> None:
+async def test_an_evaluation_that_decides_nothing_is_held_before_the_traffic(
+    policy: str, version: str
+) -> None:
     world = await world_with_evaluation(onInconclusive=policy, maxHoldSeconds=600)
     end(world, dataclasses.replace(GOOD, drop=Estimate(0.03, 0.01, 0.06)))
     await look(world, 4)
@@ -164,7 +209,10 @@ async def test_an_evaluation_that_decides_nothing_is_held_before_the_traffic(pol
 
 async def test_what_cant_be_evaluated_is_told_and_tried_again_while_stable_serves() -> None:
     world = await world_with_evaluation()
-    end(world, EvaluationOutcome(waiting="there is no dataset golden on http://mlflow:5000: create it"))
+    end(
+        world,
+        EvaluationOutcome(waiting="there is no dataset golden on http://mlflow:5000: create it"),
+    )
     await look(world, 1)
     [told] = world.status()["candidate"]["gates"]
     assert told["state"] == "Waiting"
@@ -188,12 +236,15 @@ async def test_a_job_that_breaks_is_told_with_what_to_look_at() -> None:
 async def test_a_task_that_was_not_written_is_written_by_the_next_look() -> None:
     world = World()
     world.outside = dataclasses.replace(
-        world.outside, installation=f"{OWN}/llm-operator", evaluation=EvaluationSettings(pod_template=TEMPLATE)
+        world.outside,
+        installation=f"{OWN}/llm-operator",
+        evaluation=EvaluationSettings(pod_template=TEMPLATE),
     )
     await world.deploy()
     await look(world, 3)
     await world.deploy(
-        rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]}, access={"authentication": "Disabled"}
+        rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]},
+        access={"authentication": "Disabled"},
     )
     world.registry.aliases["bot"]["champion"] = "2"
     world.cluster.faults["create", "Secret"] = Unavailable("away")
@@ -229,20 +280,31 @@ async def test_the_jobs_of_a_deployment_that_is_deleted_are_deleted() -> None:
         ({"url": "http://elsewhere/v1", "model": "m"}, "none of evaluation.judges"),
         ({"deployment": "nobody"}, "LLMDeployment nobody, does not exist"),
         (
-            {"deployment": "bot", "keyRef": {"name": "bot-registry", "key": "MLFLOW_TRACKING_PASSWORD"}},
+            {
+                "deployment": "bot",
+                "keyRef": {"name": "bot-registry", "key": "MLFLOW_TRACKING_PASSWORD"},
+            },
             "operator's own",
         ),
     ],
 )
-async def test_a_judge_that_may_not_be_asked_is_told_and_no_job_is_made(judge: dict[str, Any], told: str) -> None:
+async def test_a_judge_that_may_not_be_asked_is_told_and_no_job_is_made(
+    judge: dict[str, Any], told: str
+) -> None:
     world = World()
     world.outside = dataclasses.replace(
-        world.outside, installation=f"{OWN}/llm-operator", evaluation=EvaluationSettings(pod_template=TEMPLATE)
+        world.outside,
+        installation=f"{OWN}/llm-operator",
+        evaluation=EvaluationSettings(pod_template=TEMPLATE),
     )
     await world.deploy()
     await look(world, 3)
     scorers = [{"type": "Judge", "judge": judge}]
-    await world.deploy(rollout={"gates": [{"evaluation": {"dataset": "golden", "scorers": scorers, "minScore": 0.5}}]})
+    await world.deploy(
+        rollout={
+            "gates": [{"evaluation": {"dataset": "golden", "scorers": scorers, "minScore": 0.5}}]
+        }
+    )
     world.registry.aliases["bot"]["champion"] = "2"
     await look(world, 3)
     [verdict] = world.status()["candidate"]["gates"]

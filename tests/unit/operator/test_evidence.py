@@ -1,4 +1,5 @@
-"""The gates' statistics: exact where they can be, by simulation where they promise a probability."""
+"""The gates' statistics: exact where they can be,
+by simulation where they promise a probability."""
 
 from __future__ import annotations
 
@@ -36,24 +37,30 @@ def binomial(n: int, share: float) -> list[float]:
 def test_the_evidence_is_one_on_average_while_the_share_is_as_said(share: float) -> None:
     for grid in (odds.MORE, odds.LESS):
         mean = sum(
-            chance * e ** odds.evidence(grid, count, 40, share) for count, chance in enumerate(binomial(40, share))
+            chance * e ** odds.evidence(grid, count, 40, share)
+            for count, chance in enumerate(binomial(40, share))
         )
         assert mean == pytest.approx(1, rel=1e-6)
 
 
-def test_the_evidence_is_at_most_one_on_average_for_bad_requests_shared_out_without_replacement() -> None:
+def test_the_evidence_is_at_most_one_on_average_for_bad_requests_shared_out_without_replacement() -> (
+    None
+):
     """Hoeffding's theorem: 12 bad ones among 10 requests of the candidate and 30 of stable."""
     own = 10
     other = 30
     bad = 12
     ways = {k: comb(own, k) * comb(other, bad - k) / comb(own + other, bad) for k in range(own + 1)}
     for grid in (odds.MORE, odds.LESS):
-        mean = sum(way * e ** odds.evidence(grid, k, bad, own / (own + other)) for k, way in ways.items())
+        mean = sum(
+            way * e ** odds.evidence(grid, k, bad, own / (own + other)) for k, way in ways.items()
+        )
         assert mean <= 1
 
 
 def test_an_interval_holds_at_every_look_at_once() -> None:
-    """300 sequences of 500 requests, looked at 50 times: the true rate leaves the interval in at most 5 + 5 %."""
+    """300 sequences of 500 requests, looked at 50 times:
+    the true rate leaves the interval in at most 5 + 5 %."""
     chance = random.Random(1)
     missed = 0
     share = 0.05
@@ -71,7 +78,9 @@ def test_an_interval_holds_at_every_look_at_once() -> None:
 
 
 def test_an_interval_gets_narrower_and_holds_the_measured_share() -> None:
-    ends = [(odds.low(n * 0.02, n, 0.01), odds.high(n * 0.02, n, 0.05)) for n in (50, 500, 5000, 50_000)]
+    ends = [
+        (odds.low(n * 0.02, n, 0.01), odds.high(n * 0.02, n, 0.05)) for n in (50, 500, 5000, 50_000)
+    ]
     assert all(low <= 0.02 <= high for low, high in ends)
     assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in pairwise(ends))
     assert ends[-1][0] > 0.0175
@@ -117,9 +126,13 @@ def test_errors_that_stable_has_too_are_not_the_candidates_fault() -> None:
     trial = ErrorTrial(0.01, RULES)
     assert run(trial, *[(Counts(10, 10), Counts(90, 90))] * 50) == "Inconclusive"
     assert "stable had 4500 of 4500" in trial.state()[1]
-    # An incident while the candidate has more of the traffic than usual: its average is worse, it is not.
+    # An incident while the candidate has more of the traffic than usual:
+    # its average is worse, it is not.
     incident = [(Counts(90, 45), Counts(10, 5))] * 20
-    assert run(ErrorTrial(0.01, RULES), *[(Counts(10, 0), Counts(90, 0))] * 20, *incident) == "Inconclusive"
+    assert (
+        run(ErrorTrial(0.01, RULES), *[(Counts(10, 0), Counts(90, 0))] * 20, *incident)
+        == "Inconclusive"
+    )
 
 
 def test_without_enough_requests_of_stable_the_threshold_alone_decides() -> None:
@@ -143,8 +156,16 @@ def test_no_errors_allowed_is_judged_too() -> None:
 
 def test_no_requests_is_a_state_of_its_own() -> None:
     found = ErrorTrial(0.01, RULES).answer()
-    assert (found.state, found.estimate, found.low, found.high) == ("Inconclusive", None, None, None)
-    assert LatencyTrial(1.3, RULES).answer().message == "too few samples to judge: candidate 0, stable 0, 50 are needed"
+    assert (found.state, found.estimate, found.low, found.high) == (
+        "Inconclusive",
+        None,
+        None,
+        None,
+    )
+    assert (
+        LatencyTrial(1.3, RULES).answer().message
+        == "too few samples to judge: candidate 0, stable 0, 50 are needed"
+    )
 
 
 def judged(
@@ -210,7 +231,8 @@ def test_the_95th_percentile_is_looked_for_where_there_are_samples_on_both_sides
 
 
 def test_equal_versions_stay_in_play_however_often_one_looks() -> None:
-    """100 roll-outs of 200 looks each at the allowed limit itself, the hardest: at most a handful fail at 1 %."""
+    """100 roll-outs of 200 looks each at the allowed limit itself, the hardest:
+    at most a handful fail at 1 %."""
     failed = 0
     for seed in range(100):
         chance = random.Random(seed)
@@ -224,14 +246,20 @@ def test_equal_versions_stay_in_play_however_often_one_looks() -> None:
     assert failed <= 3
 
 
-TOKENS = (*map(float, range(1, 21)), *(float(round(20 * 1.05**step)) for step in range(1, 150)), inf)
+TOKENS = (
+    *map(float, range(1, 21)),
+    *(float(round(20 * 1.05**step)) for step in range(1, 150)),
+    inf,
+)
 
 
 def answers(chance: random.Random, count: int, times: float = 1.0) -> Buckets:
     return counted([max(1.0, times * chance.lognormvariate(4, 0.8)) for _ in range(count)], TOKENS)
 
 
-def ended(trial: MeanTrial, looks: int, own: Callable[[int], Buckets], stable: Callable[[int], Buckets]) -> str:
+def ended(
+    trial: MeanTrial, looks: int, own: Callable[[int], Buckets], stable: Callable[[int], Buckets]
+) -> str:
     """The state at the first look that fails, or at the end."""
     for look in range(looks):
         trial.look(own(look), stable(look))
@@ -243,12 +271,20 @@ def ended(trial: MeanTrial, looks: int, own: Callable[[int], Buckets], stable: C
 def test_equal_versions_talk_as_long_and_one_that_talks_three_times_as_long_fails() -> None:
     chance = random.Random(3)
     equal = [
-        ended(MeanTrial(1.5, RULES), 100, lambda _: answers(chance, 3), lambda _: answers(chance, 9)) for _ in range(30)
+        ended(
+            MeanTrial(1.5, RULES), 100, lambda _: answers(chance, 3), lambda _: answers(chance, 9)
+        )
+        for _ in range(30)
     ]
     assert not any(state.startswith("Failed") for state in equal)
     assert equal.count("Passed") >= 28
     long = [
-        ended(MeanTrial(1.5, RULES), 100, lambda _: answers(chance, 3, 3), lambda _: answers(chance, 9))
+        ended(
+            MeanTrial(1.5, RULES),
+            100,
+            lambda _: answers(chance, 3, 3),
+            lambda _: answers(chance, 9),
+        )
         for _ in range(30)
     ]
     assert all(state.startswith("Failed") for state in long)
@@ -277,13 +313,16 @@ def test_after_a_switch_answers_are_compared_with_those_before_it() -> None:
 
 
 def test_answers_in_slow_changes_of_both_sides_fail_nobody() -> None:
-    """Both sides answer five times as long in the second half, when the candidate has most of the traffic."""
+    """Both sides answer five times as long in the second half,
+    when the candidate has most of the traffic."""
     chance = random.Random(6)
     trial = MeanTrial(1.5, RULES)
     for look in range(200):
         late = look >= 100
         own, stable = (9, 1) if late else (1, 9)
-        trial.look(answers(chance, own, 5 if late else 1), answers(chance, stable, 5 if late else 1))
+        trial.look(
+            answers(chance, own, 5 if late else 1), answers(chance, stable, 5 if late else 1)
+        )
         assert trial.state()[0] != "Failed"
 
 

@@ -13,7 +13,11 @@ PENDING = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable",
            "message": "0/4 nodes are available: 3 Insufficient nvidia.com/gpu, 1 Insufficient memory."}  # fmt: skip
 
 
-EVICTED = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}
+EVICTED = {
+    "phase": "Failed",
+    "reason": "Evicted",
+    "message": "The node was low on resource: memory.",
+}
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -25,12 +29,18 @@ def conditions(**statuses: str) -> list[dict[str, str]]:
 
 
 def waiting(reason: str, message: str = "", **more: Any) -> dict[str, Any]:
-    container = {"name": "runtime", "image": "img", "state": {"waiting": {"reason": reason, "message": message}}}
+    container = {
+        "name": "runtime",
+        "image": "img",
+        "state": {"waiting": {"reason": reason, "message": message}},
+    }
     return pod(containerStatuses=[{**container, **more}])
 
 
 def ended(message: str, **more: Any) -> dict[str, Any]:
-    return waiting("CrashLoopBackOff", lastState={"terminated": {"exitCode": 1, "message": message, **more}})
+    return waiting(
+        "CrashLoopBackOff", lastState={"terminated": {"exitCode": 1, "message": message, **more}}
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,20 +55,43 @@ def ended(message: str, **more: Any) -> dict[str, Any]:
         (
             pod(
                 initContainerStatuses=[
-                    {"name": "fetch", "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+                    {
+                        "name": "fetch",
+                        "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+                    }
                 ]
             ),
             "OutOfMemory",
             "spec.pod.fetchResources.limits.memory",
         ),
-        (waiting("CreateContainerConfigError", 'secret "x" not found'), "ContainerConfigError", 'secret "x"'),
-        (ended("Traceback\nKeyError"), "CrashLoopBackOff", "KeyError (kubectl logs p -c runtime --previous)"),
+        (
+            waiting("CreateContainerConfigError", 'secret "x" not found'),
+            "ContainerConfigError",
+            'secret "x"',
+        ),
+        (
+            ended("Traceback\nKeyError"),
+            "CrashLoopBackOff",
+            "KeyError (kubectl logs p -c runtime --previous)",
+        ),
         (ended('{"reason": "DiskFull", "message": "needs 4 GB"}'), "DiskFull", "needs 4 GB"),
         (ended("", reason="OOMKilled"), "OutOfMemory", "limits.memory"),
         (pod(**EVICTED), "PodEvicted", "n7: Evicted: The node was low on resource: memory"),
-        (pod(phase="Succeeded"), "PodEvicted", "n7: Evicted: the pod's Events say why; another is made"),
-        (pod(conditions=conditions(Ready="False", ContainersReady="True")), "NodeLost", "kubectl describe node n7"),
-        (pod(conditions=conditions(Ready="Unknown", ContainersReady="True")), "NodeLost", "kubectl delete node n7"),
+        (
+            pod(phase="Succeeded"),
+            "PodEvicted",
+            "n7: Evicted: the pod's Events say why; another is made",
+        ),
+        (
+            pod(conditions=conditions(Ready="False", ContainersReady="True")),
+            "NodeLost",
+            "kubectl describe node n7",
+        ),
+        (
+            pod(conditions=conditions(Ready="Unknown", ContainersReady="True")),
+            "NodeLost",
+            "kubectl delete node n7",
+        ),
     ],
 )
 def test_each_trouble_names_its_culprit(trouble: dict[str, Any], reason: str, named: str) -> None:
@@ -69,8 +102,11 @@ def test_each_trouble_names_its_culprit(trouble: dict[str, Any], reason: str, na
 
 
 def test_a_deleted_pod_that_ends_well_was_not_evicted() -> None:
-    """As roll-outs, drains and `kubectl delete pod` leave it for a moment; a kubelet evicts without deleting."""
-    ended_well = pod(phase="Succeeded", conditions=[{**PENDING, "lastTransitionTime": "2026-11-28T15:10:40Z"}])
+    """As roll-outs, drains and `kubectl delete pod` leave it for a moment;
+    a kubelet evicts without deleting."""
+    ended_well = pod(
+        phase="Succeeded", conditions=[{**PENDING, "lastTransitionTime": "2026-11-28T15:10:40Z"}]
+    )
     leaving = {**ended_well, "metadata": {"name": "p", "deletionTimestamp": "2026-11-28T15:10:55Z"}}
     assert faults.evictions([leaving]) == []
     [(fault, _)] = faults.evictions([ended_well])
@@ -78,14 +114,20 @@ def test_a_deleted_pod_that_ends_well_was_not_evicted() -> None:
 
 
 def test_only_reports_that_another_attempt_can_not_mend_are_terminal() -> None:
-    for reason, terminal in (("ModelCorrupt", True), ("RegistryUnreachable", False), ("DiskFull", False)):
+    for reason, terminal in (
+        ("ModelCorrupt", True),
+        ("RegistryUnreachable", False),
+        ("DiskFull", False),
+    ):
         fault = faults.of_pod(ended(f'{{"reason": "{reason}", "message": "m"}}'))
         assert fault is not None
         assert fault.terminal is terminal
 
 
 def test_a_registry_that_a_pod_can_not_reach_is_told_as_the_pods_trouble() -> None:
-    fault = faults.of_pod(ended('{"reason": "RegistryUnreachable", "message": "no answer from http://mlflow"}'))
+    fault = faults.of_pod(
+        ended('{"reason": "RegistryUnreachable", "message": "no answer from http://mlflow"}')
+    )
     assert fault is not None
     assert "can't reach the registry, whatever the operator can" in fault.message
     assert "NetworkPolicies, DNS and proxies of its own namespace" in fault.message
@@ -100,7 +142,12 @@ def test_ready_and_leaving_pods_have_no_fault() -> None:
 
 
 def test_a_pod_that_is_still_loading_is_no_fault() -> None:
-    assert faults.of_pod(pod(phase="Running", conditions=conditions(Ready="False", ContainersReady="False"))) is None
+    assert (
+        faults.of_pod(
+            pod(phase="Running", conditions=conditions(Ready="False", ContainersReady="False"))
+        )
+        is None
+    )
 
 
 def test_a_pod_with_a_readiness_gate_is_not_on_a_lost_node() -> None:
@@ -158,11 +205,17 @@ def event(reason: str, message: str = "", at: str = "2026-01-01T11:59:00Z") -> d
 
 def starting() -> dict[str, Any]:
     container = {"name": "runtime", "state": {"waiting": {"reason": "ContainerCreating"}}}
-    return pod(phase="Pending", conditions=conditions(PodScheduled="True"), containerStatuses=[container])
+    return pod(
+        phase="Pending", conditions=conditions(PodScheduled="True"), containerStatuses=[container]
+    )
 
 
 def restarted(
-    name: str = "runtime", at: str = "2026-01-01T11:59:00Z", count: int = 1, ready: str = "False", **ended: Any
+    name: str = "runtime",
+    at: str = "2026-01-01T11:59:00Z",
+    count: int = 1,
+    ready: str = "False",
+    **ended: Any,
 ) -> dict[str, Any]:
     container = {
         "name": name, "restartCount": count, "state": {"running": {}},
@@ -181,7 +234,9 @@ def restarted(
         ("NetworkNotReady", "SandboxFailed", "another node may do"),
     ],
 )
-def test_what_only_events_tell_of_a_pod_without_containers_is_told(told: str, reason: str, named: str) -> None:
+def test_what_only_events_tell_of_a_pod_without_containers_is_told(
+    told: str, reason: str, named: str
+) -> None:
     fault = faults.of_pod(starting(), [event("Scheduled"), event(told, "claim models not found")])
     assert fault is not None
     assert (fault.reason, fault.terminal) == (reason, False)
@@ -211,8 +266,14 @@ def test_the_runtimes_own_words_about_its_killed_engine_are_told_and_pass() -> N
     said = '{"reason": "OutOfMemory", "message": "the limit is 3072 MiB"}'
     fault = faults.of_pod(restarted(message=said, reason="OOMKilled"), now=NOW)
     assert fault is not None
-    assert (fault.reason, fault.message, fault.terminal) == ("OutOfMemory", "the limit is 3072 MiB", False)
-    killed = faults.of_pod(restarted(message='{"reason": "EngineKilled", "message": "signal 9"}'), now=NOW)
+    assert (fault.reason, fault.message, fault.terminal) == (
+        "OutOfMemory",
+        "the limit is 3072 MiB",
+        False,
+    )
+    killed = faults.of_pod(
+        restarted(message='{"reason": "EngineKilled", "message": "signal 9"}'), now=NOW
+    )
     assert killed is not None
     assert (killed.reason, killed.terminal) == ("EngineKilled", False)
 
@@ -235,14 +296,23 @@ def test_a_container_that_others_put_into_the_pod_is_named_as_foreign() -> None:
 
 def test_restarts_are_listed_also_of_ready_pods_and_only_of_our_containers() -> None:
     killed = restarted(ready="True", count=2, reason="OOMKilled")
-    [found] = faults.restarts([killed, restarted("istio-proxy"), restarted(exitCode=0, reason="Completed")])
+    [found] = faults.restarts(
+        [killed, restarted("istio-proxy"), restarted(exitCode=0, reason="Completed")]
+    )
     assert (found.count, found.fault.reason, found.finished.minute) == (2, "OutOfMemory", 59)
     assert found.words.startswith("pod p, restart 2 of container runtime: ")
 
 
-def test_a_fetcher_of_adapters_that_ends_is_told_after_the_server_and_never_ends_a_version() -> None:
+def test_a_fetcher_of_adapters_that_ends_is_told_after_the_server_and_never_ends_a_version() -> (
+    None
+):
     dead = {"exitCode": 137, "reason": "OOMKilled", "finishedAt": "2026-01-01T00:00:00Z"}
-    adapters = {"name": "adapters", "restartCount": 9, "state": {"running": {}}, "lastState": {"terminated": dead}}
+    adapters = {
+        "name": "adapters",
+        "restartCount": 9,
+        "state": {"running": {}},
+        "lastState": {"terminated": dead},
+    }
     alone = pod(initContainerStatuses=[adapters])
     fault = faults.of_pod(alone)
     assert fault

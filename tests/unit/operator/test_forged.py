@@ -1,4 +1,5 @@
-"""Objects that only say they are an LLMDeployment's, and Secrets that are others between a look and a write."""
+"""Objects that only say they are an LLMDeployment's,
+and Secrets that are others between a look and a write."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ async def test_a_secret_that_was_there_before_adds_nothing_of_its_own(name: str)
     await world.deploy()
     meta = observe.meta_of(world.cluster.objects["LLMDeployment", NAMESPACE, "bot"])
     theirs = {"LLM_ARTIFACT_HOSTS": base64.b64encode(b"elsewhere.example.com").decode()}
-    await world.cluster.create({"kind": "Secret", "metadata": names.metadata(meta, name), "data": theirs})
+    await world.cluster.create(
+        {"kind": "Secret", "metadata": names.metadata(meta, name), "data": theirs}
+    )
     await look(world, 3)
     assert theirs.keys().isdisjoint(world.cluster.objects["Secret", NAMESPACE, name]["data"])
     assert world.condition("Ready")["status"] == "True"
@@ -58,7 +61,11 @@ class Swapping(FakeCluster):
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         found = await super().get(kind, namespace, name)
         if found and name == self.swapped:
-            theirs: dict[str, Any] = {"kind": kind, "metadata": {"name": name, "namespace": namespace}, "data": {}}
+            theirs: dict[str, Any] = {
+                "kind": kind,
+                "metadata": {"name": name, "namespace": namespace},
+                "data": {},
+            }
             del self.objects[kind, namespace, name]
             self.objects[kind, namespace, name] = {**theirs, "metadata": {**theirs["metadata"], "uid": "theirs",
                                                                          "resourceVersion": self._next()}}  # fmt: skip

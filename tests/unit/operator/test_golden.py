@@ -1,7 +1,7 @@
 """Each golden folder: a situation in, everything that the operator would apply out.
 
-UPDATE_GOLDEN=1 pytest tests/unit/operator/test_golden.py rewrites the expectations; read the difference.
-tests/control_plane/test_crds.py lets a real API server judge the same objects.
+UPDATE_GOLDEN=1 pytest tests/unit/operator/test_golden.py rewrites the expectations; read the
+difference. tests/control_plane/test_crds.py lets a real API server judge the same objects.
 """
 
 from __future__ import annotations
@@ -44,13 +44,20 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    str, lambda d, text: d.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    str,
+    lambda d, text: d.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
 )
 
 
 def observed(case: dict[str, Any]) -> Observed:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
-    secrets = {"username": "u", "password": "p", "ca": "PEM", "workspace": "team"} if case.get("credentials") else {}
+    secrets = (
+        {"username": "u", "password": "p", "ca": "PEM", "workspace": "team"}
+        if case.get("credentials")
+        else {}
+    )
     held = tuple(
         HeldKey(
             k["id"],
@@ -75,19 +82,27 @@ def observed(case: dict[str, Any]) -> Observed:
         fetch_resources=FETCH_RESOURCES,
         service_monitors=case.get("service_monitors", False),
         adapters=tuple(
-            ResolvedAdapter(each, Resolution(ModelVersion(each.mlflow.name, each.mlflow.version or "7")))
+            ResolvedAdapter(
+                each, Resolution(ModelVersion(each.mlflow.name, each.mlflow.version or "7"))
+            )
             for each in spec.adapters or ()
         ),
         connections={"default": Connection("default", "http://mlflow:5000", **secrets)},
         http_routes=case.get("http_routes", False),
-        operator_key=keys.operator_key(META, "operator", "cc" * 32) if spec.rollout.smoke_maps else None,
-        evidence=Evidence("261b89cb52", smoke={name: SmokeOutcome(1) for name in spec.rollout.smoke_maps}),
+        operator_key=keys.operator_key(META, "operator", "cc" * 32)
+        if spec.rollout.smoke_maps
+        else None,
+        evidence=Evidence(
+            "261b89cb52", smoke={name: SmokeOutcome(1) for name in spec.rollout.smoke_maps}
+        ),
     )
 
 
 def _status(case: dict[str, Any]) -> LLMDeploymentStatus:
     """An earlier look: `stable` and `candidate` as the status had them."""
-    return LLMDeploymentStatus.model_validate({key: case[key] for key in ("stable", "candidate") if key in case})
+    return LLMDeploymentStatus.model_validate(
+        {key: case[key] for key in ("stable", "candidate") if key in case}
+    )
 
 
 def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
@@ -95,7 +110,9 @@ def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
 
     def stored(revision: str) -> Manifest:
-        template = workload.pod_template(META, spec, revision, "example.com/llm-runtime:1", FETCH_RESOURCES)
+        template = workload.pod_template(
+            META, spec, revision, "example.com/llm-runtime:1", FETCH_RESOURCES
+        )
         return {"data": {"config.json": "{}", "template.json": json.dumps(template)}}
 
     return {

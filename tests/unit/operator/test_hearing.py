@@ -31,10 +31,16 @@ class Answer:
 
 
 async def ask(
-    hearing: Hearing, kind: str, answer: Answer | Exception, watch: bool = False, namespace: str = ""
+    hearing: Hearing,
+    kind: str,
+    answer: Answer | Exception,
+    watch: bool = False,
+    namespace: str = "",
 ) -> None:
     """One request of the watcher, with this outcome."""
-    url = URL(f"https://api/prefix{path_of(kind, namespace)}").with_query({"watch": "true"} if watch else {})
+    url = URL(f"https://api/prefix{path_of(kind, namespace)}").with_query(
+        {"watch": "true"} if watch else {}
+    )
 
     async def handler(_: Any) -> Any:
         if isinstance(answer, Exception):
@@ -49,7 +55,9 @@ async def ask(
         await hearing.observe(request, handler)
 
 
-async def heard(kinds: tuple[str, ...] = ("Pod",), clock: Callable[[], float] | None = None) -> Hearing:
+async def heard(
+    kinds: tuple[str, ...] = ("Pod",), clock: Callable[[], float] | None = None
+) -> Hearing:
     """Watches that hear."""
     hearing = Hearing(kinds, clock=clock or Ticks())
     hearing.begin()
@@ -82,7 +90,8 @@ async def test_a_kind_that_may_not_be_listed_is_named_with_the_api_servers_words
 
 @pytest.mark.parametrize("status", [403, 404])
 async def test_a_namespace_that_is_gone_is_told_and_ends_nobody(status: int) -> None:
-    """Liveness can't mend rights: the operator would be ended every five minutes for all other namespaces, too."""
+    """Liveness can't mend rights: the operator would be ended every five minutes for all other
+    namespaces, too."""
     now = 0.0
     hearing = Hearing(("Pod",), ("gone", "busy"), lambda: now)
     hearing.begin()
@@ -99,7 +108,9 @@ async def test_every_namespace_has_a_stream_of_its_own() -> None:
     hearing = Hearing(("Pod",), ("one", "two"))
     hearing.begin()
     await ask(hearing, "Pod", Answer(), watch=True, namespace="one")
-    assert [each.split(" hears")[0] for each in hearing.missing()] == ["the watch of Pod in namespace two"]
+    assert [each.split(" hears")[0] for each in hearing.missing()] == [
+        "the watch of Pod in namespace two"
+    ]
 
 
 async def test_a_kind_that_the_api_server_does_not_know_is_asked_for_by_nobody() -> None:
@@ -133,7 +144,9 @@ async def test_watches_that_stay_deaf_fail_liveness_by_name() -> None:
     clock.now = STUCK_WATCH_SECONDS - 1
     assert health(lease, hearing).faults() == []
     clock.now = STUCK_WATCH_SECONDS + 1
-    assert health(lease, hearing).faults() == ["the watch of Pod hears nothing: ClientConnectionError: refused"]
+    assert health(lease, hearing).faults() == [
+        "the watch of Pod hears nothing: ClientConnectionError: refused"
+    ]
 
 
 async def test_a_stand_by_is_ready_without_watches_and_a_leader_is_not() -> None:

@@ -63,7 +63,9 @@ async def test_a_rollout_is_seen_with_its_version_its_beginning_and_its_end() ->
     began = world.clock().timestamp()
     await reconcile(BOT, world.outside, PACE)
     assert series(inventory, "llm_operator_deployment_rollout_in_progress") == {named: 1}
-    assert series(inventory, "llm_operator_deployment_rollout_started_timestamp_seconds") == {named: began}
+    assert series(inventory, "llm_operator_deployment_rollout_started_timestamp_seconds") == {
+        named: began
+    }
     (told,) = series(inventory, "llm_operator_deployment_rollout_info")
     assert (told[2], told[4], told[5]) == ("2", "BlueGreen", "")
     (serving,) = series(inventory, "llm_operator_deployment_info")
@@ -85,7 +87,9 @@ async def test_keys_are_counted_by_phase_with_their_expiry_and_go_when_deleted()
     await reconcile(TEAM, world.outside, PACE)
     inventory = world.outside.memory.inventory
     assert series(inventory, "llm_operator_apikey_info") == {(NAMESPACE, "team", "Active"): 1}
-    assert series(inventory, "llm_operator_apikey_expiry_timestamp_seconds") == {(NAMESPACE, "team"): 1767312000}
+    assert series(inventory, "llm_operator_apikey_expiry_timestamp_seconds") == {
+        (NAMESPACE, "team"): 1767312000
+    }
     world.clock.pass_seconds(2 * 86400)
     await reconcile(TEAM, world.outside, PACE)
     assert series(inventory, "llm_operator_apikey_info") == {(NAMESPACE, "team", "Expired"): 1}
@@ -97,11 +101,17 @@ async def test_keys_are_counted_by_phase_with_their_expiry_and_go_when_deleted()
 def test_a_reason_that_nobody_has_listed_makes_no_label_of_its_own() -> None:
     inventory = Inventory()
     condition = Condition(
-        type="Ready", status="False", last_transition_time="2026-01-01T00:00:00Z", reason="Made47", message="?"
+        type="Ready",
+        status="False",
+        last_transition_time="2026-01-01T00:00:00Z",
+        reason="Made47",
+        message="?",
     )
     resource = {"kind": "ApiKey", "metadata": {"namespace": NAMESPACE, "name": "team"}, "spec": {}}
     inventory.note(resource, ApiKeyStatus(conditions=(condition,)))
-    assert [labels[-1] for labels in series(inventory, "llm_operator_condition_reason")] == ["Other"]
+    assert [labels[-1] for labels in series(inventory, "llm_operator_condition_reason")] == [
+        "Other"
+    ]
 
 
 async def test_a_specification_that_can_not_be_read_still_has_its_conditions() -> None:

@@ -1,7 +1,8 @@
-"""How others read our conditions: kstatus (Flux, Helm, kpt) and Argo CD, at every point of a roll-out's life.
+"""How others read our conditions: kstatus (Flux, Helm, kpt)
+and Argo CD, at every point of a roll-out's life.
 
-The life is recorded here and now, by the reconciler against a played cluster; tests/control_plane/test_judged.py
-records one on a real API server.
+The life is recorded here and now, by the reconciler against a played cluster;
+tests/control_plane/test_judged.py records one on a real API server.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from unit.operator.fakes import NAMESPACE, World
 
 KEY = Key("LLMDeployment", NAMESPACE, "bot")
 TEAM = Key("ApiKey", NAMESPACE, "team")
-DOWNLOADING = {"initContainerStatuses": [{"name": "fetch", "state": {"running": {}}}], "phase": "Pending"}
+DOWNLOADING = {
+    "initContainerStatuses": [{"name": "fetch", "state": {"running": {}}}],
+    "phase": "Pending",
+}
 REPORT = '{"reason": "ModelCorrupt", "message": "a shard is short"}'
 CORRUPT = {"initContainerStatuses": [
     {"name": "fetch", "state": {"waiting": {"reason": "CrashLoopBackOff"}},
@@ -48,7 +52,9 @@ class Life:
 
     def note(self, point: str, key: Key = KEY) -> None:
         if point:
-            self.points[point] = copy.deepcopy(self.world.cluster.objects[key.kind, key.namespace, key.name])
+            self.points[point] = copy.deepcopy(
+                self.world.cluster.objects[key.kind, key.namespace, key.name]
+            )
 
     def candidate(self) -> str:
         return f"bot-{self.world.status()['candidate']['revision']}"
@@ -116,13 +122,18 @@ async def test_the_life_of_a_rollout_reads_the_same_to_everybody() -> None:
     await life.look()
     world.cluster.play(first)
     await look("served again", "Current", "Healthy", "Serving")
-    world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["deletionTimestamp"] = "2026-01-02T00:00:00Z"
+    world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["deletionTimestamp"] = (
+        "2026-01-02T00:00:00Z"
+    )
     await look("deleted", "Terminating", "Progressing", "Serving")
 
     verdicts = life.verdicts()
     unseen = verdicts["suspended, not yet seen"]
     assert (unseen.kstatus, unseen.argo) == ("InProgress", "Progressing")
-    read = {point: (verdicts[point].kstatus, verdicts[point].argo, _ready(life.points[point])) for point in expected}
+    read = {
+        point: (verdicts[point].kstatus, verdicts[point].argo, _ready(life.points[point]))
+        for point in expected
+    }
     assert read == expected
 
 
@@ -136,7 +147,11 @@ async def test_an_api_key_reads_the_same_to_everybody() -> None:
     await life.look("issued", TEAM)
     await world.put("ApiKey", "team", {"owner": "a", "deployments": ["bot"], "suspended": True})
     await life.look("suspended", TEAM)
-    await world.put("ApiKey", "team", {"owner": "a", "deployments": ["bot"], "expiresAt": "2025-01-01T00:00:00Z"})
+    await world.put(
+        "ApiKey",
+        "team",
+        {"owner": "a", "deployments": ["bot"], "expiresAt": "2025-01-01T00:00:00Z"},
+    )
     await life.look("expired", TEAM)
     read = {point: (verdict.kstatus, verdict.argo) for point, verdict in life.verdicts().items()}
     assert read == {

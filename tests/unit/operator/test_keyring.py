@@ -1,4 +1,5 @@
-"""One odd key, Secret or deployment harms no other; what an ApiKey says is what the pods were given."""
+"""One odd key, Secret or deployment harms no other;
+what an ApiKey says is what the pods were given."""
 
 from __future__ import annotations
 
@@ -8,9 +9,19 @@ from llm_operator.ports.cluster import Refused, Unavailable
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.state import Key
 from unit.operator.fakes import NAMESPACE, World
-from unit.operator.test_reconcile_apikey import BOT, FILE, TEAM, issued, known, look, world_with_a_pod
+from unit.operator.test_reconcile_apikey import (
+    BOT,
+    FILE,
+    TEAM,
+    issued,
+    known,
+    look,
+    world_with_a_pod,
+)
 
-WEBHOOK = Unavailable('Internal error occurred: failed calling webhook "deny.example.com": connection refused')
+WEBHOOK = Unavailable(
+    'Internal error occurred: failed calling webhook "deny.example.com": connection refused'
+)
 
 
 def said(world: World, name: str = "team", kind: str = "Ready") -> tuple[str, str, str]:
@@ -58,7 +69,9 @@ async def test_a_new_key_is_on_its_way_until_the_pods_were_given_it() -> None:
     assert TEAM not in (await look(world, FILE)).wake
 
 
-@pytest.mark.parametrize("expires", ["0000-01-01T00:00:00Z", "2027-01-01T00:00:00+25:00", "some day"])
+@pytest.mark.parametrize(
+    "expires", ["0000-01-01T00:00:00Z", "2027-01-01T00:00:00+25:00", "some day"]
+)
 async def test_an_apikey_that_cannot_be_read_is_told_on_it_and_opens_nothing(expires: str) -> None:
     world = await issued_and_known()
     await world.put("ApiKey", "other", {"deployments": ["bot"]})
@@ -138,13 +151,17 @@ async def test_pods_that_cannot_be_told_hold_up_no_revocation(asked: tuple[str, 
     before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]
     world.cluster.faults = {}
     await look(world, FILE)
-    assert world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"] != before, "told once they can be"
+    assert world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"] != before, (
+        "told once they can be"
+    )
 
 
 async def test_a_key_file_and_a_specification_that_cannot_be_read_hold_up_no_revocation() -> None:
     world = await issued_and_known()
     await world.put("LLMDeployment", "bot", {"model": "nonsense", "access": 7})
-    await world.cluster.patch("Secret", NAMESPACE, "bot-keys", {"data": {"keys.json": "bm9uc2Vuc2U="}})
+    await world.cluster.patch(
+        "Secret", NAMESPACE, "bot-keys", {"data": {"keys.json": "bm9uc2Vuc2U="}}
+    )
     await world.put("ApiKey", "team", {"deployments": ["bot"], "suspended": True})
     await look(world, FILE)
     assert known(world)["keys"][0]["suspended"]
@@ -179,14 +196,21 @@ async def test_a_key_whose_secret_is_refused_is_told_with_the_words_of_the_api_s
 
 async def test_keys_for_which_the_file_has_no_room_are_told_and_revocations_go_first() -> None:
     world = await issued_and_known()
-    many = {"deployments": ["bot"], "adapters": [f"{n:03}" + "a" * 60 for n in range(256)], "owner": "o" * 256}
+    many = {
+        "deployments": ["bot"],
+        "adapters": [f"{n:03}" + "a" * 60 for n in range(256)],
+        "owner": "o" * 256,
+    }
     everyone = [Key("ApiKey", NAMESPACE, f"k{n:02}") for n in range(70)]
     for key in everyone:
         world.clock.pass_seconds(1)
         await world.put("ApiKey", key.name, many)
         await look(world, key)
     await settle(world, FILE)
-    size = sum(len(text) * 3 / 4 for text in world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"].values())
+    size = sum(
+        len(text) * 3 / 4
+        for text in world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"].values()
+    )
     assert size < 1 << 20
     out = [key for key in everyone if key.name not in names(world)]
     assert 0 < len(out) < 20

@@ -22,7 +22,9 @@ KEY = Key("LLMDeployment", NAMESPACE, "bot")
 PROBE = {"maxTimeToFirstTokenRatio": 1.3, "maxInterTokenRatio": 1.3, "minTokensPerSecondRatio": 0.8}
 
 
-def probed(slower: float, noise: float, chance: random.Random, blocks: int = loadprobe.BLOCKS) -> str:
+def probed(
+    slower: float, noise: float, chance: random.Random, blocks: int = loadprobe.BLOCKS
+) -> str:
     pairs = [
         (loaded(slower * chance.lognormvariate(0, noise)), loaded(chance.lognormvariate(0, noise)))
         for _ in range(blocks)
@@ -34,7 +36,9 @@ def probed(slower: float, noise: float, chance: random.Random, blocks: int = loa
     ("probability", "freedom", "table"),
     [(0.95, 4, 2.132), (0.99, 4, 3.747), (0.99, 9, 2.821), (0.995, 9, 3.250), (0.95, 29, 1.699)],
 )
-def test_the_quantiles_of_t_are_those_of_the_tables(probability: float, freedom: int, table: float) -> None:
+def test_the_quantiles_of_t_are_those_of_the_tables(
+    probability: float, freedom: int, table: float
+) -> None:
     assert loadprobe.student(probability, freedom) == pytest.approx(table, rel=0.003)
 
 
@@ -55,7 +59,9 @@ def test_versions_at_the_threshold_fail_in_one_of_a_hundred_at_most() -> None:
 
 def test_what_decides_is_told_with_its_interval() -> None:
     gate = LoadProbe.model_validate(PROBE)
-    said = loadprobe.verdict(gate, ProbeOutcome(tuple((loaded(1.5), loaded(1.0)) for _ in range(10))))
+    said = loadprobe.verdict(
+        gate, ProbeOutcome(tuple((loaded(1.5), loaded(1.0)) for _ in range(10)))
+    )
     assert (said.state, said.estimate, said.low, said.threshold) == ("Failed", "1.5", "1.5", "1.25")
     assert (said.samples, said.stable_samples) == (200, 200)
     assert "first token 1.5 times stable's" in (said.message or "")
@@ -128,7 +134,9 @@ async def test_a_slow_version_is_refused_before_any_traffic(strategy: str) -> No
         (Answer(400, "context length"), "has made no load probe: 400 context length"),
     ],
 )
-@pytest.mark.parametrize(("policy", "ends"), [("Promote", None), ("RollBack", "GateInconclusive"), ("Hold", "")])
+@pytest.mark.parametrize(
+    ("policy", "ends"), [("Promote", None), ("RollBack", "GateInconclusive"), ("Hold", "")]
+)
 async def test_a_probe_that_can_not_be_made_is_left_to_the_policy(
     answer: Answer, said: str, policy: str, ends: str | None
 ) -> None:
@@ -149,7 +157,9 @@ async def test_a_probe_that_can_not_be_made_is_left_to_the_policy(
     assert said in world.status()["candidate"]["message"]
 
 
-async def test_a_probe_that_clients_have_driven_out_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_probe_that_clients_have_driven_out_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(running, "AGAIN_SECONDS", 0)
     world = await world_with_probe()
     world.pods.speed = loaded(1.0).model_copy(update={"dropped": True})
@@ -174,12 +184,28 @@ async def test_a_candidate_with_traffic_is_not_probed_again_by_the_next_operator
     assert "passed: gate loadProbe is 1 " in world.status()["stable"]["judged"]
 
 
+async def test_each_of_two_probes_keeps_its_own_verdict_at_the_next_operator() -> None:
+    loose = {"maxTimeToFirstTokenRatio": 1.5}
+    gates = [{"loadProbe": PROBE}, {"maxErrorRate": 0.01}, {"loadProbe": loose}]
+    world = await world_with_probe(gates=gates, strategy="BlueGreen", onInconclusive="Promote")
+    await look(world, 4)
+    before = world.status()["candidate"]["gates"]
+    assert before[0]["threshold"] != before[2]["threshold"]
+    world.restarted("example.com/runtime:1")
+    await look(world, 1)
+    assert world.status()["candidate"]["gates"][0] == before[0]
+    assert world.status()["candidate"]["gates"][2] == before[2]
+
+
 async def test_a_probe_that_recreate_can_not_make_holds_nothing_up() -> None:
-    """Its first pod has the traffic as soon as it is there, and stable has no pod to compare with."""
+    """Its first pod has the traffic as soon as it is there,
+    and stable has no pod to compare with."""
     world = await world_with_probe(strategy="Recreate")
     await look(world, 8)
     assert world.status()["stable"]["version"] == "2"
-    assert "not judged: gate loadProbe: it was not made before" in world.status()["stable"]["judged"]
+    assert (
+        "not judged: gate loadProbe: it was not made before" in world.status()["stable"]["judged"]
+    )
 
 
 async def test_a_deployment_that_is_deleted_ends_its_load_probe() -> None:
@@ -217,7 +243,11 @@ def test_figures_that_nobody_can_have_measured_are_refused(wrong: dict[str, str]
 
 def test_the_most_extreme_figures_are_judged_without_an_overflow() -> None:
     gate = LoadProbe.model_validate(PROBE)
-    slow = loaded(1.0).model_copy(update={"first_token_seconds": (1e6, 1e6), "tokens_per_second": 1e-300})
-    fast = loaded(1.0).model_copy(update={"first_token_seconds": (1e-300, 1e-300), "tokens_per_second": 1e9})
+    slow = loaded(1.0).model_copy(
+        update={"first_token_seconds": (1e6, 1e6), "tokens_per_second": 1e-300}
+    )
+    fast = loaded(1.0).model_copy(
+        update={"first_token_seconds": (1e-300, 1e-300), "tokens_per_second": 1e9}
+    )
     for pairs in ([(slow, fast)] * 9 + [(fast, fast)], [(fast, slow)] * 9 + [(slow, slow)]):
         assert loadprobe.verdict(gate, ProbeOutcome(tuple(pairs))).state == "Inconclusive"

@@ -25,7 +25,9 @@ def _handlers() -> Iterator[None]:
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_times_are_utc_and_say_so(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(log_format, "INFO")
-    record = logging.makeLogRecord({"name": "x", "levelno": 20, "levelname": "INFO", "msg": "hi", "created": 0.5})
+    record = logging.makeLogRecord(
+        {"name": "x", "levelno": 20, "levelname": "INFO", "msg": "hi", "created": 0.5}
+    )
     record.msecs = 500
     logging.getLogger().handle(record)
     line = capsys.readouterr().err

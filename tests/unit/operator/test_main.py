@@ -10,7 +10,8 @@ from llm_operator.__main__ import _first_to_end
 
 
 async def test_a_part_that_loses_its_cancellation_is_ended_all_the_same() -> None:
-    """As asyncio.gather loses one where an awaitable has just failed: a worker would go on without the lease."""
+    """As asyncio.gather loses one where an awaitable has just failed:
+    a worker would go on without the lease."""
     lost = asyncio.Event()
 
     async def worker() -> None:

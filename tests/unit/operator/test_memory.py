@@ -50,7 +50,9 @@ async def test_a_roll_out_that_is_over_takes_its_evidence_and_its_prompts_along(
     memory.end_rollout("yours")
 
 
-async def test_an_llmdeployment_that_is_gone_or_made_anew_takes_what_was_gathered_for_its_gates_along() -> None:
+async def test_an_llmdeployment_that_is_gone_or_made_anew_takes_what_was_gathered_for_its_gates_along() -> (
+    None
+):
     memory = Memory()
 
     def gather(uid: str) -> "asyncio.Task[None]":

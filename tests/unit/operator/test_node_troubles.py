@@ -1,4 +1,5 @@
-"""What a node does to pods that served: told when it happens, told for a while after, and stuck when it lasts."""
+"""What a node does to pods that served:
+told when it happens, told for a while after, and stuck when it lasts."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def befall(world: World, revision: str, ready: str = "False", **container: Any) 
         "containerStatuses": [{"name": "runtime", "image": "img", **container}],
     }
     ready_count = int(ready == "True")
-    world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["status"]["readyReplicas"] = ready_count
+    world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["status"]["readyReplicas"] = (
+        ready_count
+    )
 
 
 def killed(count: int = 1, at: str = BEGAN, **ended: Any) -> dict[str, Any]:
@@ -52,7 +55,11 @@ def killed(count: int = 1, at: str = BEGAN, **ended: Any) -> dict[str, Any]:
 
 
 def told(world: World, reason: str) -> list[dict[str, Any]]:
-    return [o for (kind, _, _), o in world.cluster.objects.items() if kind == "Event" and o["reason"] == reason]
+    return [
+        o
+        for (kind, _, _), o in world.cluster.objects.items()
+        if kind == "Event" and o["reason"] == reason
+    ]
 
 
 async def test_a_killed_engine_is_told_while_its_pod_is_not_ready_and_for_a_day_after() -> None:
@@ -68,7 +75,10 @@ async def test_a_killed_engine_is_told_while_its_pod_is_not_ready_and_for_a_day_
     await look(world)
     ready = world.condition("Ready")
     assert ready["status"] == "True"
-    assert f"containers were restarted 1 time, last in pod bot-{revision}-played-0 at {BEGAN}" in ready["message"]
+    assert (
+        f"containers were restarted 1 time, last in pod bot-{revision}-played-0 at {BEGAN}"
+        in ready["message"]
+    )
     world.clock.pass_seconds(86_400)
     await look(world)
     assert "restarted" not in world.condition("Ready")["message"]
@@ -102,12 +112,19 @@ async def test_an_old_restart_is_no_news_to_an_operator_that_starts() -> None:
 async def test_an_evicted_pod_is_one_event_also_when_others_serve_on() -> None:
     world = World()
     revision = await serving(world, replicas=2)
-    evicted = {"phase": "Failed", "reason": "Evicted", "message": "Pod ephemeral local storage usage exceeds the limit"}
+    evicted = {
+        "phase": "Failed",
+        "reason": "Evicted",
+        "message": "Pod ephemeral local storage usage exceeds the limit",
+    }
     pod = world.cluster.objects["Pod", NAMESPACE, f"bot-{revision}-played-0"]
     world.cluster.objects["Pod", NAMESPACE, "gone"] = {
         **pod,
         "metadata": {**pod["metadata"], "name": "gone", "uid": "gone"},
-        "status": {**evicted, "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": BEGAN}]},
+        "status": {
+            **evicted,
+            "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": BEGAN}],
+        },
     }
     for _ in range(2):
         await look(world)
@@ -119,7 +136,9 @@ async def test_an_evicted_pod_is_one_event_also_when_others_serve_on() -> None:
     assert "pod gone was ended by its node" in event["message"]
 
 
-async def test_an_image_that_stays_away_from_serving_pods_stalls_after_the_progress_deadline_and_heals() -> None:
+async def test_an_image_that_stays_away_from_serving_pods_stalls_after_the_progress_deadline_and_heals() -> (
+    None
+):
     world = World()
     revision = await serving(world)
     gone = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}
@@ -129,7 +148,9 @@ async def test_an_image_that_stays_away_from_serving_pods_stalls_after_the_progr
     assert world.condition("Stalled")["status"] == "False"
     assert world.condition("Available")["reason"] == "ImagePullFailed"
     assert done.after_seconds is not None
-    assert done.after_seconds <= 500, "it looks again when the deadline is over, whatever happens meanwhile"
+    assert done.after_seconds <= 500, (
+        "it looks again when the deadline is over, whatever happens meanwhile"
+    )
     world.clock.pass_seconds(501)
     await look(world)
     stalled = world.condition("Stalled")
@@ -139,7 +160,10 @@ async def test_an_image_that_stays_away_from_serving_pods_stalls_after_the_progr
     assert told(world, "ImagePullFailed")
     world.cluster.play(f"bot-{revision}")
     await look(world)
-    assert (world.condition("Stalled")["status"], world.condition("Ready")["status"]) == ("False", "True")
+    assert (world.condition("Stalled")["status"], world.condition("Ready")["status"]) == (
+        "False",
+        "True",
+    )
 
 
 async def test_events_of_a_pod_that_waits_for_containers_are_read_again_within_seconds() -> None:
@@ -162,14 +186,19 @@ async def test_events_of_a_pod_that_waits_for_containers_are_read_again_within_s
 
 
 @pytest.mark.parametrize("state", [{"running": {}}, {"waiting": {"reason": "PodInitializing"}}])
-async def test_a_node_that_falls_silent_under_a_pod_that_starts_is_named(state: dict[str, Any]) -> None:
+async def test_a_node_that_falls_silent_under_a_pod_that_starts_is_named(
+    state: dict[str, Any],
+) -> None:
     """The control plane takes Ready from pods that have it, and leaves all others as they were."""
     world = World()
     revision = await serving(world)
     befall(world, revision, state=state)
     pod = world.cluster.objects["Pod", NAMESPACE, f"bot-{revision}-played-0"]
     pod["spec"] = {"nodeName": "n7"}
-    node = {"metadata": {"name": "n7"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    node = {
+        "metadata": {"name": "n7"},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    }
     world.cluster.objects["Node", "", "n7"] = node
     world.clock.pass_seconds(60)
     done = await look(world)

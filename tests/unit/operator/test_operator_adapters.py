@@ -1,4 +1,5 @@
-"""spec.adapters: resolved like the model, delivered while pods run, the credentials to one container alone."""
+"""spec.adapters: resolved like the model,
+delivered while pods run, the credentials to one container alone."""
 
 from __future__ import annotations
 
@@ -55,13 +56,21 @@ class Following(World):
         """The files that a container is shown of Secrets."""
         mounted = {each["name"] for each in container["volumeMounts"]}
         found = set[str]()
-        for volume in (each["secret"] for each in pod["volumes"] if each["name"] in mounted and "secret" in each):
+        for volume in (
+            each["secret"]
+            for each in pod["volumes"]
+            if each["name"] in mounted and "secret" in each
+        ):
             data = self.cluster.objects["Secret", NAMESPACE, volume["secretName"]]["data"]
-            found |= {each["path"] for each in volume["items"]} if "items" in volume else data.keys()
+            found |= (
+                {each["path"] for each in volume["items"]} if "items" in volume else data.keys()
+            )
         return found
 
     def secret(self, name: str, field: str) -> str:
-        return base64.b64decode(self.cluster.objects["Secret", NAMESPACE, name]["data"][field]).decode()
+        return base64.b64decode(
+            self.cluster.objects["Secret", NAMESPACE, name]["data"][field]
+        ).decode()
 
     def versions(self) -> dict[str, str]:
         return {adapter.name: adapter.version for adapter in self.delivered().adapters}
@@ -97,14 +106,25 @@ async def test_adapters_are_resolved_and_delivered_with_what_it_takes_to_fetch_t
     await world.look()
     legal, french = world.delivered().adapters
     assert (legal.name, legal.model, legal.version, legal.sub_path) == ("legal", "law", "3", "")
-    assert (french.name, french.model, french.version, french.sub_path) == ("french", "fr", "5", "peft")
+    assert (french.name, french.model, french.version, french.sub_path) == (
+        "french",
+        "fr",
+        "5",
+        "peft",
+    )
     assert world.delivered().connections["default"].tracking_uri == "http://mlflow:5000"
     assert world.condition("AdaptersReady")["reason"] == "NoReadyPods"
     world.pod(loaded={"legal": "3", "french": "5"})
     await world.look()
     assert world.condition("AdaptersReady")["status"] == "True"
-    assert world.condition("AdaptersReady")["message"] == "legal is law version 3, french is fr version 5"
-    assert [(each["name"], each["version"]) for each in world.status()["adapters"]] == [("legal", "3"), ("french", "5")]
+    assert (
+        world.condition("AdaptersReady")["message"]
+        == "legal is law version 3, french is fr version 5"
+    )
+    assert [(each["name"], each["version"]) for each in world.status()["adapters"]] == [
+        ("legal", "3"),
+        ("french", "5"),
+    ]
     assert "AdapterResolved" in world.cluster.events()
 
 
@@ -129,10 +149,14 @@ async def test_adapters_added_moved_and_removed_make_no_new_pods() -> None:
     assert "AdaptersReady" not in kinds
 
 
-async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_the_credentials(tmp_path: Path) -> None:
+async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_the_credentials(
+    tmp_path: Path,
+) -> None:
     world = Following()
     (tmp_path / "password").write_text(PASSWORD)
-    world.connections.known["default"] = ConnectionSettings(tracking_uri=URI, credentials_folder=tmp_path)
+    world.connections.known["default"] = ConnectionSettings(
+        tracking_uri=URI, credentials_folder=tmp_path
+    )
     await world.deploy()
     await world.look()
     assert ("Secret", NAMESPACE, "bot-adapters") not in world.cluster.objects
@@ -145,7 +169,11 @@ async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_
     assert world.shown(new, adapters) == {"adapters.json", "registries.json"}
     assert world.shown(new, serve) == {"adapters.json", "keys.json"}
     assert PASSWORD in world.secret("bot-adapters", "registries.json")
-    for name, field in (("bot-adapters", "adapters.json"), ("bot-keys", "adapters.json"), ("bot-keys", "keys.json")):
+    for name, field in (
+        ("bot-adapters", "adapters.json"),
+        ("bot-keys", "adapters.json"),
+        ("bot-keys", "keys.json"),
+    ):
         assert PASSWORD not in world.secret(name, field)
     # Below HOME, which is the working folder, too, lie code and settings of Python's libraries.
     homes = [
@@ -157,7 +185,9 @@ async def test_the_first_adapter_rolls_out_pods_with_a_container_that_alone_has_
     assert len(set(homes)) == 3
 
 
-async def test_the_last_adapter_that_goes_restarts_no_pod_and_its_container_goes_with_the_next_revision() -> None:
+async def test_the_last_adapter_that_goes_restarts_no_pod_and_its_container_goes_with_the_next_revision() -> (
+    None
+):
     world = Following()
     await world.deploy(adapters=[LEGAL])
     await world.look()
@@ -167,7 +197,14 @@ async def test_the_last_adapter_that_goes_restarts_no_pod_and_its_container_goes
     assert world.templates() == before
     assert world.delivered() == AdapterFile()  # Pods that have the container are still there.
     for name in world.cluster.named("Deployment"):
-        if len(world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]["initContainers"]) > 1:
+        if (
+            len(
+                world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"][
+                    "initContainers"
+                ]
+            )
+            > 1
+        ):
             for kind in ("Deployment", "ConfigMap"):
                 del world.cluster.objects[kind, NAMESPACE, name]
     await world.look()
@@ -182,7 +219,11 @@ async def test_pods_are_nudged_when_an_adapter_moves_and_not_otherwise() -> None
     labels = {"llm-operator.dev/deployment": "bot"}
     name = world.cluster.named("Deployment")[0]
     labels["llm-operator.dev/revision"] = name.removeprefix("bot-")
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": NAMESPACE, "labels": labels}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "p", "namespace": NAMESPACE, "labels": labels},
+    }
     await world.cluster.create(pod)
 
     def nudges() -> int:
@@ -198,7 +239,9 @@ async def test_pods_are_nudged_when_an_adapter_moves_and_not_otherwise() -> None
 
 async def test_one_that_does_not_exist_is_told_and_holds_up_neither_the_model_nor_others() -> None:
     world = Following()
-    await world.deploy(adapters=[{"name": "legal", "mlflow": {"name": "typo", "alias": "champion"}}, FRENCH])
+    await world.deploy(
+        adapters=[{"name": "legal", "mlflow": {"name": "typo", "alias": "champion"}}, FRENCH]
+    )
     await world.look()
     said = world.condition("AdaptersReady")
     assert (said["status"], said["reason"]) == ("False", "ModelNotFound")
@@ -209,7 +252,8 @@ async def test_one_that_does_not_exist_is_told_and_holds_up_neither_the_model_no
 
 
 @pytest.mark.parametrize(
-    ("fault", "status"), [(AliasNotFound("no alias"), "False"), (RegistryUnreachable("silence"), "Unknown")]
+    ("fault", "status"),
+    [(AliasNotFound("no alias"), "False"), (RegistryUnreachable("silence"), "Unknown")],
 )
 async def test_a_version_that_is_in_the_pods_stays_there(fault: Exception, status: str) -> None:
     world = Following()
@@ -226,7 +270,9 @@ async def test_a_version_that_is_in_the_pods_stays_there(fault: Exception, statu
 async def test_a_server_that_the_operator_does_not_know_any_more_takes_no_adapter_away() -> None:
     world = Following()
     world.connections.known["second"] = ConnectionSettings(tracking_uri="http://second:5000")
-    await world.deploy(adapters=[{"name": "legal", "mlflow": {**LEGAL["mlflow"], "connection": "second"}}])  # type: ignore[dict-item]
+    await world.deploy(
+        adapters=[{"name": "legal", "mlflow": {**LEGAL["mlflow"], "connection": "second"}}]
+    )  # type: ignore[dict-item]
     await world.look()
     assert list(world.delivered().connections) == ["second"]
     del world.connections.known["second"]
@@ -240,7 +286,10 @@ async def test_a_server_that_the_operator_does_not_know_any_more_takes_no_adapte
 async def test_the_poll_wakes_for_a_moved_adapter_on_whichever_server() -> None:
     world = Following()
     world.connections.known["second"] = ConnectionSettings(tracking_uri="http://second:5000")
-    elsewhere = {"name": "poems", "mlflow": {"name": "poems", "alias": "champion", "connection": "second"}}
+    elsewhere = {
+        "name": "poems",
+        "mlflow": {"name": "poems", "alias": "champion", "connection": "second"},
+    }
     world.registry.aliases["poems"] = {"champion": "1"}
     await world.deploy(adapters=[LEGAL, FRENCH, elsewhere])
     await world.look()
@@ -278,7 +327,9 @@ async def test_ready_means_that_the_version_answers_in_every_ready_pod() -> None
     done = await world.look()
     said = world.condition("AdaptersReady")
     assert (said["status"], said["reason"]) == ("Unknown", "AdapterLoading")
-    assert said["message"] == "adapter legal: law version 3 answers in 2 of 3 ready pods, not yet in r"
+    assert (
+        said["message"] == "adapter legal: law version 3 answers in 2 of 3 ready pods, not yet in r"
+    )
     assert replicas(world) == [2]
     assert done.after_seconds == 2
     world.pod("r", {"legal": "3"})
@@ -319,10 +370,14 @@ async def test_a_pod_that_says_nothing_is_named_and_asked_ever_more_rarely() -> 
     assert looks == [2, 30, 60]
     said = world.condition("AdaptersReady")
     assert (said["status"], said["reason"]) == ("Unknown", "AdapterLoading")
-    assert said["message"].endswith("answers in 0 of 1 ready pods, the operator can't read the metrics of mute")
+    assert said["message"].endswith(
+        "answers in 0 of 1 ready pods, the operator can't read the metrics of mute"
+    )
 
 
-@pytest.mark.parametrize(("told", "reason"), [("ModelCorrupt", "ModelCorrupt"), ("BrandNew", "AdapterFailed")])
+@pytest.mark.parametrize(
+    ("told", "reason"), [("ModelCorrupt", "ModelCorrupt"), ("BrandNew", "AdapterFailed")]
+)
 async def test_a_failure_that_pods_report_is_told_with_their_names(told: str, reason: str) -> None:
     world = Following()
     await world.deploy(replicas=5, adapters=[LEGAL, FRENCH])

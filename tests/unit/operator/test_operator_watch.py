@@ -16,7 +16,9 @@ async def told(*events: tuple[str | None, dict[str, str]]) -> list[list[Key]]:
     """The keys that each event of one LLMDeployment adds, by its type and the labels in it."""
     added: list[Key] = []
     registry = _registry(added.append, Hearing(WATCHED, ()))
-    (own,) = (each.fn for each in registry._watching.get_all_handlers() if each.id == "LLMDeployment")
+    (own,) = (
+        each.fn for each in registry._watching.get_all_handlers() if each.id == "LLMDeployment"
+    )
     found = []
     for kind, labels in events:
         meta = {"namespace": "team", "name": "bot", "uid": "1", "labels": labels}
@@ -27,7 +29,9 @@ async def told(*events: tuple[str | None, dict[str, str]]) -> list[list[Key]]:
     return found
 
 
-async def test_a_deployments_key_file_is_looked_at_when_it_is_first_seen_and_when_its_labels_change() -> None:
+async def test_a_deployments_key_file_is_looked_at_when_it_is_first_seen_and_when_its_labels_change() -> (
+    None
+):
     first, same, relabelled, gone, again = await told(
         (None, {"tier": "gold"}),
         ("MODIFIED", {"tier": "gold"}),

@@ -1,4 +1,5 @@
-"""A connection belongs to somebody: who may use it, what others are told, and which account the pods are given."""
+"""A connection belongs to somebody: who may use it, what others are told,
+and which account the pods are given."""
 
 from __future__ import annotations
 
@@ -31,11 +32,16 @@ def account(folder: Path, user: str) -> Path:
 
 
 def guarded(tmp_path: Path, **more: Any) -> ConnectionSettings:
-    return ConnectionSettings(tracking_uri=URI, credentials_folder=account(tmp_path / "operator", "operator"), **more)
+    return ConnectionSettings(
+        tracking_uri=URI, credentials_folder=account(tmp_path / "operator", "operator"), **more
+    )
 
 
 def label(world: World, **labels: str) -> None:
-    world.cluster.objects["Namespace", "", NAMESPACE] = {"kind": "Namespace", "metadata": {"labels": labels}}
+    world.cluster.objects["Namespace", "", NAMESPACE] = {
+        "kind": "Namespace",
+        "metadata": {"labels": labels},
+    }
 
 
 async def look(world: World) -> None:
@@ -54,7 +60,11 @@ async def test_another_namespace_gets_neither_model_nor_credentials(tmp_path: Pa
     world.connections.known = {"default": guarded(tmp_path, namespaces=["team-a"])}
     await world.deploy()
     await look(world)
-    assert world.condition("ModelResolved")["reason"] == world.condition("Stalled")["reason"] == REFUSED
+    assert (
+        world.condition("ModelResolved")["reason"]
+        == world.condition("Stalled")["reason"]
+        == REFUSED
+    )
     assert "connections.default.namespaces" in world.condition("Ready")["message"]
     assert (world.registry.asked, credentials(world)) == (0, {})
     assert not world.cluster.named("Deployment")
@@ -77,7 +87,13 @@ def guarded_again(tmp_path: Path, **more: Any) -> ConnectionSettings:
         ({"namespaces": ["tea", "team2", "te*"]}, False),
         ({"namespace_selector": {"matchLabels": {"models": "internal"}}}, True),
         ({"namespace_selector": {"matchLabels": {"models": "internal", "tier": "1"}}}, False),
-        ({"namespaces": ["other"], "namespace_selector": {"matchLabels": {"models": "internal"}}}, True),
+        (
+            {
+                "namespaces": ["other"],
+                "namespace_selector": {"matchLabels": {"models": "internal"}},
+            },
+            True,
+        ),
     ],
 )
 async def test_who_may(who: dict[str, Any], allowed: bool) -> None:
@@ -92,7 +108,9 @@ async def test_who_may(who: dict[str, Any], allowed: bool) -> None:
 async def test_a_namespace_that_can_not_be_looked_at_opens_nothing() -> None:
     world = World()
     selector = {"matchLabels": {"models": "internal"}}
-    world.connections.known = {"default": ConnectionSettings(tracking_uri=URI, namespace_selector=selector)}
+    world.connections.known = {
+        "default": ConnectionSettings(tracking_uri=URI, namespace_selector=selector)
+    }
     world.cluster.faults["get", "Namespace"] = Unavailable("the API server does not answer")
     await world.deploy()
     with pytest.raises(Unavailable):
@@ -109,7 +127,10 @@ async def test_what_runs_goes_on_when_the_connection_is_withdrawn(tmp_path: Path
     world.connections.known = {"default": guarded_again(tmp_path, namespaces=[])}
     world.registry.aliases["bot"]["champion"] = "2"
     await look(world)
-    assert (world.condition("RegistryReachable")["reason"], world.condition("Ready")["status"]) == (REFUSED, "True")
+    assert (world.condition("RegistryReachable")["reason"], world.condition("Ready")["status"]) == (
+        REFUSED,
+        "True",
+    )
     assert world.status()["stable"]["version"] == "1"
     await world.deploy(engine={"maxBatchSize": 8})
     await look(world)
@@ -117,7 +138,9 @@ async def test_what_runs_goes_on_when_the_connection_is_withdrawn(tmp_path: Path
     assert len(world.cluster.named("Deployment")) == 1
 
 
-async def test_an_adapter_of_a_connection_that_is_not_for_the_namespace_is_not_fetched(tmp_path: Path) -> None:
+async def test_an_adapter_of_a_connection_that_is_not_for_the_namespace_is_not_fetched(
+    tmp_path: Path,
+) -> None:
     world = World()
     world.connections.known |= {"other": guarded(tmp_path, namespaces=["team-a"])}
     await world.deploy(adapters=ADAPTER)
@@ -140,7 +163,9 @@ async def test_the_poll_wakes_what_is_shut_out_or_let_in_and_not_what_is_known()
     await poll.look()
     assert woken == []
     for namespaces in ([], ["*"]):
-        world.connections.known = {"default": ConnectionSettings(tracking_uri=URI, namespaces=namespaces)}
+        world.connections.known = {
+            "default": ConnectionSettings(tracking_uri=URI, namespaces=namespaces)
+        }
         await poll.look()
         assert woken == [KEY]
         await look(world)
@@ -151,13 +176,17 @@ async def test_the_poll_wakes_what_is_shut_out_or_let_in_and_not_what_is_known()
 
 def test_pods_are_given_their_own_account_and_never_the_operators(tmp_path: Path) -> None:
     reader = account(tmp_path / "pods", "reader")
-    found = read_connection("default", {"default": guarded(tmp_path, pod_credentials_folder=reader)})
+    found = read_connection(
+        "default", {"default": guarded(tmp_path, pod_credentials_folder=reader)}
+    )
     assert (found.username, found.for_pods.username, found.for_pods.password) == (
         "operator", "reader", "password of reader",
     )  # fmt: skip
     (reader / "username").unlink()
     (reader / "password").unlink()
-    found = read_connection("default", {"default": guarded_again(tmp_path, pod_credentials_folder=reader)})
+    found = read_connection(
+        "default", {"default": guarded_again(tmp_path, pod_credentials_folder=reader)}
+    )
     assert (found.for_pods.username, found.for_pods.password) == ("", "")
 
 
@@ -168,7 +197,9 @@ async def test_neither_secret_beside_the_pods_has_the_operators_account(tmp_path
     await world.deploy(adapters=ADAPTER)
     await look(world)
     secrets = [found for (kind, _, _), found in world.cluster.objects.items() if kind == "Secret"]
-    told = " ".join(keys.decode(secret, name) or "" for secret in secrets for name in secret["data"])
+    told = " ".join(
+        keys.decode(secret, name) or "" for secret in secrets for name in secret["data"]
+    )
     assert "password of reader" in told
     assert "password of operator" not in told
 
@@ -178,6 +209,9 @@ def test_an_open_connection_with_credentials_is_told_at_the_start(tmp_path: Path
         return Settings(runtime_image="i", connections={"default": connection}).warnings()
 
     open_to_all = guarded(tmp_path)
-    assert ["every namespace" in told(open_to_all)[0], "own account" in told(open_to_all)[1]] == [True, True]
+    assert ["every namespace" in told(open_to_all)[0], "own account" in told(open_to_all)[1]] == [
+        True,
+        True,
+    ]
     assert not told(ConnectionSettings(tracking_uri=URI))
     assert not told(guarded_again(tmp_path, namespaces=["*"], pod_credentials_folder=tmp_path))

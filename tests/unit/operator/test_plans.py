@@ -73,7 +73,8 @@ def test_the_moment_of_a_condition_moves_only_with_its_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1Mi", 1 << 20), ("500m", 0.5), ("2", 2), ("1e3", 1000), ("1.5Gi", 1.5 * (1 << 30))]
+    ("text", "value"),
+    [("1Mi", 1 << 20), ("500m", 0.5), ("2", 2), ("1e3", 1000), ("1.5Gi", 1.5 * (1 << 30))],
 )
 def test_quantities(text: str, value: float) -> None:
     assert float(quantity_value(text)) == value
@@ -83,12 +84,18 @@ def bounded(schema: dict[str, Any], path: str = "") -> list[str]:
     """Paths of strings, lists and maps without a maximum: CEL would be too dear."""
     kind = schema.get("type")
     missing = []
-    if kind == "string" and not {"maxLength", "enum", "format"} & set(schema) and path.startswith(".spec"):
+    if (
+        kind == "string"
+        and not {"maxLength", "enum", "format"} & set(schema)
+        and path.startswith(".spec")
+    ):
         missing.append(path)
     if kind == "array":
         missing += [path] * ("maxItems" not in schema) + bounded(schema["items"], f"{path}[]")
     if "additionalProperties" in schema:
-        missing += [path] * ("maxProperties" not in schema) + bounded(schema["additionalProperties"], f"{path}{{}}")
+        missing += [path] * ("maxProperties" not in schema) + bounded(
+            schema["additionalProperties"], f"{path}{{}}"
+        )
     for name, field in schema.get("properties", {}).items():
         missing += bounded(field, f"{path}.{name}")
     return missing
@@ -99,7 +106,10 @@ def described(schema: dict[str, Any], path: str = "") -> list[str]:
     return [
         found
         for name, field in schema.get("properties", {}).items()
-        for found in [*([f"{path}.{name}"] if "description" not in field else []), *described(field, f"{path}.{name}")]
+        for found in [
+            *([f"{path}.{name}"] if "description" not in field else []),
+            *described(field, f"{path}.{name}"),
+        ]
     ]
 
 

@@ -1,4 +1,5 @@
-"""What the operator reads off a pod's own metrics, and how it asks a pod: over HTTP, of real servers."""
+"""What the operator reads off a pod's own metrics,
+and how it asks a pod: over HTTP, of real servers."""
 
 import asyncio
 import json
@@ -100,7 +101,14 @@ def test_samples_of_a_bucket_of_5_percent_are_read_where_the_runtime_has_them():
     found = read(text).first_token
 
     assert tuple(found) == (*contract.FINE_BOUNDS_SECONDS, math.inf)
-    assert [found[bound] for bound in (0.001, 0.02898, 0.03043, 0.03195, 61.49, math.inf)] == [1, 1, 3, 4, 4, 5]
+    assert [found[bound] for bound in (0.001, 0.02898, 0.03043, 0.03195, 61.49, math.inf)] == [
+        1,
+        1,
+        3,
+        4,
+        4,
+        5,
+    ]
     assert text.count("llm_time_to_first_token_fine_total{") == 4
 
 
@@ -138,7 +146,9 @@ async def test_a_pod_that_answers_nonsense_has_no_figures(
         assert await pods.figures(POD) is None
 
 
-async def test_a_pod_that_says_nothing_has_no_figures_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pod_that_says_nothing_has_no_figures_and_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with silent(monkeypatch) as pods:
         assert await pods.figures(POD) is None
         answer = await pods.ask(POD, "", CHAT)
@@ -153,7 +163,9 @@ async def test_a_pod_without_an_address_is_not_asked() -> None:
     await pods.close()
 
 
-async def test_a_pod_that_does_not_listen_yet_has_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pod_that_does_not_listen_yet_has_not_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(contract, "PORT", free_port())
     pods = HttpPods()
     answer = await pods.ask(POD, "", CHAT)
@@ -173,25 +185,39 @@ async def test_a_prompt_is_said_by_a_user_and_continued_only_where_there_is_no_c
         if chat and not template:
             error = {"message": "the model has no chat template", "code": contract.NO_CHAT_TEMPLATE}
             return web.json_response({"error": error}, status=400)
-        choice: dict[str, Any] = {"message": {"role": "assistant", "content": "Paris"}} if chat else {"text": " Paris"}
+        choice: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": "Paris"}} if chat else {"text": " Paris"}
+        )
         return web.json_response({"choices": [choice]})
 
-    prompt = {"model": "bot", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    prompt = {
+        "model": "bot",
+        "prompt": "The capital of France is",
+        "max_tokens": 8,
+        "temperature": 0,
+    }
     said = {**prompt, "messages": [{"role": "user", "content": prompt["prompt"]}]}
     del said["prompt"]
     async with answering(monkeypatch, openai) as pods:
         answer = await pods.ask(POD, "llmk_a", prompt)
-    asked = [("/v1/chat/completions", "Bearer llmk_a", said), ("/v1/completions", "Bearer llmk_a", prompt)]
+    asked = [
+        ("/v1/chat/completions", "Bearer llmk_a", said),
+        ("/v1/completions", "Bearer llmk_a", prompt),
+    ]
     assert heard == asked[: 1 if template else 2]
     assert answer == Answer(200, "Paris" if template else " Paris")
 
 
-async def test_chats_go_to_their_endpoint_with_the_key_and_come_back_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chats_go_to_their_endpoint_with_the_key_and_come_back_as_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     heard: list[tuple[str, str | None, Any]] = []
 
     async def openai(request: web.Request) -> web.Response:
         heard.append((request.path, request.headers.get("Authorization"), await request.json()))
-        return web.json_response({"choices": [{"message": {"role": "assistant", "content": "Paris"}}]})
+        return web.json_response(
+            {"choices": [{"message": {"role": "assistant", "content": "Paris"}}]}
+        )
 
     async with answering(monkeypatch, openai) as pods:
         assert await pods.ask(POD, "llmk_a", CHAT) == Answer(200, "Paris")
@@ -199,8 +225,12 @@ async def test_chats_go_to_their_endpoint_with_the_key_and_come_back_as_text(mon
     assert heard == [("/v1/chat/completions", key, CHAT) for key in ("Bearer llmk_a", None)]
 
 
-async def test_a_refusal_comes_back_with_its_status_and_what_it_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with answering(monkeypatch, says('{"error": {"message": "wrong key"}}' + " " * 1000, 401)) as pods:
+async def test_a_refusal_comes_back_with_its_status_and_what_it_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with answering(
+        monkeypatch, says('{"error": {"message": "wrong key"}}' + " " * 1000, 401)
+    ) as pods:
         answer = await pods.ask(POD, "llmk_a", CHAT)
     assert answer.status == 401
     assert "wrong key" in answer.text
@@ -208,9 +238,19 @@ async def test_a_refusal_comes_back_with_its_status_and_what_it_said(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "text", ["<html>", "[]", "null", '{"choices": []}', '{"choices": [{"message": "Paris"}]}', "[" * 100_000]
+    "text",
+    [
+        "<html>",
+        "[]",
+        "null",
+        '{"choices": []}',
+        '{"choices": [{"message": "Paris"}]}',
+        "[" * 100_000,
+    ],
 )
-async def test_an_answer_that_is_none_of_the_api_is_no_answer(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_is_none_of_the_api_is_no_answer(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with answering(monkeypatch, says(text)) as pods:
         answer = await pods.ask(POD, "", CHAT)
     assert answer.status == 0
@@ -219,7 +259,9 @@ async def test_an_answer_that_is_none_of_the_api_is_no_answer(text: str, monkeyp
 
 async def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_operator.ports.pods.MAX_BYTES", 1000)
-    async with answering(monkeypatch, says(json.dumps({"choices": [{"text": "a" * 2000}]}))) as pods:
+    async with answering(
+        monkeypatch, says(json.dumps({"choices": [{"text": "a" * 2000}]}))
+    ) as pods:
         answer = await pods.ask(POD, "", CHAT)
         assert (answer.status, "more than 1000 bytes" in answer.text) == (0, True)
         assert await pods.figures(POD) is None
@@ -229,7 +271,11 @@ def test_tokens_of_answers_speed_and_memory_are_read_and_an_older_runtime_has_no
     metrics = Metrics()
     metrics.watch(Sources(memory_bytes=lambda: 5 << 30))
     untouched = read(metrics.render().decode())
-    assert (untouched.answer_tokens, untouched.token_gap, untouched.memory_bytes) == ({}, {}, float(5 << 30))
+    assert (untouched.answer_tokens, untouched.token_gap, untouched.memory_bytes) == (
+        {},
+        {},
+        float(5 << 30),
+    )
     metrics.answer_tokens_fine.observe(7)
     metrics.answer_tokens_fine.observe(1000, 2)
     found = read(metrics.render().decode()).answer_tokens
@@ -254,7 +300,9 @@ async def test_a_load_probe_is_asked_with_the_operators_key_and_an_older_runtime
         heard.append((request.path, request.headers["Authorization"], await request.json()))
         if len(heard) > 1:
             return web.Response(status=404, text="no such path")
-        return web.Response(text=figures.model_dump_json(by_alias=True), content_type="application/json")
+        return web.Response(
+            text=figures.model_dump_json(by_alias=True), content_type="application/json"
+        )
 
     async with answering(monkeypatch, handler) as pods:
         assert await pods.probe(POD, "llmk_a_b", {"seconds": 1.0}) == figures

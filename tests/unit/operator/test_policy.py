@@ -1,4 +1,5 @@
-"""The pod's free fields are a contract: what the operator, the platform and the loader keep for themselves."""
+"""The pod's free fields are a contract:
+what the operator, the platform and the loader keep for themselves."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ async def asked(world: World, **spec: Any) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
-        ("annotations", {"container.apparmor.security.beta.kubernetes.io/runtime": "unconfined"}, "annotations"),
+        (
+            "annotations",
+            {"container.apparmor.security.beta.kubernetes.io/runtime": "unconfined"},
+            "annotations",
+        ),
         ("annotations", {"seccomp.security.alpha.kubernetes.io/pod": "unconfined"}, "annotations"),
         ("annotations", {"cdi.k8s.io/gpu": "nvidia.com/gpu=all"}, "annotations"),
         ("annotations", {"k8s.v1.cni.cncf.io/networks": "kube-system/host"}, "annotations"),
@@ -49,7 +54,11 @@ async def asked(world: World, **spec: Any) -> tuple[str, str]:
         ("labels", {"istio.io/rev": "other"}, "labels"),
         ("priorityClassName", "system-node-critical", "priorityClasses"),
         ("tolerations", [{"operator": "Exists"}], "tolerations"),
-        ("tolerations", [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}], "tolerations"),
+        (
+            "tolerations",
+            [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}],
+            "tolerations",
+        ),
     ],
 )
 async def test_what_the_platform_keeps_to_itself(field: str, value: Any, named: str) -> None:
@@ -156,16 +165,30 @@ async def test_the_profile_is_written_where_the_platform_says_so(profile: str) -
 
 
 def secret(world: World, name: str, **metadata: Any) -> None:
-    made = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE, **metadata}}
+    made = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": NAMESPACE, **metadata},
+    }
     world.cluster._store("person", ("Secret", NAMESPACE, name), {**made, "data": {}})
 
 
-OWNER = {"apiVersion": "llm-operator.dev/v1alpha1", "kind": "ApiKey", "name": "k", "uid": "u", "controller": True}
+OWNER = {
+    "apiVersion": "llm-operator.dev/v1alpha1",
+    "kind": "ApiKey",
+    "name": "k",
+    "uid": "u",
+    "controller": True,
+}
 NAMES: dict[str, Any] = {
     "env": lambda name: {
-        "pod": {"env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "k"}}}]}
+        "pod": {
+            "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": name, "key": "k"}}}]
+        }
     },
-    "credentials": lambda name: {"model": {"uri": "s3://a/b", "credentialsSecretRef": {"name": name}}},
+    "credentials": lambda name: {
+        "model": {"uri": "s3://a/b", "credentialsSecretRef": {"name": name}}
+    },
     "database": lambda name: {"database": {"secretRef": {"name": name, "key": "k"}}},
     "redis": lambda name: {"database": {"redisSecretRef": {"name": name, "key": "k"}}},
 }
@@ -177,7 +200,14 @@ async def test_no_specification_reads_a_secret_that_the_operator_keeps(way: str)
     secret(world, "handed-out", ownerReferences=[OWNER])
     secret(world, "restored", labels={"app.kubernetes.io/managed-by": "llm-operator"})
     secret(world, "my-keys")
-    for name in ("handed-out", "restored", "bot-registry", "bot-keys", "later-registry", "later-llm-key"):
+    for name in (
+        "handed-out",
+        "restored",
+        "bot-registry",
+        "bot-keys",
+        "later-registry",
+        "later-llm-key",
+    ):
         await world.deploy(**NAMES[way](name))
         await look(world)
         assert world.condition("Stalled")["reason"] == "SecretReserved", name
@@ -189,13 +219,23 @@ async def test_no_specification_reads_a_secret_that_the_operator_keeps(way: str)
 
 async def test_beside_the_registrys_credentials_only_a_stores_variables_are_taken() -> None:
     world = World()
-    model = {"mlflow": {"name": "bot", "alias": "champion"}, "credentialsSecretRef": {"name": "store"}}
+    model = {
+        "mlflow": {"name": "bot", "alias": "champion"},
+        "credentialsSecretRef": {"name": "store"},
+    }
     await world.deploy(model=model)
-    with pytest.raises(Retry, match=r"Secret store of spec.model.credentialsSecretRef is not there yet"):
+    with pytest.raises(
+        Retry, match=r"Secret store of spec.model.credentialsSecretRef is not there yet"
+    ):
         await look(world)
     secret(world, "store")
     stored = world.cluster.objects["Secret", NAMESPACE, "store"]["data"]
-    stored |= {"AWS_ACCESS_KEY_ID": "YQ==", "PYTHONPATH": "YQ==", "LLM_ARTIFACT_HOSTS": "YQ==", "HTTPS_PROXY": "YQ=="}
+    stored |= {
+        "AWS_ACCESS_KEY_ID": "YQ==",
+        "PYTHONPATH": "YQ==",
+        "LLM_ARTIFACT_HOSTS": "YQ==",
+        "HTTPS_PROXY": "YQ==",
+    }
     await look(world)
     assert world.condition("Stalled")["reason"] == "InvalidSpec"
     assert "HTTPS_PROXY, LLM_ARTIFACT_HOSTS, PYTHONPATH" in world.condition("Stalled")["message"]
@@ -204,7 +244,9 @@ async def test_beside_the_registrys_credentials_only_a_stores_variables_are_take
         del stored[name]
     await look(world)
     (name,) = world.cluster.named("Deployment")
-    (fetch,) = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]["initContainers"]
+    (fetch,) = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"][
+        "initContainers"
+    ]
     assert "envFrom" not in fetch  # A Secret that changes later brings nothing else.
     taken = [
         each["name"]

@@ -117,7 +117,9 @@ async def test_a_webhook_has_its_server_looked_at_at_once_and_many_together_twic
     assert world.registry.summaries - looked <= 3
 
 
-async def test_a_webhook_of_a_server_that_nobody_uses_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_webhook_of_a_server_that_nobody_uses_asks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(polling, "LOOK_SECONDS", 0.02)
     world = World()
     poll, queue = await polled(world, "bot")
@@ -139,7 +141,9 @@ async def test_a_webhook_while_the_api_server_is_away_is_left_to_the_next_poll(
     assert queue.added == ["bot"]
 
 
-async def test_a_namespace_that_may_not_be_listed_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_namespace_that_may_not_be_listed_holds_up_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
     _, queue = await polled(world, "bot")
     world.registry.aliases["bot"]["champion"] = "2"
@@ -150,14 +154,18 @@ async def test_a_namespace_that_may_not_be_listed_holds_up_no_other(caplog: pyte
     assert "polling namespace gone is late" in caplog.text
 
 
-async def test_an_odd_object_and_an_odd_server_hold_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_odd_object_and_an_odd_server_hold_up_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     world = World()
     poll, queue = await polled(world, "bot")
     world.registry.aliases["bot"]["champion"] = "2"
     await world.put("LLMDeployment", "nonsense", {"model": "nonsense"})
     await world.put("LLMDeployment", "null", {"model": None, "adapters": [7]})
     broken = world.connections.known["broken"] = ConnectionSettings(tracking_uri="http://broken")
-    await world.deploy("other", model={"mlflow": {"name": "other", "alias": "champion", "connection": "broken"}})
+    await world.deploy(
+        "other", model={"mlflow": {"name": "other", "alias": "champion", "connection": "broken"}}
+    )
     world.registry.breaks = {broken.tracking_uri: TypeError("cadata should be an ASCII string")}
     await poll.look()
     assert queue.added == ["bot"]
@@ -176,6 +184,8 @@ async def test_polling_goes_on_whatever_a_round_ends_with(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(poll, "look", look)
     running = asyncio.create_task(poll.run(0.001))
-    await asyncio.wait([running, asyncio.create_task(thrice.wait())], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(
+        [running, asyncio.create_task(thrice.wait())], return_when=asyncio.FIRST_COMPLETED
+    )
     assert not running.done()
     running.cancel()

@@ -58,7 +58,9 @@ def test_one_that_fails_for_long_is_tried_within_seconds_of_its_causes_end() -> 
     assert max(queue.retry("a", 0) for _ in range(100)) == 4 * 1.125
 
 
-def test_many_that_fail_are_tried_twice_a_second_together_and_all_of_them_once_one_succeeds() -> None:
+def test_many_that_fail_are_tried_twice_a_second_together_and_all_of_them_once_one_succeeds() -> (
+    None
+):
     queue = slow()
     failing = [str(number) for number in range(200)]
     pauses = [queue.retry(item, 0) for item in failing for _ in range(8)]

@@ -53,7 +53,9 @@ def _account(tmp_path: Path, monkeypatch: Environment) -> Path:
 
 
 @asynccontextmanager
-async def in_pod(account: Path, monkeypatch: Environment, host: str = "127.0.0.1") -> AsyncIterator[ApiServer]:
+async def in_pod(
+    account: Path, monkeypatch: Environment, host: str = "127.0.0.1"
+) -> AsyncIterator[ApiServer]:
     """An API server, and the environment of a pod in its cluster."""
     async with serving(service_account(account), host) as server:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
@@ -62,7 +64,9 @@ async def in_pod(account: Path, monkeypatch: Environment, host: str = "127.0.0.1
 
 
 @asynccontextmanager
-async def by_kubeconfig(tmp_path: Path, monkeypatch: Environment, **more: Any) -> AsyncIterator[ApiServer]:
+async def by_kubeconfig(
+    tmp_path: Path, monkeypatch: Environment, **more: Any
+) -> AsyncIterator[ApiServer]:
     """An API server, and a kubeconfig that names it."""
     async with serving() as server:
         write_kubeconfig(tmp_path / "kubeconfig", server.url, monkeypatch, **more)
@@ -111,7 +115,9 @@ async def test_in_a_pod_both_clients_ask_the_address_of_the_environment(
         assert server.watched == PLURALS
 
 
-async def test_dns_that_is_down_keeps_nobody_from_hearing(account: Path, monkeypatch: Environment) -> None:
+async def test_dns_that_is_down_keeps_nobody_from_hearing(
+    account: Path, monkeypatch: Environment
+) -> None:
     real = socket.getaddrinfo
 
     def down(host: Any, *more: Any, **named: Any) -> Any:
@@ -125,7 +131,9 @@ async def test_dns_that_is_down_keeps_nobody_from_hearing(account: Path, monkeyp
         await until(lambda: not hearing.missing())
 
 
-@pytest.mark.parametrize("left_out", ["127.0.0.0/8", ""], ids=["a network in NO_PROXY", "nothing in NO_PROXY"])
+@pytest.mark.parametrize(
+    "left_out", ["127.0.0.0/8", ""], ids=["a network in NO_PROXY", "nothing in NO_PROXY"]
+)
 async def test_in_a_pod_no_proxy_is_asked_for_the_api_server(
     left_out: str, account: Path, monkeypatch: Environment
 ) -> None:
@@ -170,7 +178,9 @@ async def test_outside_of_pods_both_clients_ask_the_proxy_that_is_named(
             assert server.paths == []
 
 
-async def test_a_replaced_token_is_used_by_both_clients(account: Path, monkeypatch: Environment) -> None:
+async def test_a_replaced_token_is_used_by_both_clients(
+    account: Path, monkeypatch: Environment
+) -> None:
     late = Ahead()
     monkeypatch.setattr(incluster_config, "datetime", late)
     async with in_pod(account, monkeypatch) as server:
@@ -187,7 +197,9 @@ async def test_a_replaced_token_is_used_by_both_clients(account: Path, monkeypat
         await api.close()
 
 
-async def passed_on(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+async def passed_on(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
     return await handler(request)
 
 
@@ -202,7 +214,9 @@ class Ahead(SimpleNamespace):
         return self.now_is
 
 
-async def test_watches_that_were_refused_go_on_with_a_new_token(account: Path, monkeypatch: Environment) -> None:
+async def test_watches_that_were_refused_go_on_with_a_new_token(
+    account: Path, monkeypatch: Environment
+) -> None:
     monkeypatch.setattr(watch, "LOGIN_PAUSE_SECONDS", 0.05)
     async with in_pod(account, monkeypatch) as server:
         server.accepted = "second"
@@ -212,26 +226,39 @@ async def test_watches_that_were_refused_go_on_with_a_new_token(account: Path, m
             await until(lambda: not hearing.missing())
 
 
-async def test_a_tls_name_of_the_kubeconfig_holds_for_both_clients(tmp_path: Path, monkeypatch: Environment) -> None:
+async def test_a_tls_name_of_the_kubeconfig_holds_for_both_clients(
+    tmp_path: Path, monkeypatch: Environment
+) -> None:
     tls = service_account(tmp_path, ("api.example.com",))
     async with serving(tls) as server:
-        named = {"certificate-authority": str(tmp_path / "ca.crt"), "tls-server-name": "api.example.com"}
+        named = {
+            "certificate-authority": str(tmp_path / "ca.crt"),
+            "tls-server-name": "api.example.com",
+        }
         write_kubeconfig(tmp_path / "kubeconfig", server.url, monkeypatch, **named)
         await ask()
         async with watching() as hearing:
             await until(lambda: not hearing.missing())
 
 
-async def test_who_does_not_answer_is_named_with_what_to_do(tmp_path: Path, monkeypatch: Environment) -> None:
+async def test_who_does_not_answer_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: Environment
+) -> None:
     path = tmp_path / "kubeconfig"
     write_kubeconfig(path, "http://127.0.0.1:9", monkeypatch)
-    with pytest.raises(Unavailable, match=r"at http://127.0.0.1:9, without a proxy .*; check that it runs"):
+    with pytest.raises(
+        Unavailable, match=r"at http://127.0.0.1:9, without a proxy .*; check that it runs"
+    ):
         await ask()
     write_kubeconfig(path, "http://nowhere.invalid", monkeypatch)
-    with pytest.raises(Unavailable, match=r"http://nowhere.invalid, .*can't be resolved: check DNS"):
+    with pytest.raises(
+        Unavailable, match=r"http://nowhere.invalid, .*can't be resolved: check DNS"
+    ):
         await ask()
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(Unavailable, match=r"through the proxy http://127.0.0.1:9 .*NO_PROXY") as told:
+    with pytest.raises(
+        Unavailable, match=r"through the proxy http://127.0.0.1:9 .*NO_PROXY"
+    ) as told:
         await ask()
     assert "secret" not in str(told.value)
 
@@ -261,7 +288,8 @@ async def test_mlflow_is_asked_through_a_proxy_unless_its_network_is_left_out(
         set_proxy(monkeypatch, proxy, left_out)
         with pytest.raises(RegistryUnreachable):
             await MlflowRegistry().resolve(
-                Connection("default", f"http://127.0.0.1:{closed_port}"), Reference("bot", version="1")
+                Connection("default", f"http://127.0.0.1:{closed_port}"),
+                Reference("bot", version="1"),
             )
         assert len(proxy.asked) == asked
 
@@ -278,10 +306,15 @@ async def test_prometheus_is_asked_through_a_proxy_unless_its_network_is_left_ou
         assert len(proxy.asked) == asked
 
 
-async def test_a_proxy_of_an_unknown_kind_is_told_by_the_gate_and_ends_nothing(monkeypatch: Environment) -> None:
+async def test_a_proxy_of_an_unknown_kind_is_told_by_the_gate_and_ends_nothing(
+    monkeypatch: Environment,
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "carrier-pigeon://127.0.0.1:9")
     prometheus = HttpPrometheus("http://prometheus.example")
-    assert "the proxy for http://prometheus.example can't be used" in (await prometheus.query("", "up")).waiting
+    assert (
+        "the proxy for http://prometheus.example can't be used"
+        in (await prometheus.query("", "up")).waiting
+    )
     await prometheus.close()
 
 
@@ -296,10 +329,14 @@ async def test_pods_are_never_asked_through_a_proxy(monkeypatch: Environment) ->
         assert proxy.asked == []
 
 
-async def test_a_proxy_that_can_not_be_one_is_told_as_a_silent_registry(monkeypatch: Environment) -> None:
+async def test_a_proxy_that_can_not_be_one_is_told_as_a_silent_registry(
+    monkeypatch: Environment,
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "gopher://proxy:70")
     with pytest.raises(RegistryUnreachable, match="gopher"):
-        await MlflowRegistry().resolve(Connection("default", "http://mlflow"), Reference("bot", version="1"))
+        await MlflowRegistry().resolve(
+            Connection("default", "http://mlflow"), Reference("bot", version="1")
+        )
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,18 @@ async def look(world: World, key: Key = TEAM) -> Done:
 
 
 def issued(world: World, name: str = "team-llm-key") -> str:
-    return base64.b64decode(world.cluster.objects["Secret", NAMESPACE, name]["data"]["api-key"]).decode()
+    return base64.b64decode(
+        world.cluster.objects["Secret", NAMESPACE, name]["data"]["api-key"]
+    ).decode()
 
 
 def known(world: World) -> dict[str, Any]:
     return dict(
-        json.loads(base64.b64decode(world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"]["keys.json"]))
+        json.loads(
+            base64.b64decode(
+                world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"]["keys.json"]
+            )
+        )
     )
 
 
@@ -96,7 +102,9 @@ class SilentRegistry(FakeRegistry):
         return await super().resolve(connection, reference)
 
 
-async def test_a_revocation_does_not_wait_for_a_silent_registry_and_is_not_undone_when_it_answers() -> None:
+async def test_a_revocation_does_not_wait_for_a_silent_registry_and_is_not_undone_when_it_answers() -> (
+    None
+):
     world = await world_with_a_pod()
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
     await look(world)
@@ -109,7 +117,9 @@ async def test_a_revocation_does_not_wait_for_a_silent_registry_and_is_not_undon
     del world.cluster.objects["ApiKey", NAMESPACE, "team"]
     await look(world, FILE)
     assert known(world)["keys"] == []
-    assert world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"] != before, "the pods are told"
+    assert world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"] != before, (
+        "the pods are told"
+    )
     registry.answers.set()
     await looking
     assert known(world)["keys"] == []
@@ -121,7 +131,9 @@ async def test_a_revocation_does_not_wait_for_a_silent_registry_and_is_not_undon
 
 async def test_a_revocation_needs_no_valid_specification() -> None:
     world = World()
-    await world.deploy(access={"tiers": [{"name": "gold", "requestsPerMinute": 5}], "defaultTier": "gold"})
+    await world.deploy(
+        access={"tiers": [{"name": "gold", "requestsPerMinute": 5}], "defaultTier": "gold"}
+    )
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
     await look(world)
     await look(world, BOT)
@@ -136,7 +148,9 @@ async def test_a_revocation_needs_no_valid_specification() -> None:
 
 async def test_changed_keys_leave_the_operators_own_and_the_adapters() -> None:
     world = World()
-    await world.deploy(rollout={"strategy": "Rolling", "gates": [{"smokePrompts": {"configMap": "greet"}}]})
+    await world.deploy(
+        rollout={"strategy": "Rolling", "gates": [{"smokePrompts": {"configMap": "greet"}}]}
+    )
     await look(world, BOT)
     own = known(world)["keys"]
     assert [key["name"] for key in own] == [f"{NAMESPACE}/bot-operator-key"]
@@ -153,7 +167,11 @@ async def test_a_key_file_that_is_not_there_is_left_to_its_deployment() -> None:
     await look(world, FILE)
     await world.deploy()
     await look(world, FILE)
-    foreign = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bot-keys", "namespace": NAMESPACE}}
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "bot-keys", "namespace": NAMESPACE},
+    }
     await world.cluster.create({**foreign, "data": {"keys.json": "e30="}})
     await look(world, FILE)
     assert world.cluster.objects["Secret", NAMESPACE, "bot-keys"]["data"] == {"keys.json": "e30="}
@@ -208,12 +226,18 @@ async def test_an_expired_key_is_carried_with_its_expiry() -> None:
 
 async def test_a_foreign_secret_is_left_alone() -> None:
     world = World()
-    foreign = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "team-llm-key", "namespace": NAMESPACE}}
+    foreign = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "team-llm-key", "namespace": NAMESPACE},
+    }
     await world.cluster.create({**foreign, "data": {"password": "eA=="}})
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
     await look(world)
     assert world.condition("Stalled", "team", "ApiKey")["reason"] == "SecretNameTaken"
-    assert world.cluster.objects["Secret", NAMESPACE, "team-llm-key"]["data"] == {"password": "eA=="}
+    assert world.cluster.objects["Secret", NAMESPACE, "team-llm-key"]["data"] == {
+        "password": "eA=="
+    }
 
 
 async def world_with_a_pod() -> World:
@@ -231,14 +255,18 @@ async def world_with_a_pod() -> World:
 async def test_pods_are_nudged_once_per_change_of_the_keys() -> None:
     world = await world_with_a_pod()
     await look(world, BOT)
-    before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
+    before = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"][
+        "llm-operator.dev/keys"
+    ]
     await world.put("ApiKey", "team", {"deployments": ["bot"]})
     await look(world)
     world.cluster.writes.clear()
     world.cluster.refuses = {"ServiceAccount", "Service", "Deployment"}
     with pytest.raises(Retry):
         await look(world, BOT)
-    after = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"]["llm-operator.dev/keys"]
+    after = world.cluster.objects["Pod", NAMESPACE, "pod"]["metadata"]["annotations"][
+        "llm-operator.dev/keys"
+    ]
     assert after != before, "a key's revocation waits for no other object"
     assert [name for _, _, name in world.cluster.writes][:2] == ["bot-keys", "pod"]
     world.cluster.refuses = set()

@@ -1,4 +1,5 @@
-"""One LLMDeployment through its life, against a cluster and a registry that live in dictionaries."""
+"""One LLMDeployment through its life,
+against a cluster and a registry that live in dictionaries."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def pod(world: World, revision: str, **status: Any) -> None:
 async def test_all_children_are_made_and_ready_follows_the_pods() -> None:
     world = World()
     revision = await serving(world, replicas=2)
-    assert world.cluster.named("Deployment") == [f"bot-{revision}"] == world.cluster.named("ConfigMap")
+    assert (
+        world.cluster.named("Deployment") == [f"bot-{revision}"] == world.cluster.named("ConfigMap")
+    )
     assert world.cluster.named("Service") == ["bot"] == world.cluster.named("PodDisruptionBudget")
     assert world.cluster.named("Secret") == ["bot-keys", "bot-registry"]
     assert world.selected() == revision
@@ -111,7 +114,9 @@ async def test_a_newer_operator_with_another_image_touches_no_deployment() -> No
 
 
 def containers(world: World, revision: str) -> list[Any]:
-    pods = world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"]["spec"]
+    pods = world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"][
+        "spec"
+    ]
     return [*pods["initContainers"], *pods["containers"]]
 
 
@@ -126,7 +131,9 @@ async def test_an_image_of_its_own_counts_over_the_operators_and_the_status_tell
     assert world.cluster.writes == []
 
 
-async def test_a_changed_image_is_rolled_out_and_without_it_the_revision_from_before_comes_back_as_it_was() -> None:
+async def test_a_changed_image_is_rolled_out_and_without_it_the_revision_from_before_comes_back_as_it_was() -> (
+    None
+):
     world = World()
     plain = await serving(world)
     image = world.status()["stable"]["image"]
@@ -155,17 +162,23 @@ async def test_the_fetching_container_has_the_operators_resources_or_its_own() -
     fetch, serve = containers(world, await serving(world))
     assert fetch["resources"] == {"limits": {"memory": "512Mi"}}
     assert "resources" not in serve
-    fetch, _ = containers(world, await serving(world, pod={"fetchResources": {"requests": {"memory": "1Gi"}}}))
+    fetch, _ = containers(
+        world, await serving(world, pod={"fetchResources": {"requests": {"memory": "1Gi"}}})
+    )
     assert fetch["resources"] == {"requests": {"memory": "1Gi"}}
 
 
-async def test_pods_get_the_operators_pull_secrets_by_their_account_and_keep_their_revision() -> None:
+async def test_pods_get_the_operators_pull_secrets_by_their_account_and_keep_their_revision() -> (
+    None
+):
     world = World()
     revision = await serving(world)
     assert "imagePullSecrets" not in world.cluster.objects["ServiceAccount", NAMESPACE, "bot"]
     world.outside = replace(world.outside, pull_secrets=("registry",))
     await look(world)
-    assert world.cluster.objects["ServiceAccount", NAMESPACE, "bot"]["imagePullSecrets"] == [{"name": "registry"}]
+    assert world.cluster.objects["ServiceAccount", NAMESPACE, "bot"]["imagePullSecrets"] == [
+        {"name": "registry"}
+    ]
     assert world.status()["stable"]["revision"] == revision
 
 
@@ -181,9 +194,13 @@ async def test_an_operator_with_other_resources_for_fetching_touches_no_deployme
 async def test_a_moved_registry_reaches_pods_to_come_without_a_new_template() -> None:
     world = World()
     revision = await serving(world)
-    template = json.dumps(world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"])
+    template = json.dumps(
+        world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"]
+    )
     world.connections.known = {
-        "default": world.connections.known["default"].model_copy(update={"tracking_uri": "http://new"})
+        "default": (
+            world.connections.known["default"].model_copy(update={"tracking_uri": "http://new"})
+        )
     }
     await look(world)
     config = world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{revision}"]["data"]["config.json"]
@@ -238,7 +255,9 @@ async def test_an_answer_that_there_is_no_alias_stalls_but_stops_no_pod() -> Non
     world.registry.fault = AliasNotFound("no alias")
     await look(world)
     assert world.condition("Stalled")["reason"] == "AliasNotFound"
-    assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["replicas"] == 1
+    assert (
+        world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["replicas"] == 1
+    )
 
 
 async def test_a_refused_child_claims_no_progress_and_is_tried_again() -> None:
@@ -302,7 +321,9 @@ async def test_a_service_monitor_is_made_once_the_cluster_knows_the_kind() -> No
 async def test_a_resource_that_is_being_deleted_gets_no_children() -> None:
     world = World()
     await world.deploy()
-    world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["deletionTimestamp"] = "now"
+    world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["deletionTimestamp"] = (
+        "now"
+    )
     assert (await look(world)).gone
     assert world.cluster.named("Deployment") == []
 
@@ -346,14 +367,21 @@ async def test_a_changed_key_secret_is_noticed_by_its_resource_version() -> None
     assert (await look(world, check)).wake == (KEY,)
 
 
-async def test_a_node_that_an_autoscaler_adds_is_read_off_the_events_of_the_pod_that_waits_for_it() -> None:
+async def test_a_node_that_an_autoscaler_adds_is_read_off_the_events_of_the_pod_that_waits_for_it() -> (
+    None
+):
     world = World()
     await serving(world)
     world.registry.aliases["bot"]["champion"] = "2"
     await look(world)
     new = world.status()["candidate"]["revision"]
     message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
-    unplaced = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    unplaced = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": message,
+    }
     pod(world, new, conditions=[unplaced])
     await look(world)
     for kind in ("Ready", "Progressing"):
@@ -369,7 +397,10 @@ async def test_a_node_that_an_autoscaler_adds_is_read_off_the_events_of_the_pod_
     world.cluster._store("autoscaler", ("Event", NAMESPACE, "scale-up"), added)
     await look(world)
     for kind in ("Ready", "Progressing"):
-        assert "a node is on its way for it: pod triggered scale-up" in world.condition(kind)["message"]
+        assert (
+            "a node is on its way for it: pod triggered scale-up"
+            in world.condition(kind)["message"]
+        )
 
 
 async def test_recreate_waits_for_the_last_old_pod() -> None:

@@ -1,4 +1,5 @@
-"""A version is its content, not its number: a model that is deleted and registered anew begins at 1 again."""
+"""A version is its content, not its number:
+a model that is deleted and registered anew begins at 1 again."""
 
 from __future__ import annotations
 
@@ -46,17 +47,28 @@ async def test_another_model_under_the_same_number_is_rolled_out(made: str) -> N
     assert world.cluster.events().count("RegisteredAnew") == 1
 
 
-@pytest.mark.parametrize(("cache", "told"), [({"persistentVolumeClaim": {"claimName": "models"}}, True), ({}, False)])
-async def test_pods_are_told_where_their_volume_may_hold_the_former_content(cache: dict[str, Any], told: bool) -> None:
+@pytest.mark.parametrize(
+    ("cache", "told"), [({"persistentVolumeClaim": {"claimName": "models"}}, True), ({}, False)]
+)
+async def test_pods_are_told_where_their_volume_may_hold_the_former_content(
+    cache: dict[str, Any], told: bool
+) -> None:
     world = World()
     world.registry.registered_at = FIRST
     await serving(world, modelCache=cache)
-    assert "anew" not in world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{stable(world)}"]["data"]["config.json"]
+    assert (
+        "anew"
+        not in world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{stable(world)}"]["data"][
+            "config.json"
+        ]
+    )
     world.registry.registered_at = SECOND
     await look(world)
     revision = world.status()["candidate"]["revision"]
     mark = world.status()["model"]["anew"]
-    config = json.loads(world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{revision}"]["data"]["config.json"])
+    config = json.loads(
+        world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{revision}"]["data"]["config.json"]
+    )
     assert config["model"]["mlflow"].get("anew") == (mark if told else None)
 
 
@@ -98,7 +110,9 @@ async def test_a_model_that_was_registered_anew_is_noticed_by_the_poll() -> None
 async def test_an_adapter_that_was_registered_anew_is_fetched_anew() -> None:
     world = World()
     world.registry.registered_at = FIRST
-    await serving(world, adapters=[{"name": "legal", "mlflow": {"name": "bot", "alias": "champion"}}])
+    await serving(
+        world, adapters=[{"name": "legal", "mlflow": {"name": "bot", "alias": "champion"}}]
+    )
     first = adapters_file(world)
     world.registry.registered_at = SECOND
     for _ in range(2):  # It stays another one.
@@ -110,7 +124,9 @@ async def test_an_adapter_that_was_registered_anew_is_fetched_anew() -> None:
 
 
 def adapters_file(world: World) -> AdapterFile:
-    text = base64.b64decode(world.cluster.objects["Secret", NAMESPACE, "bot-adapters"]["data"]["adapters.json"])
+    text = base64.b64decode(
+        world.cluster.objects["Secret", NAMESPACE, "bot-adapters"]["data"]["adapters.json"]
+    )
     return AdapterFile.model_validate_json(text)
 
 
@@ -119,10 +135,14 @@ async def test_mlflow_says_when_a_version_and_its_model_were_made() -> None:
         version = {"name": "bot", "version": "3", "creation_timestamp": "1767225600000"}
         model = {"name": "bot", "creation_timestamp": 1767225600000}
         odd = {"name": "odd", "creation_timestamp": "yesterday"}
-        return httpx.Response(200, text=json.dumps({"model_version": version, "registered_models": [model, odd]}))
+        return httpx.Response(
+            200, text=json.dumps({"model_version": version, "registered_models": [model, odd]})
+        )
 
     registry = MlflowRegistry(httpx.MockTransport(answer))
     connection = Connection("default", "http://mlflow:5000")
-    assert (await registry.resolve(connection, Reference("bot", alias="champion"))).registered_at == FIRST
+    assert (
+        await registry.resolve(connection, Reference("bot", alias="champion"))
+    ).registered_at == FIRST
     found = await registry.summary(connection)
     assert (found["bot"].registered_at, found["odd"].registered_at) == (FIRST, "")

@@ -50,13 +50,28 @@ async def test_each_refusal_has_its_own_reason_and_hint(
         await answering(status, body).resolve(SERVER, reference)
 
 
-MISSING = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Model Version (name=bot, version=9) not found"}
-NO_ALIAS = {"error_code": "INVALID_PARAMETER_VALUE", "message": "Registered model alias champoin not found."}
-NO_MODEL = {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "Registered Model with name=suport-bot not found"}
+MISSING = {
+    "error_code": "RESOURCE_DOES_NOT_EXIST",
+    "message": "Model Version (name=bot, version=9) not found",
+}
+NO_ALIAS = {
+    "error_code": "INVALID_PARAMETER_VALUE",
+    "message": "Registered model alias champoin not found.",
+}
+NO_MODEL = {
+    "error_code": "RESOURCE_DOES_NOT_EXIST",
+    "message": "Registered Model with name=suport-bot not found",
+}
 MODEL = {
     "name": "bot",
-    "aliases": [{"alias": alias, "version": str(n)} for n, alias in enumerate(("beta", "champion", "alpha"), 1)],
-    "latest_versions": [{"version": "4", "current_stage": "Staging"}, {"version": "2", "current_stage": "Production"}],
+    "aliases": [
+        {"alias": alias, "version": str(n)}
+        for n, alias in enumerate(("beta", "champion", "alpha"), 1)
+    ],
+    "latest_versions": [
+        {"version": "4", "current_stage": "Staging"},
+        {"version": "2", "current_stage": "Production"},
+    ],
 }
 
 
@@ -86,7 +101,11 @@ async def test_what_there_is_is_listed_for_what_there_is_not_by_one_question_an_
 
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request.url.path.partition("/mlflow/")[2])
-        if seen[-1] in ("registered-models/search", "model-versions/search", "registered-models/get"):
+        if seen[-1] in (
+            "registered-models/search",
+            "model-versions/search",
+            "registered-models/get",
+        ):
             return httpx.Response(200, json=there)
         return httpx.Response(refusal[0], json=refusal[1])
 
@@ -134,9 +153,13 @@ def asked(seen: list[httpx.Request]) -> Callable[[httpx.Request], httpx.Response
     def answer(request: httpx.Request) -> httpx.Response:
         seen.append(request)
         if request.url.path.endswith("alias"):
-            return httpx.Response(200, json={"model_version": {"name": "bot", "version": "3", "run_id": "r"}})
+            return httpx.Response(
+                200, json={"model_version": {"name": "bot", "version": "3", "run_id": "r"}}
+            )
         if request.url.path.endswith("get-latest-versions"):
-            return httpx.Response(200, json={"model_versions": [{"version": "9"}, {"version": "10"}]})
+            return httpx.Response(
+                200, json={"model_versions": [{"version": "9"}, {"version": "10"}]}
+            )
         return httpx.Response(200, json={"artifact_uri": "mlflow-artifacts:/0/r"})
 
     return answer
@@ -159,10 +182,14 @@ async def test_a_summary_reads_all_pages() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         last = "page_token" in request.url.params
         model = {"name": "b" if last else "a", "aliases": [{"alias": "champion", "version": "1"}]}
-        return httpx.Response(200, json={"registered_models": [model], **({} if last else {"next_page_token": "x"})})
+        return httpx.Response(
+            200, json={"registered_models": [model], **({} if last else {"next_page_token": "x"})}
+        )
 
     found = await MlflowRegistry(httpx.MockTransport(answer)).summary(SERVER)
-    assert {name: model.aliases for name, model in found.items()} == {n: {"champion": "1"} for n in "ab"}
+    assert {name: model.aliases for name, model in found.items()} == {
+        n: {"champion": "1"} for n in "ab"
+    }
 
 
 class Ticks:
@@ -225,7 +252,9 @@ async def test_a_server_that_is_silent_about_tags_is_left_alone_too() -> None:
         registry.RegistryUnreachable("no answer within 10 s"),
     ],
 )
-async def test_what_one_model_is_answered_with_harms_no_other(fault: registry.RegistryFault) -> None:
+async def test_what_one_model_is_answered_with_harms_no_other(
+    fault: registry.RegistryFault,
+) -> None:
     inner = FakeRegistry()
     clock = Ticks()
     inner.model_faults = {f"secret-{n}": fault for n in range(5)}
@@ -254,8 +283,12 @@ async def test_a_model_of_the_list_that_cannot_be_read_is_left_out_alone() -> No
     assert list(await answering(200, {"registered_models": models}).summary(SERVER)) == ["bot"]
 
 
-@pytest.mark.parametrize("body", [[], {}, {"model_version": None}, {"model_version": {"version": None}}, {"x": 1}, "7"])
-async def test_an_answer_without_what_belongs_into_it_is_a_fault_of_its_connection(body: object) -> None:
+@pytest.mark.parametrize(
+    "body", [[], {}, {"model_version": None}, {"model_version": {"version": None}}, {"x": 1}, "7"]
+)
+async def test_an_answer_without_what_belongs_into_it_is_a_fault_of_its_connection(
+    body: object,
+) -> None:
     found = answering(200, body)
     with pytest.raises(registry.RegistryUnreachable):
         await found.resolve(SERVER, ALIAS)
@@ -271,7 +304,9 @@ async def test_an_answer_without_what_belongs_into_it_is_a_fault_of_its_connecti
         {"workspace": "a\nb"},
     ],
 )
-async def test_whatever_keeps_a_question_from_being_asked_is_a_fault_of_its_connection(changed: dict[str, str]) -> None:
+async def test_whatever_keeps_a_question_from_being_asked_is_a_fault_of_its_connection(
+    changed: dict[str, str],
+) -> None:
     with pytest.raises(registry.RegistryUnreachable):
         await MlflowRegistry().resolve(replace(SERVER, **changed), ALIAS)
 
@@ -279,17 +314,27 @@ async def test_whatever_keeps_a_question_from_being_asked_is_a_fault_of_its_conn
 def test_a_bundle_keeps_its_certificates_and_loses_its_comments(tmp_path: Path) -> None:
     bundle = tmp_path / "ca.crt"
     certificates = certifi.contents()
-    bundle.write_text("# NetLock Arany (F\u0151tan\u00fas\u00edtv\u00e1ny)\n" + certificates, encoding="utf-8")
-    found = read_connection("tls", {"tls": ConnectionSettings(tracking_uri="https://a", ca_file=bundle)})
+    bundle.write_text(
+        "# NetLock Arany (F\u0151tan\u00fas\u00edtv\u00e1ny)\n" + certificates, encoding="utf-8"
+    )
+    found = read_connection(
+        "tls", {"tls": ConnectionSettings(tracking_uri="https://a", ca_file=bundle)}
+    )
     ssl.create_default_context(cadata=found.ca)
     assert found.ca.count("BEGIN CERTIFICATE") == certificates.count("BEGIN CERTIFICATE")
 
 
-@pytest.mark.parametrize(("name", "content"), [("ca.crt", b"no certificate"), ("token", b"\xff\xfe")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("ca.crt", b"no certificate"), ("token", b"\xff\xfe")]
+)
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    settings = ConnectionSettings(tracking_uri="https://a", ca_file=tmp_path / "ca.crt", credentials_folder=tmp_path)
-    with pytest.raises(registry.RegistryUnreachable, match=f"connection 'tls' can't be used .*{name}"):
+    settings = ConnectionSettings(
+        tracking_uri="https://a", ca_file=tmp_path / "ca.crt", credentials_folder=tmp_path
+    )
+    with pytest.raises(
+        registry.RegistryUnreachable, match=f"connection 'tls' can't be used .*{name}"
+    ):
         read_connection("tls", {"tls": settings})
 
 
@@ -299,4 +344,6 @@ def test_an_unknown_connection_names_the_known_ones() -> None:
 
 
 def test_credentials_never_show_in_a_repr() -> None:
-    assert "secret" not in repr(Connection("c", "u", username="n", password="secret", token="secret"))
+    assert "secret" not in repr(
+        Connection("c", "u", username="n", password="secret", token="secret")
+    )

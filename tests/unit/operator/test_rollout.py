@@ -23,11 +23,16 @@ def children(revision: str, wanted: int, ready: int, pods: int = 0) -> RevisionC
         "spec": {"replicas": wanted},
         "status": {"observedGeneration": 1, "readyReplicas": ready},
     }
-    return RevisionChildren(revision, deployment, {}, tuple(pod(n < ready) for n in range(max(ready, pods))))
+    return RevisionChildren(
+        revision, deployment, {}, tuple(pod(n < ready) for n in range(max(ready, pods)))
+    )
 
 
 def pod(ready: bool) -> dict[str, Any]:
-    return {"metadata": {"name": "p"}, "status": {"conditions": [{"type": "Ready", "status": str(ready)}]}}
+    return {
+        "metadata": {"name": "p"},
+        "status": {"conditions": [{"type": "Ready", "status": str(ready)}]},
+    }
 
 
 def situation(**changes: Any) -> Situation:
@@ -65,12 +70,18 @@ def test_a_deployment_whose_status_is_older_than_its_specification_counts_no_rea
 
 
 def test_pods_of_a_smaller_size_do_not_prove_a_larger_one() -> None:
-    assert advance(situation(revisions={"new": children("new", 1, 1)}, replicas=1)).serving == ("new",)
-    assert advance(situation(revisions={"new": children("new", 1, 1)}, replicas=2)).serving == ("old",)
+    assert advance(situation(revisions={"new": children("new", 1, 1)}, replicas=1)).serving == (
+        "new",
+    )
+    assert advance(situation(revisions={"new": children("new", 1, 1)}, replicas=2)).serving == (
+        "old",
+    )
 
 
 def test_history_tells_who_was_superseded() -> None:
-    decision = advance(situation(revisions={"old": children("old", 2, 2), "new": children("new", 2, 2)}))
+    decision = advance(
+        situation(revisions={"old": children("old", 2, 2), "new": children("new", 2, 2)})
+    )
     assert decision.history[0].revision == "old"
     assert decision.history[0].outcome == "Superseded"
     assert decision.replicas == {"old": 2, "new": 2}
@@ -89,7 +100,9 @@ def test_a_first_candidate_serves_as_its_pods_get_ready_and_keeps_trying_after_a
 
 
 def test_ready_pods_that_never_became_stable_serve_until_the_next_is_ready() -> None:
-    decision = advance(situation(status=LLMDeploymentStatus(candidate=NEW), wanted=Wanted("newer", "3", "i")))
+    decision = advance(
+        situation(status=LLMDeploymentStatus(candidate=NEW), wanted=Wanted("newer", "3", "i"))
+    )
     assert decision.stable is not None
     assert decision.stable.revision == "new"
     assert decision.serving == ("new",)
@@ -115,7 +128,9 @@ def test_while_the_reference_stands_for_nothing_the_course_is_held() -> None:
 
 
 def failed(**changes: Any) -> Decision:
-    gone = NEW.model_copy(update={"outcome": "Failed", "reason": "ModelCorrupt", "message": "short"})
+    gone = NEW.model_copy(
+        update={"outcome": "Failed", "reason": "ModelCorrupt", "message": "short"}
+    )
     return advance(situation(status=LLMDeploymentStatus(stable=OLD, candidate=gone), **changes))
 
 
@@ -150,10 +165,16 @@ def test_after_a_failed_recreate_the_old_pods_come_back_when_the_new_are_gone() 
 
 
 def test_old_revisions_beyond_the_limit_are_dropped() -> None:
-    entries = tuple(HistoryEntry(revision=f"r{n}", version=str(n), outcome="Superseded") for n in range(8))
+    entries = tuple(
+        HistoryEntry(revision=f"r{n}", version=str(n), outcome="Superseded") for n in range(8)
+    )
     status = LLMDeploymentStatus(stable=OLD, history=entries)
     decision = advance(
-        situation(status=status, wanted=Wanted("old", "1", "i"), spec=RolloutSpec(revision_history_limit=3))
+        situation(
+            status=status,
+            wanted=Wanted("old", "1", "i"),
+            spec=RolloutSpec(revision_history_limit=3),
+        )
     )
     assert decision.replicas == {"old": 2, "r0": 0, "r1": 0, "r2": 0}
 
@@ -164,4 +185,6 @@ def test_words_that_are_too_long_are_cut_where_the_status_is_made() -> None:
     assert decision.candidate is not None
     assert len(decision.candidate.message or "") == 4096
     assert len(decision.history[0].message or "") == 1024
-    assert len(decision.occurrences[0].message) > 9000  # Where Events are written they are cut as well.
+    assert (
+        len(decision.occurrences[0].message) > 9000
+    )  # Where Events are written they are cut as well.

@@ -38,16 +38,30 @@ def state(spec: GateSpec, **evidence: Any) -> str:
 
 
 def test_a_gate_says_figure_interval_and_threshold() -> None:
-    fields = {"name": "maxErrorRate", "state": "Failed", "estimate": "0.03", "low": "0.011", "high": "0.06"}
-    failed = GateVerdict.model_validate({**fields, "threshold": "0.01", "message": "6 of 200 answers were errors"})
-    assert gates.told(failed) == (
-        "gate maxErrorRate is 0.03 (between 0.011 and 0.06), allowed is 0.01: 6 of 200 answers were errors"
+    fields = {
+        "name": "maxErrorRate",
+        "state": "Failed",
+        "estimate": "0.03",
+        "low": "0.011",
+        "high": "0.06",
+    }
+    failed = GateVerdict.model_validate(
+        {**fields, "threshold": "0.01", "message": "6 of 200 answers were errors"}
+    )
+    assert (
+        gates.told(failed)
+        == "gate maxErrorRate is 0.03 (between 0.011 and 0.06), allowed is 0.01: 6 of 200 answers"
+        " were errors"
     )
     assert gates.failed([failed]) == failed
 
 
-@pytest.mark.parametrize(("ends", "said"), [({"low": "6"}, "above 6"), ({"high": "0.4"}, "below 0.4")])
-def test_a_gate_without_a_figure_says_on_which_side_of_the_threshold_it_is(ends: dict[str, str], said: str) -> None:
+@pytest.mark.parametrize(
+    ("ends", "said"), [({"low": "6"}, "above 6"), ({"high": "0.4"}, "below 0.4")]
+)
+def test_a_gate_without_a_figure_says_on_which_side_of_the_threshold_it_is(
+    ends: dict[str, str], said: str
+) -> None:
     verdict = GateVerdict.model_validate(
         {"name": "maxInterTokenP95Ratio", "state": "Failed", "threshold": "1.5", **ends}
     )
@@ -65,7 +79,10 @@ def test_a_query_without_samples_is_not_judged_and_one_without_an_answer_is_awai
 def test_smoke_prompts_pass_only_when_all_do() -> None:
     spec = gate(smokePrompts={"configMap": "smoke"})
     assert state(spec, smoke={"smoke": SmokeOutcome(2)}) == "Passed"
-    assert state(spec, smoke={"smoke": SmokeOutcome(1, ("capital: expected 'Paris', got 'Rome'",))}) == "Failed"
+    assert (
+        state(spec, smoke={"smoke": SmokeOutcome(1, ("capital: expected 'Paris', got 'Rome'",))})
+        == "Failed"
+    )
     assert state(spec) == "Waiting"
 
 
@@ -75,7 +92,11 @@ def test_smoke_prompts_pass_only_when_all_do() -> None:
         ({"exact": "Paris"}, " Paris\n", "Rome"),
         ({"regex": "(?i)paris"}, "It is PARIS.", "Rome"),
         ({"notRegex": "(?i)rome"}, "It is Paris.", "It is ROME."),
-        ({"jsonSchema": {"type": "object", "required": ["city"]}}, '{"city": "Paris"}', '{"town": 1}'),
+        (
+            {"jsonSchema": {"type": "object", "required": ["city"]}},
+            '{"city": "Paris"}',
+            '{"town": 1}',
+        ),
         ({"jsonSchema": {"type": "string", "pattern": "^(a+)+$"}}, '"aaa"', '"' + "a" * 40 + 'b"'),
         ({"jsonSchema": {"type": "object"}}, "{}", "no JSON"),
     ],
@@ -107,8 +128,14 @@ def test_a_schema_of_a_few_references_that_stand_for_a_billion_checks_is_given_u
         ("prompt: a\nmessages: []\nexpect: {exact: b}", "exactly one of prompt, messages"),
         ("prompt: a\nexpect: {notRegex: '(?=a)'}", "not RE2"),
         ("prompt: a\nexpect: {}", "exactly one of exact, regex, notRegex, jsonSchema"),
-        ("prompt: a\nexpect: {contains: b}", "expect.contains: unknown; there are exact, regex, notRegex, jsonSchema"),
-        ("prompt: a\nmax: 1\nexpect: {exact: b}", "max: unknown; there are prompt, messages, maxTokens, expect"),
+        (
+            "prompt: a\nexpect: {contains: b}",
+            "expect.contains: unknown; there are exact, regex, notRegex, jsonSchema",
+        ),
+        (
+            "prompt: a\nmax: 1\nexpect: {exact: b}",
+            "max: unknown; there are prompt, messages, maxTokens, expect",
+        ),
         ("a: [", "not YAML"),
         ("a: &a [x]\nprompt: *a", "has YAML aliases"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
@@ -139,7 +166,9 @@ async def look(world: World, times: int) -> None:
             world.cluster.play(name)
 
 
-async def test_a_version_that_answers_right_is_promoted_and_asked_once_with_the_operators_key() -> None:
+async def test_a_version_that_answers_right_is_promoted_and_asked_once_with_the_operators_key() -> (
+    None
+):
     world = await world_with_prompts()
     world.pods.asked.clear()
     await look(world, 4)
@@ -153,7 +182,9 @@ async def test_a_version_that_answers_right_is_promoted_and_asked_once_with_the_
     assert key not in stored
 
 
-async def test_a_version_that_answers_wrong_never_gets_traffic_and_is_told_with_its_answer() -> None:
+async def test_a_version_that_answers_wrong_never_gets_traffic_and_is_told_with_its_answer() -> (
+    None
+):
     world = await world_with_prompts()
     old = world.status()["stable"]["revision"]
     world.pods.answer = Answer(200, "Rome")
@@ -162,7 +193,12 @@ async def test_a_version_that_answers_wrong_never_gets_traffic_and_is_told_with_
     failed = world.status()["candidate"]
     assert (failed["outcome"], failed["reason"]) == ("Failed", "GateFailed")
     assert "capital: expected 'Paris', got 'Rome'" in failed["message"]
-    assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{failed['revision']}"]["spec"]["replicas"] == 0
+    assert (
+        world.cluster.objects["Deployment", NAMESPACE, f"bot-{failed['revision']}"]["spec"][
+            "replicas"
+        ]
+        == 0
+    )
     assert "bot-candidate" not in world.cluster.named("Service")
 
 
@@ -193,7 +229,9 @@ async def test_one_pod_of_three_that_answers_wrong_fails_the_version_and_is_name
     assert world.selected() == old
 
 
-async def test_a_pod_that_gets_ready_late_is_asked_before_the_version_is_promoted_and_the_others_not_again() -> None:
+async def test_a_pod_that_gets_ready_late_is_asked_before_the_version_is_promoted_and_the_others_not_again() -> (
+    None
+):
     world = await world_with_prompts(replicas=3)
     await reconcile(KEY, world.outside, PACE)
     candidate = f"bot-{world.status()['candidate']['revision']}"
@@ -201,7 +239,10 @@ async def test_a_pod_that_gets_ready_late_is_asked_before_the_version_is_promote
     for ready in (1, 2):
         world.cluster.play(candidate, ready=ready)
         await reconcile(KEY, world.outside, PACE)
-    assert sorted(pod for pod, *_ in world.pods.asked) == [f"{candidate}-played-0", f"{candidate}-played-1"]
+    assert sorted(pod for pod, *_ in world.pods.asked) == [
+        f"{candidate}-played-0",
+        f"{candidate}-played-1",
+    ]
     world.pods.answers[f"{candidate}-played-2"] = Answer(200, "Rome")
     world.cluster.play(candidate)
     await reconcile(KEY, world.outside, PACE)
@@ -264,7 +305,8 @@ async def test_many_pods_are_asked_a_few_at_a_time_and_the_loop_does_not_wait_fo
 async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answered() -> None:
     world = World()
     await world.deploy(
-        rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]}, access={"authentication": "Disabled"}
+        rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]},
+        access={"authentication": "Disabled"},
     )
     await look(world, 3)
     assert "bot" not in world.cluster.named("Service")
@@ -276,7 +318,10 @@ async def test_a_first_version_is_behind_no_service_until_its_prompts_are_answer
     ("data", "said"),
     [
         (None, "ConfigMap smoke does not exist: create it"),
-        ({"polite": "prompt: a\nexpect: {contains: b}"}, "there are exact, regex, notRegex, jsonSchema"),
+        (
+            {"polite": "prompt: a\nexpect: {contains: b}"},
+            "there are exact, regex, notRegex, jsonSchema",
+        ),
     ],
 )
 async def test_prompts_that_cannot_be_asked_are_one_event_and_the_reason_while_they_are_awaited(
@@ -285,19 +330,27 @@ async def test_prompts_that_cannot_be_asked_are_one_event_and_the_reason_while_t
     world = await world_with_prompts()
     smoke_map = world.cluster.objects.pop(("ConfigMap", NAMESPACE, "smoke"))
     if data is not None:
-        await world.cluster.create({**smoke_map, "metadata": {"name": "smoke", "namespace": NAMESPACE}, "data": data})
+        await world.cluster.create(
+            {**smoke_map, "metadata": {"name": "smoke", "namespace": NAMESPACE}, "data": data}
+        )
     await look(world, 5)
     for kind in ("Ready", "Progressing"):
         assert world.condition(kind)["reason"] == "SmokePromptsUnusable"
         assert said in world.condition(kind)["message"]
     events = [found for (kind, *_), found in world.cluster.objects.items() if kind == "Event"]
     told = [found for found in events if found["reason"] == "SmokePromptsUnusable"]
-    assert [(found["type"], found["count"], said in found["message"]) for found in told] == [("Warning", 1, True)]
+    assert [(found["type"], found["count"], said in found["message"]) for found in told] == [
+        ("Warning", 1, True)
+    ]
 
 
-async def test_after_a_switch_the_new_pods_are_compared_with_what_the_old_ones_did_before_it() -> None:
+async def test_after_a_switch_the_new_pods_are_compared_with_what_the_old_ones_did_before_it() -> (
+    None
+):
     world = World()
-    await world.deploy(rollout={"strategy": "BlueGreen", "gates": [{"maxTimeToFirstTokenP95Ratio": 1.3}]})
+    await world.deploy(
+        rollout={"strategy": "BlueGreen", "gates": [{"maxTimeToFirstTokenP95Ratio": 1.3}]}
+    )
     await look(world, 3)
     old = f"bot-{world.status()['stable']['revision']}-played-0"
     world.registry.aliases["bot"]["champion"] = "2"
@@ -354,12 +407,21 @@ async def test_nobody_is_asked_whom_the_platform_team_has_not_named() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         heard.append(request.url.host)
-        return httpx.Response(200, json={"status": "success", "data": {"resultType": "scalar", "result": [0, "1"]}})
+        return httpx.Response(
+            200, json={"status": "success", "data": {"resultType": "scalar", "result": [0, "1"]}}
+        )
 
-    asked = HttpPrometheus("http://prometheus:9090/", ["https://thanos"], httpx.MockTransport(answer))
+    asked = HttpPrometheus(
+        "http://prometheus:9090/", ["https://thanos"], httpx.MockTransport(answer)
+    )
     for server in ("", "http://prometheus:9090", "https://thanos/"):
         assert (await asked.query(server, "up")).value == 1
-    for server in ("http://169.254.169.254", "http://prometheus:9091", "http://prometheus:9090@other", "http://thanos"):
+    for server in (
+        "http://169.254.169.254",
+        "http://prometheus:9091",
+        "http://prometheus:9090@other",
+        "http://thanos",
+    ):
         refused = await asked.query(server, "up")
         assert server in refused.waiting
         assert "prometheus.allowed" in refused.waiting

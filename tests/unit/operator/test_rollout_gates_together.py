@@ -55,7 +55,9 @@ def shown(sim: Sim, revision: str, state: str, only: dict[str, Any] | None = Non
                 1, failures, waiting="busy" if says == "Waiting" else "", pods=int(says == "Passed")
             )
         elif spec.load_probe:
-            verdict = GateVerdict.model_validate({"name": gates.LOAD_PROBE, "state": says, "message": "load"})
+            verdict = GateVerdict.model_validate(
+                {"name": gates.LOAD_PROBE, "state": says, "message": "load"}
+            )
             probes[spec.load_probe] = ProbeOutcome(kept=verdict)
         elif spec.shadow_agreement:
             name, says = f"{gates.SHADOW} minExact", says if says != "Waiting" else "Inconclusive"
@@ -65,10 +67,19 @@ def shown(sim: Sim, revision: str, state: str, only: dict[str, Any] | None = Non
             says = says if says != "Waiting" else "Inconclusive"
             fields = {"name": gates.traffic_gate(spec)[0], "state": says, "message": "traffic"}
             traffic[gates.key(spec)] = GateVerdict.model_validate(fields)
-    return Evidence(revision, traffic=traffic, shadow=shadow, evaluations=evaluations, probes=probes, smoke=smoke)
+    return Evidence(
+        revision,
+        traffic=traffic,
+        shadow=shadow,
+        evaluations=evaluations,
+        probes=probes,
+        smoke=smoke,
+    )
 
 
-def specified(chance: random.Random, kinds: list[dict[str, Any]], strategy: str, policy: str) -> Any:
+def specified(
+    chance: random.Random, kinds: list[dict[str, Any]], strategy: str, policy: str
+) -> Any:
     shadow = {"shadow": {"holdSeconds": chance.choice([0, 20])}} if COPIES in kinds else {}
     fields = {"onInconclusive": policy, "maxHoldSeconds": 60, "progressDeadlineSeconds": 100}
     return rollout(strategy, gates=kinds, **shadow, **fields)
@@ -90,7 +101,10 @@ def steps(sim: Sim, decision: Decision, before: Candidate | None) -> None:
         return
     move = Move(decision.situation, decision.stable, candidate)
     if candidate.traffic_since and not before.traffic_since and candidate.strategy != "Recreate":
-        assert not {each.name for each in known if gates.without_traffic(each) or "smoke" in each.name} & bad
+        assert (
+            not {each.name for each in known if gates.without_traffic(each) or "smoke" in each.name}
+            & bad
+        )
     if candidate.undecided_since and not before.undecided_since and candidate.outcome is None:
         strategy = STRATEGIES[candidate.strategy or "BlueGreen"]
         assert any(each.state == "Inconclusive" for each in candidate.gates)
@@ -126,10 +140,20 @@ def test_gates_of_all_kinds_together_break_no_promise_and_every_candidate_ends(s
         sim.now += timedelta(seconds=chance.choice([0, 0.5, 1, 2, 5, 20]))
         if chance.random() < 0.03:
             kinds = chance.sample(KINDS, chance.randint(0, len(KINDS)))
-            sim.spec = specified(chance, kinds, strategy, chance.choice(["Hold", "Promote", "RollBack"]))
+            sim.spec = specified(
+                chance, kinds, strategy, chance.choice(["Hold", "Promote", "RollBack"])
+            )
         happens(sim, chance, number)
         drawn = chance.random()
-        state = "Failed" if drawn < 0.02 else "Waiting" if drawn < 0.2 else "Inconclusive" if drawn < 0.5 else "Passed"
+        state = (
+            "Failed"
+            if drawn < 0.02
+            else "Waiting"
+            if drawn < 0.2
+            else "Inconclusive"
+            if drawn < 0.5
+            else "Passed"
+        )
         asked = sim.wanted.revision if sim.wanted else ""
         sim.evidence = shown(sim, asked, state, chance.choice([*kinds, None]))
         look(sim)
@@ -163,8 +187,12 @@ def look(sim: Sim) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Canary", "Rolling"])
-@pytest.mark.parametrize(("kind", "seconds"), [(EVALUATION, 13), (PROBE, 13), (COPIES, 40), (ERRORS, 70)])
-def test_pods_that_come_and_go_make_no_hold_endless(strategy: str, kind: dict[str, Any], seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [(EVALUATION, 13), (PROBE, 13), (COPIES, 40), (ERRORS, 70)]
+)
+def test_pods_that_come_and_go_make_no_hold_endless(
+    strategy: str, kind: dict[str, Any], seconds: int
+) -> None:
     if kind is COPIES and strategy == "Rolling":
         return  # It sends none.
     sim = Sim(specified(random.Random(1), [kind], strategy, "Hold"), replicas=1)
@@ -175,7 +203,11 @@ def test_pods_that_come_and_go_make_no_hold_endless(strategy: str, kind: dict[st
         sim.step()
         if sim.candidate.outcome:
             break
-    assert (sim.candidate.outcome, sim.candidate.reason, sim.serving) == ("Failed", "GateInconclusive", ("old",))
+    assert (sim.candidate.outcome, sim.candidate.reason, sim.serving) == (
+        "Failed",
+        "GateInconclusive",
+        ("old",),
+    )
     assert gates.told(gates.judge(sim.spec.gates or (), sim.evidence)[0]) in sim.candidate.message
 
 
@@ -191,7 +223,9 @@ def test_a_switch_back_and_forth_for_want_of_pods_ends_at_the_deadline() -> None
 
 @pytest.mark.parametrize("strategy", ["BlueGreen", "Canary", "Rolling", "Recreate"])
 @pytest.mark.parametrize("looks", [2, 6, 90])
-def test_a_candidate_that_sleeps_without_pods_goes_on_where_it_was(strategy: str, looks: int) -> None:
+def test_a_candidate_that_sleeps_without_pods_goes_on_where_it_was(
+    strategy: str, looks: int
+) -> None:
     sim = Sim(specified(random.Random(1), [ERRORS], strategy, "Hold"), replicas=2)
     sim.evidence = shown(sim, "new", "Inconclusive")
     sim.run(looks)
@@ -204,7 +238,9 @@ def test_a_candidate_that_sleeps_without_pods_goes_on_where_it_was(strategy: str
 
 
 @pytest.mark.parametrize("kind", [SMOKE, EVALUATION])
-@pytest.mark.parametrize(("state", "serving"), [("Waiting", ()), ("Failed", ()), ("Passed", ("new",))])
+@pytest.mark.parametrize(
+    ("state", "serving"), [("Waiting", ()), ("Failed", ()), ("Passed", ("new",))]
+)
 def test_a_first_version_that_is_late_is_asked_before_it_serves(
     kind: dict[str, Any], state: str, serving: tuple[str, ...]
 ) -> None:
@@ -239,10 +275,15 @@ def test_a_candidate_that_is_held_is_looked_at_though_none_of_its_pods_answer() 
     assert sim.decision.requeue_seconds <= 60
 
 
-async def test_a_first_version_that_is_late_is_still_asked_and_serves_once_it_has_answered() -> None:
+async def test_a_first_version_that_is_late_is_still_asked_and_serves_once_it_has_answered() -> (
+    None
+):
     world = World()
     gates = [{"smokePrompts": {"configMap": "smoke"}}]
-    await world.deploy(rollout={"gates": gates, "progressDeadlineSeconds": 100}, access={"authentication": "Disabled"})
+    await world.deploy(
+        rollout={"gates": gates, "progressDeadlineSeconds": 100},
+        access={"authentication": "Disabled"},
+    )
     await look_at(world, 3)
     world.clock.pass_seconds(200)
     await look_at(world, 4)

@@ -27,7 +27,8 @@ Way = tuple[State | None, State | None]
 
 
 def state(sim: Sim) -> State | None:
-    """Of the candidate in the status, by the pods as they are now. Replaced is one once the operator has seen it."""
+    """Of the candidate in the status, by the pods as they are now.
+    Replaced is one once the operator has seen it."""
     candidate = sim.status.candidate
     if candidate is None:
         return None
@@ -38,7 +39,10 @@ def state(sim: Sim) -> State | None:
 
 def replaced(status: LLMDeploymentStatus, revision: str) -> bool:
     """Whether history says so, of its last end."""
-    return next((each.outcome for each in status.history if each.revision == revision), "") == "Replaced"
+    return (
+        next((each.outcome for each in status.history if each.revision == revision), "")
+        == "Replaced"
+    )
 
 
 def look(sim: Sim) -> set[Way]:
@@ -54,10 +58,14 @@ def look(sim: Sim) -> set[Way]:
     same = old is not None and new is not None and old.revision == new.revision
     if same and old is not None and new is not None and (new.outcome or not old.outcome):
         further = new.progressed_at != old.progressed_at
-        return {(here, there)} if here is not there or (there is State.TRAFFIC and further) else set()
+        return (
+            {(here, there)} if here is not there or (there is State.TRAFFIC and further) else set()
+        )
     if old is not None and not same:
         promoted = after.stable is not None and after.stable.revision == old.revision
-        gone = State.REPLACED if replaced(after, old.revision) and here is not State.REPLACED else None
+        gone = (
+            State.REPLACED if replaced(after, old.revision) and here is not State.REPLACED else None
+        )
         ways.add((here, State.STABLE if promoted else gone))
     if new is not None:
         # Begun, and perhaps further in the same look.
@@ -70,7 +78,9 @@ def live(strategy: str, seed: int, *, first: bool) -> set[Way]:
     """The ways that are taken while pods, people, registry and figures do what they like."""
     chance = random.Random(seed)
     ways = set[Way]()
-    sim = Sim(rollout(strategy, gates=[SLOW, SMOKE], progressDeadlineSeconds=60), replicas=3, room=6)
+    sim = Sim(
+        rollout(strategy, gates=[SLOW, SMOKE], progressDeadlineSeconds=60), replicas=3, room=6
+    )
     if first:
         sim.status = LLMDeploymentStatus()
         sim.orders = {}
@@ -83,8 +93,12 @@ def live(strategy: str, seed: int, *, first: bool) -> set[Way]:
         if chance.random() < 0.04:
             former = sim.wanted
             sim.wanted = Wanted(f"r{number}", str(number), "i")
-            sim.never_ready = chance.choice([sim.never_ready, {each.revision for each in (sim.status.stable,) if each}])
-        elif former is not None and chance.random() < (0.3 if state(sim) is State.REPLACED else 0.02):
+            sim.never_ready = chance.choice(
+                [sim.never_ready, {each.revision for each in (sim.status.stable,) if each}]
+            )
+        elif former is not None and chance.random() < (
+            0.3 if state(sim) is State.REPLACED else 0.02
+        ):
             sim.wanted, former = former, sim.wanted
         assert sim.wanted is not None
         sim.annotations = {STEER: "abort"} if chance.random() < 0.01 else {}
@@ -114,10 +128,14 @@ def test_candidates_take_the_ways_that_are_drawn_each_of_them_and_no_other() -> 
 
 
 def test_the_diagram_of_the_docs_is_that_of_the_code() -> None:
-    assert f"```mermaid\n{mermaid()}\n```" in Path("docs/rollouts.md").read_text(), "run hack/generate"
+    assert f"```mermaid\n{mermaid()}\n```" in Path("docs/rollouts.md").read_text(), (
+        "run hack/generate"
+    )
 
 
-def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Wider(CandidateStatus):
         """With the further name among those of the CRD."""
 
@@ -128,7 +146,11 @@ def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(monkeyp
     sim = Sim(RolloutSpec().model_copy(update={"strategy": "Soak"}), replicas=2)
     sim.until(lambda s: s.candidate.step_started_at is not None)
     began = sim.now
-    assert (sim.candidate.strategy, sim.serving, sim.orders) == ("Soak", ("old",), {"old": 2, "new": 2})
+    assert (sim.candidate.strategy, sim.serving, sim.orders) == (
+        "Soak",
+        ("old",),
+        {"old": 2, "new": 2},
+    )
     assert sim.decision is not None
     assert sim.decision.stage == "soaking"
     sim.until(lambda s: s.stable == "2")
@@ -140,6 +162,15 @@ def test_no_sentence_for_people_steers_a_rollout() -> None:
     for path in Path(str(rollout_package.__file__)).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             asked = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-            asked += [node.func.value] if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else []
-            read = [each for each in asked if isinstance(each, ast.Attribute) and each.attr == "message"]
-            assert not read, f"{path.name}:{read[0].lineno} decides by a message: give what it says a field of its own"
+            asked += (
+                [node.func.value]
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                else []
+            )
+            read = [
+                each for each in asked if isinstance(each, ast.Attribute) and each.attr == "message"
+            ]
+            assert not read, (
+                f"{path.name}:{read[0].lineno} decides by a message: give what it says a field of"
+                " its own"
+            )

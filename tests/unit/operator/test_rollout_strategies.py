@@ -1,4 +1,5 @@
-"""Strategies on a simulated cluster with a clock: how a candidate gets traffic, and what becomes of a bad one."""
+"""Strategies on a simulated cluster with a clock:
+how a candidate gets traffic, and what becomes of a bad one."""
 
 from __future__ import annotations
 
@@ -53,7 +54,12 @@ class Pod:
             spec["nodeName"] = "node"
         else:
             conditions.append(
-                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": self.said}
+                {
+                    "type": "PodScheduled",
+                    "status": "False",
+                    "reason": "Unschedulable",
+                    "message": self.said,
+                }
             )
         status = {"phase": self.phase, "conditions": conditions, "containerStatuses": containers}
         return {"metadata": meta, "spec": spec, "status": status}
@@ -74,7 +80,9 @@ class Sim:
     """Pods that the cluster holds."""
     now: datetime = NOW
     status: LLMDeploymentStatus = field(
-        default_factory=lambda: LLMDeploymentStatus(stable=StableStatus(revision="old", version="1", image="i"))
+        default_factory=lambda: LLMDeploymentStatus(
+            stable=StableStatus(revision="old", version="1", image="i")
+        )
     )
     wanted: Wanted | None = field(default_factory=lambda: Wanted("new", "2", "i"))
     orders: dict[str, int] = field(default_factory=dict)
@@ -87,14 +95,19 @@ class Sim:
     coming: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
     kept: dict[str, Wanted] = field(default_factory=dict)
-    evidence: Evidence = field(default_factory=lambda: Evidence("new", smoke={"smoke": SmokeOutcome(1)}))
+    evidence: Evidence = field(
+        default_factory=lambda: Evidence("new", smoke={"smoke": SmokeOutcome(1)})
+    )
     routed: bool = False
     serving: tuple[str, ...] = ("old",)
     told: list[Occurrence] = field(default_factory=list)
     decision: Decision | None = None
 
     def __post_init__(self) -> None:
-        self.orders, self.pods = {"old": self.replicas}, {"old": [Pod(ready=True) for _ in range(self.replicas)]}
+        self.orders, self.pods = (
+            {"old": self.replicas},
+            {"old": [Pod(ready=True) for _ in range(self.replicas)]},
+        )
 
     def children(self, revision: str) -> RevisionChildren:
         ready = self.ready(revision)
@@ -107,7 +120,9 @@ class Sim:
         return RevisionChildren(revision, deployment, {}, pods)
 
     def faults(self) -> dict[str, Fault]:
-        waiting = {r for r, pods in self.pods.items() if any(pod.counts and not pod.placed for pod in pods)}
+        waiting = {
+            r for r, pods in self.pods.items() if any(pod.counts and not pod.placed for pod in pods)
+        }
         return dict.fromkeys(waiting, NO_ROOM)
 
     def full(self) -> bool:
@@ -144,8 +159,12 @@ class Sim:
         self.serving = decision.serving
         self.decision = decision
         self.told += decision.occurrences
-        self.orders = dict(decision.replicas) | {r: 0 for r in self.orders if r not in decision.replicas}
-        self.orders = {r: n for r, n in self.orders.items() if n or r in decision.replicas or self.pods.get(r)}
+        self.orders = dict(decision.replicas) | {
+            r: 0 for r in self.orders if r not in decision.replicas
+        }
+        self.orders = {
+            r: n for r, n in self.orders.items() if n or r in decision.replicas or self.pods.get(r)
+        }
         return decision
 
     def play(self, leave: bool = True) -> None:
@@ -153,17 +172,24 @@ class Sim:
         for revision, pods in self.pods.items():
             if leave:
                 pods[:] = [pod for pod in pods if not pod.leaving]
-            staying = sorted((pod for pod in pods if pod.counts), key=lambda pod: (pod.placed, pod.ready))
+            staying = sorted(
+                (pod for pod in pods if pod.counts), key=lambda pod: (pod.placed, pod.ready)
+            )
             for pod in staying[: max(0, len(staying) - self.orders.get(revision, 0))]:
                 pod.leaving = True
             pods[:] = [pod for pod in pods if pod.placed or not pod.leaving]
         for revision, wanted in self.orders.items():
             pods = self.pods.setdefault(revision, [])
-            pods += [Pod(placed=False, said=self.said) for _ in range(wanted - sum(pod.counts for pod in pods))]
+            pods += [
+                Pod(placed=False, said=self.said)
+                for _ in range(wanted - sum(pod.counts for pod in pods))
+            ]
             for pod in pods:
                 if not pod.placed and revision not in self.nowhere and not self.full():
                     pod.placed = True
-                pod.ready = pod.placed and pod.phase == "Running" and revision not in self.never_ready
+                pod.ready = (
+                    pod.placed and pod.phase == "Running" and revision not in self.never_ready
+                )
 
     def step(self, seconds: float = 1) -> Decision:
         self.now += timedelta(seconds=seconds)
@@ -284,7 +310,9 @@ def test_without_room_for_a_surge_one_pod_goes_first(strategy: str) -> None:
         least = min(least, sim.ready("old") + sim.ready("new"))
         assert sim.now - NOW < timedelta(minutes=5)
     assert least == 2
-    assert any(each.reason == "StrategyChosen" and "Insufficient gpu" in each.message for each in sim.told)
+    assert any(
+        each.reason == "StrategyChosen" and "Insufficient gpu" in each.message for each in sim.told
+    )
 
 
 @pytest.mark.parametrize("strategy", ["Auto", "BlueGreen", "Rolling", "Canary"])
@@ -299,7 +327,12 @@ def test_the_only_pod_is_never_stopped_for_a_new_one_that_finds_no_room(strategy
 
 
 def test_a_first_revision_that_finds_no_room_is_not_told_to_interrupt_anything() -> None:
-    sim = Sim(rollout("Auto", progressDeadlineSeconds=300), replicas=1, room=0, status=LLMDeploymentStatus()).run(400)
+    sim = Sim(
+        rollout("Auto", progressDeadlineSeconds=300),
+        replicas=1,
+        room=0,
+        status=LLMDeploymentStatus(),
+    ).run(400)
     assert sim.candidate.reason == "ProgressDeadlineExceeded"
     assert "Insufficient gpu" in sim.candidate.message
     assert "Recreate" not in sim.candidate.message
@@ -324,7 +357,8 @@ def test_an_interruption_is_permitted_by_its_name_while_the_candidate_waits() ->
 
 
 def test_an_interruption_that_an_older_operator_has_begun_is_gone_through_with() -> None:
-    """Until 2026-11-28 Auto chose Recreate for a single pod: after the upgrade its old pod may be gone already."""
+    """Until 2026-11-28 Auto chose Recreate for a single pod:
+    after the upgrade its old pod may be gone already."""
     sim = Sim(rollout("Recreate"), replicas=1, room=1).run(2)
     assert not sim.ready("old")
     sim.spec = rollout("Auto")
@@ -353,7 +387,9 @@ def test_where_one_new_pod_has_found_room_auto_has_never_less_ready_pods() -> No
 @pytest.mark.parametrize("strategy", ["Auto", "Rolling"])
 def test_no_old_pod_is_stopped_for_new_ones_that_fit_nowhere(strategy: str) -> None:
     said = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
-    sim = Sim(rollout(strategy, progressDeadlineSeconds=300), replicas=3, said=said, nowhere={"new"})
+    sim = Sim(
+        rollout(strategy, progressDeadlineSeconds=300), replicas=3, said=said, nowhere={"new"}
+    )
     for _ in range(400):
         sim.step()
         assert sim.ready("old") == 3
@@ -371,7 +407,12 @@ def test_old_pods_that_were_stopped_in_vain_come_back_before_the_deadline(strate
 
 
 def test_a_node_that_is_on_its_way_is_waited_for() -> None:
-    sim = Sim(rollout("Auto"), replicas=2, room=3, coming={"pod": "pod triggered scale-up: [{gpus 1->2 (max: 3)}]"})
+    sim = Sim(
+        rollout("Auto"),
+        replicas=2,
+        room=3,
+        coming={"pod": "pod triggered scale-up: [{gpus 1->2 (max: 3)}]"},
+    )
     for _ in range(200):
         sim.step()
         assert sim.ready("old") == 2
@@ -405,7 +446,9 @@ def test_room_that_comes_in_time_leaves_the_choice_as_it_was() -> None:
 
 def test_a_candidate_that_never_gets_ready_is_given_up_at_its_deadline() -> None:
     for strategy in ("BlueGreen", "Rolling", "Canary", "Recreate"):
-        sim = Sim(rollout(strategy, progressDeadlineSeconds=60), replicas=2, never_ready={"new"}).run(120)
+        sim = Sim(
+            rollout(strategy, progressDeadlineSeconds=60), replicas=2, never_ready={"new"}
+        ).run(120)
         assert (sim.stable, sim.candidate.reason) == ("1", "ProgressDeadlineExceeded")
         assert (sim.serving, sim.ready("old"), sim.ready("new")) == (("old",), 2, 0)
 
@@ -471,7 +514,9 @@ def test_a_crash_after_the_switch_turns_the_service_back() -> None:
     assert (sim.serving, sim.candidate.reason) == (("old",), "CandidateCrashed")
 
 
-def test_new_pods_that_are_lost_after_the_switch_give_the_clients_back_until_they_are_there() -> None:
+def test_new_pods_that_are_lost_after_the_switch_give_the_clients_back_until_they_are_there() -> (
+    None
+):
     sim = turned(blueGreen={"holdSeconds": 30})
     sim.never_ready = {"new"}
     sim.play()
@@ -545,8 +590,12 @@ def test_a_candidate_that_is_promoted_undecided_is_promoted_with_these_words() -
 
 
 @pytest.mark.parametrize("strategy", ["Canary", "BlueGreen", "Rolling"])
-def test_a_gate_that_does_not_decide_holds_the_candidate_for_a_time_and_then_takes_it_back(strategy: str) -> None:
-    sim = Sim(rollout(strategy, gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=300), replicas=4)
+def test_a_gate_that_does_not_decide_holds_the_candidate_for_a_time_and_then_takes_it_back(
+    strategy: str,
+) -> None:
+    sim = Sim(
+        rollout(strategy, gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=300), replicas=4
+    )
     sim.evidence = shown("Inconclusive")
     sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
     began = sim.now
@@ -565,7 +614,9 @@ def test_a_gate_that_decides_while_the_candidate_is_held_lets_it_go_on(strategy:
     assert "passed: gate maxErrorRate" in sim.told[-1].message
 
 
-def test_undecided_gates_take_the_candidate_back_at_the_end_of_the_hold_where_that_is_asked_for() -> None:
+def test_undecided_gates_take_the_candidate_back_at_the_end_of_the_hold_where_that_is_asked_for() -> (
+    None
+):
     sim = Sim(rollout("BlueGreen", gates=[SLOW], onInconclusive="RollBack"), replicas=2)
     sim.evidence = shown("Inconclusive")
     sim.until(lambda s: s.candidate is not None and s.candidate.outcome == "Failed")
@@ -577,16 +628,27 @@ def test_a_hold_for_undecided_gates_is_told_once_and_named_for_its_reader() -> N
     sim.evidence = shown("Inconclusive")
     sim.run(200)
     (told,) = [each for each in sim.told if each.reason == "GateUndecided"]
-    assert "maxErrorRate: not decided at the end of the hold; revision new is held until" in told.message
+    assert (
+        "maxErrorRate: not decided at the end of the hold; revision new is held until"
+        in told.message
+    )
     assert sim.decision is not None
     # The step's own end has passed and is not told any more.
-    assert "at most 20 % of the traffic; not decided yet: maxErrorRate, held for it until" in sim.decision.stage
-    assert f"{told.message.split('held until ')[1]} (see .status.candidate.gates)" in sim.decision.stage
+    assert (
+        "at most 20 % of the traffic; not decided yet: maxErrorRate, held for it until"
+        in sim.decision.stage
+    )
+    assert (
+        f"{told.message.split('held until ')[1]} (see .status.candidate.gates)"
+        in sim.decision.stage
+    )
     assert sim.candidate.undecided_since is not None
 
 
 def test_pods_that_come_and_go_do_not_make_the_hold_longer() -> None:
-    sim = Sim(rollout("Canary", gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=100), replicas=4)
+    sim = Sim(
+        rollout("Canary", gates=[SLOW], onInconclusive="Hold", maxHoldSeconds=100), replicas=4
+    )
     sim.evidence = shown("Inconclusive")
     sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told))
     began = sim.now
@@ -599,7 +661,10 @@ def test_pods_that_come_and_go_do_not_make_the_hold_longer() -> None:
 
 @pytest.mark.parametrize("strategy", ["Canary", "BlueGreen", "Rolling"])
 def test_a_decision_after_a_long_hold_is_not_taken_for_a_missed_deadline(strategy: str) -> None:
-    sim = Sim(rollout(strategy, gates=[SLOW], onInconclusive="Hold", progressDeadlineSeconds=50), replicas=4)
+    sim = Sim(
+        rollout(strategy, gates=[SLOW], onInconclusive="Hold", progressDeadlineSeconds=50),
+        replicas=4,
+    )
     sim.evidence = shown("Inconclusive")
     sim.until(lambda s: any(each.reason == "GateUndecided" for each in s.told)).run(300)
     sim.evidence = shown("Passed")
@@ -618,7 +683,10 @@ def test_undecided_gates_do_not_keep_a_candidate_from_its_traffic_that_has_lost_
 
 
 def test_without_traffic_there_is_nothing_to_hold_for() -> None:
-    assert Sim(rollout("Recreate", gates=[SLOW], onInconclusive="Hold"), replicas=2).run().stable == "2"
+    assert (
+        Sim(rollout("Recreate", gates=[SLOW], onInconclusive="Hold"), replicas=2).run().stable
+        == "2"
+    )
 
 
 def test_skip_waits_for_no_decision() -> None:
@@ -653,7 +721,9 @@ def test_a_canary_has_no_traffic_before_all_pods_of_its_first_step_are_ready_and
 @pytest.mark.parametrize("strategy", ["First", "Recreate"])
 def test_pods_that_serve_alone_go_on_serving_while_a_late_one_is_asked(strategy: str) -> None:
     gate = {"smokePrompts": {"configMap": "smoke"}}
-    sim = Sim(rollout("Recreate" if strategy == "Recreate" else "Auto", gates=[gate]), replicas=2, room=2)
+    sim = Sim(
+        rollout("Recreate" if strategy == "Recreate" else "Auto", gates=[gate]), replicas=2, room=2
+    )
     if strategy == "First":
         sim.status = LLMDeploymentStatus()
         sim.serving = ()
@@ -667,7 +737,9 @@ def test_pods_that_serve_alone_go_on_serving_while_a_late_one_is_asked(strategy:
         sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1, pods=1)})
         sim.pods["new"][1].ready = False
         sim.look()
-    sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1, pods=1, waiting="the second is being asked")})
+    sim.evidence = Evidence(
+        "new", smoke={"smoke": SmokeOutcome(1, pods=1, waiting="the second is being asked")}
+    )
     sim.run(3)
     assert sim.serving == ("new",)
     sim.evidence = Evidence("new", smoke={"smoke": SmokeOutcome(1, ("pod b: wrong",), pods=1)})
@@ -688,7 +760,9 @@ def test_a_rolling_that_fails_at_its_last_pod_answers_until_an_old_pod_is_back()
 
 @pytest.mark.parametrize("wanted", ["newer", "old"])
 @pytest.mark.parametrize("state", ["Inconclusive", "Failed"])
-def test_a_rolling_that_is_replaced_at_its_last_pod_answers_until_an_old_pod_is_back(wanted: str, state: str) -> None:
+def test_a_rolling_that_is_replaced_at_its_last_pod_answers_until_an_old_pod_is_back(
+    wanted: str, state: str
+) -> None:
     sim = Sim(rollout("Rolling", gates=[SLOW]), replicas=2, room=2)
     sim.until(lambda s: s.ready("old") == 0 and s.ready("new") >= 1)
     if state == "Failed":
@@ -721,7 +795,9 @@ def test_a_replaced_rolling_is_what_serves_where_the_old_pods_do_not_come_back()
 
 
 def test_pause_stops_between_steps_and_its_time_does_not_count() -> None:
-    sim = Sim(rollout("Canary", progressDeadlineSeconds=60), replicas=4, annotations={STEER: "pause"})
+    sim = Sim(
+        rollout("Canary", progressDeadlineSeconds=60), replicas=4, annotations={STEER: "pause"}
+    )
     sim.run(300)
     assert (sim.candidate.outcome, sim.candidate.paused, sim.serving) == (None, True, ("old",))
     sim.annotations = {STEER: "resume"}
@@ -779,10 +855,20 @@ def test_a_rollback_holds_a_kept_revision_until_something_newer_is_wanted() -> N
 
 
 def test_a_step_that_holds_says_until_when() -> None:
-    spec = RolloutSpec.model_validate({"strategy": "Canary", "canary": {"steps": [{"weight": 50, "holdSeconds": 90}]}})
+    spec = RolloutSpec.model_validate(
+        {"strategy": "Canary", "canary": {"steps": [{"weight": 50, "holdSeconds": 90}]}}
+    )
     began = {"startedAt": "2026-01-02T09:59:00Z", "stepStartedAt": "2026-01-02T10:00:00Z"}
     status = CandidateStatus.model_validate(
-        {"revision": "new", "version": "2", "image": "i", "strategy": "Canary", "step": 1, "weight": 50, **began}
+        {
+            "revision": "new",
+            "version": "2",
+            "image": "i",
+            "strategy": "Canary",
+            "step": 1,
+            "weight": 50,
+            **began,
+        }
     )
     told = "canary step 1 of 1, at most 50 % of the traffic, at least until 10:01:30 UTC"
     move = Move(Sim(spec).situation(), None, Candidate.read(status))
@@ -791,10 +877,14 @@ def test_a_step_that_holds_says_until_when() -> None:
 
 
 def test_a_rollback_to_what_is_not_kept_lists_what_is() -> None:
-    sim = Sim(rollout("BlueGreen"), annotations={ROLLBACK: "gone"}, kept={"old": Wanted("old", "1", "i")})
+    sim = Sim(
+        rollout("BlueGreen"), annotations={ROLLBACK: "gone"}, kept={"old": Wanted("old", "1", "i")}
+    )
     sim.run(10)
     assert sim.stable == "2"
-    assert any("old (version 1)" in each.message for each in sim.told if each.reason == "AnnotationIgnored")
+    assert any(
+        "old (version 1)" in each.message for each in sim.told if each.reason == "AnnotationIgnored"
+    )
 
 
 def test_an_alias_moved_three_times_in_a_second_ends_at_the_last() -> None:
@@ -836,7 +926,8 @@ def test_the_autoscaler_changes_the_size_in_the_middle_of_a_step() -> None:
 
 @pytest.mark.parametrize("seed", range(90))
 def test_whatever_happens_no_promise_is_broken(seed: int) -> None:
-    """A random walk: pods, clock, people, registry and figures do what they like; then quiet, and it ends."""
+    """A random walk: pods, clock, people, registry and figures do what they like;
+    then quiet, and it ends."""
     chance = random.Random(seed)
     strategy = chance.choice(["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"])
     gates = [SLOW, {"smokePrompts": {"configMap": "smoke"}}]
@@ -884,7 +975,11 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
     if candidate is not None and candidate.strategy == "Recreate":
         takes_turns(sim, decision, (decision.stable.revision, candidate.revision))
         return
-    if decision.serving != (decision.stable.revision,) and candidate is not None and candidate.strategy == "BlueGreen":
+    if (
+        decision.serving != (decision.stable.revision,)
+        and candidate is not None
+        and candidate.strategy == "BlueGreen"
+    ):
         assert decision.serving == (candidate.revision,)
         assert sim.ready(candidate.revision)
         assert decision.replicas[decision.stable.revision] == sim.replicas
@@ -894,7 +989,11 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
     if len(decision.serving) == 2:
         others = [revision for revision in sim.pods if revision not in decision.serving]
         assert not any(not pod.leaving for revision in others for pod in sim.pods[revision])
-    if candidate is None or candidate.revision not in decision.serving or candidate.outcome is not None:
+    if (
+        candidate is None
+        or candidate.revision not in decision.serving
+        or candidate.outcome is not None
+    ):
         return
     if candidate.strategy == "Canary":
         new = decision.replicas[candidate.revision]
@@ -908,7 +1007,8 @@ def promises(sim: Sim, before: LLMDeploymentStatus, decision: Decision) -> None:
 
 
 def takes_turns(sim: Sim, decision: Decision, both: tuple[str, str]) -> None:
-    """Recreate: one of the two is behind the Service, and none gets a pod as long as the other has one."""
+    """Recreate: one of the two is behind the Service,
+    and none gets a pod as long as the other has one."""
     assert len(decision.serving) == 1
     assert set(decision.serving) <= set(both)
     for revision, other in (both, both[::-1]):

@@ -21,7 +21,10 @@ NEVER = "preemption: 0/1 nodes are available: 1 Preemption is not helpful for sc
 
 
 def old(**requests: str) -> dict[str, Any]:
-    return {"metadata": {"name": "old"}, "spec": {"containers": [{"resources": {"requests": requests}}]}}
+    return {
+        "metadata": {"name": "old"},
+        "spec": {"containers": [{"resources": {"requests": requests}}]},
+    }
 
 
 OLD = old(cpu="500m", memory="2Gi", **{"nvidia.com/gpu": "1"})
@@ -32,69 +35,139 @@ OLD = old(cpu="500m", memory="2Gi", **{"nvidia.com/gpu": "1"})
     [
         # Resources that the old pod holds, and one that it does not.
         (f"0/1 nodes are available: 1 Insufficient cpu. {ONE}", HELPS),
-        (f"0/1 nodes are available: 1 Insufficient memory. no new claims to deallocate, {ONE}", HELPS),
+        (
+            f"0/1 nodes are available: 1 Insufficient memory. no new claims to deallocate, {ONE}",
+            HELPS,
+        ),
         ("0/4 nodes are available: 3 Insufficient nvidia.com/gpu, 1 Insufficient memory.", HELPS),
         (f"0/1 nodes are available: 1 Insufficient amd.com/gpu. {ONE}", IN_VAIN),
-        ("0/1 nodes are available: 1 Insufficient hugepages-2Mi, 1 node(s) had untolerated taint {a: b}.", IN_VAIN),
+        (
+            (
+                "0/1 nodes are available: 1 Insufficient hugepages-2Mi, 1 node(s) had untolerated"
+                " taint {a: b}."
+            ),
+            IN_VAIN,
+        ),
         # More than a whole node has: the scheduler says that no pod's going would help.
         (f"0/1 nodes are available: 1 Insufficient cpu. {NEVER}", IN_VAIN),
         # Places that pods take from each other.
         (f"0/1 nodes are available: 1 Too many pods. {ONE}", HELPS),
-        (f"0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports. {ONE}", HELPS),
-        (f"0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules. {ONE}", HELPS),
-        (f"0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules. {ONE}", HELPS),
-        (f"0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints. {ONE}", HELPS),
         (
-            "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and "
-            "ReadWriteOncePod access mode.",
+            (
+                "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod"
+                f" ports. {ONE}"
+            ),
+            HELPS,
+        ),
+        (f"0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules. {ONE}", HELPS),
+        (
+            (
+                "0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity"
+                f" rules. {ONE}"
+            ),
             HELPS,
         ),
         (
-            "0/1 nodes are available: 1 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access "
-            f"mode already in-use by another pod. {ONE}",
+            (
+                "0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints."
+                f" {ONE}"
+            ),
+            HELPS,
+        ),
+        (
+            (
+                "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same"
+                " name and ReadWriteOncePod access mode."
+            ),
+            HELPS,
+        ),
+        (
+            (
+                "0/1 nodes are available: 1 node(s) unavailable due to PersistentVolumeClaim with"
+                f" ReadWriteOncePod access mode already in-use by another pod. {ONE}"
+            ),
             HELPS,
         ),
         (f"0/1 nodes are available: 1 node(s) exceed max volume count. {ONE}", HELPS),
-        (f"0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, {ONE}", HELPS),
+        (
+            f"0/1 nodes are available: 1 cannot allocate all claims. still not schedulable, {ONE}",
+            HELPS,
+        ),
         (f"0/1 nodes are available: 1 node(s) are of a kind not known here yet. {ONE}", HELPS),
         # Other schedulers.
-        ("No nodes with enough resources were found for the pod: Node-Group: 1 node: not enough GPUs", HELPS),
+        (
+            (
+                "No nodes with enough resources were found for the pod: Node-Group: 1 node: not"
+                " enough GPUs"
+            ),
+            HELPS,
+        ),
         ("0/1 nodes are unavailable: 1 insufficient cpu", HELPS),
         # What stays as it is when a pod goes.
-        (f"0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. {NEVER}", IN_VAIN),
+        (
+            (
+                "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
+                f" {NEVER}"
+            ),
+            IN_VAIN,
+        ),
         ("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.", IN_VAIN),
-        (f"0/1 nodes are available: 1 node(s) had untolerated taint {{nvidia.com/gpu: present}}. {NEVER}", IN_VAIN),
+        (
+            (
+                "0/1 nodes are available: 1 node(s) had untolerated taint {nvidia.com/gpu:"
+                f" present}}. {NEVER}"
+            ),
+            IN_VAIN,
+        ),
         (f"0/1 nodes are available: 1 node(s) were unschedulable. {NEVER}", IN_VAIN),
         (f"0/1 nodes are available: 1 node(s) didn't match pod affinity rules. {NEVER}", IN_VAIN),
         (f"0/2 nodes are available: 2 node(s) had volume node affinity conflict. {NEVER}", IN_VAIN),
-        (f"0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. {NEVER}", IN_VAIN),
+        (
+            f"0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. {NEVER}",
+            IN_VAIN,
+        ),
         ('0/1 nodes are available: persistentvolumeclaim "models" not found.', IN_VAIN),
         ("0/1 nodes are available: 1 node(s) did not have enough free storage.", IN_VAIN),
-        ("0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind.", IN_VAIN),
         (
-            "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints (missing required label).",
+            "0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind.",
+            IN_VAIN,
+        ),
+        (
+            (
+                "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints"
+                " (missing required label)."
+            ),
             IN_VAIN,
         ),
         ("no nodes available to schedule pods", IN_VAIN),
         (
-            "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. preemption: not eligible "
-            "due to preemptionPolicy=Never.",
+            (
+                "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."
+                " preemption: not eligible due to preemptionPolicy=Never."
+            ),
             IN_VAIN,
         ),
         # Several nodes: one where it helps is enough.
         (
-            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable. preemption: 0/3 nodes are "
-            "available: 1 No preemption victims found for incoming pod, 2 Preemption is not helpful for scheduling.",
+            (
+                "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable."
+                " preemption: 0/3 nodes are available: 1 No preemption victims found for incoming"
+                " pod, 2 Preemption is not helpful for scheduling."
+            ),
             HELPS,
         ),
         (
-            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable. preemption: 0/3 nodes are "
-            "available: 3 Preemption is not helpful for scheduling.",
+            (
+                "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) were unschedulable."
+                " preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
+            ),
             IN_VAIN,
         ),
     ],
 )
-def test_an_old_pod_is_stopped_only_where_its_going_can_make_the_room(said: str, helps: bool) -> None:
+def test_an_old_pod_is_stopped_only_where_its_going_can_make_the_room(
+    said: str, helps: bool
+) -> None:
     assert room.freed(said, [OLD]) is helps
     assert not room.freed(said, [])
 
@@ -123,12 +196,17 @@ def move(status: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> Move:
     [
         ("exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2", HELPS),
         (
-            "exceeded quota: q, requested: requests.cpu=2,requests.memory=500Mi, used: requests.cpu=4,"
-            "requests.memory=1Gi, limited: requests.cpu=5,requests.memory=1Gi",
+            (
+                "exceeded quota: q, requested: requests.cpu=2,requests.memory=500Mi, used:"
+                " requests.cpu=4,requests.memory=1Gi, limited: requests.cpu=5,requests.memory=1Gi"
+            ),
             HELPS,
         ),
         (
-            "exceeded quota: q, requested: limits.memory=8Gi, used: limits.memory=2Gi, limited: limits.memory=4Gi",
+            (
+                "exceeded quota: q, requested: limits.memory=8Gi, used: limits.memory=2Gi, limited:"
+                " limits.memory=4Gi"
+            ),
             IN_VAIN,
         ),
         ("failed quota: q: must specify limits.cpu for: runtime", IN_VAIN),
@@ -136,7 +214,9 @@ def move(status: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> Move:
         ('violates PodSecurity "restricted:latest": runAsNonRoot != true', IN_VAIN),
     ],
 )
-def test_a_quota_that_is_used_up_is_a_lack_of_room_and_other_refusals_are_not(said: str, helps: bool) -> None:
+def test_a_quota_that_is_used_up_is_a_lack_of_room_and_other_refusals_are_not(
+    said: str, helps: bool
+) -> None:
     refused = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate"}
     refused["message"] = f'pods "bot-new-x" is forbidden: {said}'
     found = room.lack(move({"conditions": [refused]}))
@@ -146,7 +226,12 @@ def test_a_quota_that_is_used_up_is_a_lack_of_room_and_other_refusals_are_not(sa
 
 def unplaced(**more: Any) -> dict[str, Any]:
     message = f"0/1 nodes are available: 1 Insufficient cpu. {ONE}"
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": message,
+    }
     return {"metadata": {"name": "new"}, "spec": {}, "status": {"conditions": [condition], **more}}
 
 

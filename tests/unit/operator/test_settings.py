@@ -21,13 +21,21 @@ def written(folder: Path, text: str) -> Path:
     [
         ("runtimeImage: a\npollSecond: 3", "pollSecond"),
         ("pollSeconds: 3", "runtimeImage"),
-        ("runtimeImage: a\nconnections: {x: {trackingUri: 'mlflow:5000'}}", "connections.x.trackingUri"),
+        (
+            "runtimeImage: a\nconnections: {x: {trackingUri: 'mlflow:5000'}}",
+            "connections.x.trackingUri",
+        ),
         ("runtimeImage: a\nprometheus: {allowed: ['prometheus:9090']}", "prometheus.allowed.0"),
-        ("runtimeImage: a\nfetchResources: {limits: {memory: much}}", "fetchResources.limits.memory"),
+        (
+            "runtimeImage: a\nfetchResources: {limits: {memory: much}}",
+            "fetchResources.limits.memory",
+        ),
         ("runtimeImage: [", "not YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_with_the_name_of_the_culprit(tmp_path: Path, text: str, named: str) -> None:
+def test_a_wrong_file_is_refused_with_the_name_of_the_culprit(
+    tmp_path: Path, text: str, named: str
+) -> None:
     with pytest.raises(SettingsError, match=named):
         load(written(tmp_path, text))
 
@@ -36,12 +44,17 @@ def test_a_wrong_file_is_refused_with_the_name_of_the_culprit(tmp_path: Path, te
     ("written_as", "manifest"),
     [
         ("", {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "512Mi"}}),
-        ("fetchResources: {requests: {memory: 1Gi}, limits: null}", {"requests": {"memory": "1Gi"}}),
+        (
+            "fetchResources: {requests: {memory: 1Gi}, limits: null}",
+            {"requests": {"memory": "1Gi"}},
+        ),
         ("fetchResources: {}", {}),
         ("fetchResources: {limits: {memory: 1e9}}", {"limits": {"memory": "1e9"}}),
     ],
 )
-def test_what_is_switched_off_stays_off(tmp_path: Path, written_as: str, manifest: dict[str, object]) -> None:
+def test_what_is_switched_off_stays_off(
+    tmp_path: Path, written_as: str, manifest: dict[str, object]
+) -> None:
     """helm writes null where somebody takes a default away; it used to come back."""
     found = load(written(tmp_path, f"runtimeImage: a\n{written_as}")).fetch_resources
     assert found is not None
@@ -72,7 +85,10 @@ def test_connections_follow_the_file_and_a_broken_file_changes_nothing(tmp_path:
 def test_credentials_are_read_at_every_use(tmp_path: Path) -> None:
     folder = tmp_path / "credentials"
     folder.mkdir()
-    text = f"runtimeImage: a\nconnections: {{default: {{trackingUri: 'http://a', credentialsFolder: '{folder}'}}}}"
+    text = (
+        "runtimeImage: a\nconnections: {default: {trackingUri: 'http://a', credentialsFolder:"
+        f" '{folder}'}}}}"
+    )
     known = load(written(tmp_path, text)).connections
     assert read_connection("default", known).token == ""
     (folder / "token").write_text("t\n")

@@ -1,4 +1,5 @@
-"""Shadow traffic as the operator sees it: when a candidate is sent copies, what their gates say, and what follows."""
+"""Shadow traffic as the operator sees it:
+when a candidate is sent copies, what their gates say, and what follows."""
 
 from __future__ import annotations
 
@@ -34,13 +35,22 @@ SHADOW = {"percent": 100, "holdSeconds": 30}
 def said(state: str, spec: dict[str, Any] = EXACT) -> Evidence:
     """What the gate says of a candidate's copies."""
     gate = GateSpec.model_validate(spec)
-    fields = {"name": "shadowAgreement minExact", "state": state, "estimate": "0.5", "threshold": "0.95"}
+    fields = {
+        "name": "shadowAgreement minExact",
+        "state": state,
+        "estimate": "0.5",
+        "threshold": "0.95",
+    }
     smoke = {"smoke": SmokeOutcome(1)}
-    return Evidence("new", shadow={gates.key(gate): GateVerdict.model_validate(fields)}, smoke=smoke)
+    return Evidence(
+        "new", shadow={gates.key(gate): GateVerdict.model_validate(fields)}, smoke=smoke
+    )
 
 
 def sim(strategy: str, state: str = "Inconclusive", replicas: int = 4, **fields: Any) -> Sim:
-    spec = rollout(strategy, **{"shadow": SHADOW, "gates": [EXACT], "onInconclusive": "Hold", **fields})
+    spec = rollout(
+        strategy, **{"shadow": SHADOW, "gates": [EXACT], "onInconclusive": "Hold", **fields}
+    )
     return Sim(spec, replicas=replicas, evidence=said(state))
 
 
@@ -146,7 +156,9 @@ def test_what_the_copies_have_shown_outlives_an_operator_that_restarts() -> None
     assert [each.state for each in road.candidate.gates] == ["Passed"]
 
 
-@pytest.mark.parametrize("fields", [{"shadow": {"percent": 0}, "gates": []}, {"gates": []} | {"shadow": None}])
+@pytest.mark.parametrize(
+    "fields", [{"shadow": {"percent": 0}, "gates": []}, {"gates": []} | {"shadow": None}]
+)
 def test_percent_zero_is_as_none(fields: dict[str, Any]) -> None:
     road = sim("BlueGreen", **fields)
     while road.stable == "1":
@@ -179,7 +191,9 @@ def looked(spec: dict[str, Any], *looks: Shadowed) -> GateVerdict:
     seen = Copies("new")
     found: dict[str, GateVerdict] = {}
     for each in looks:
-        found = seen.look([GateSpec.model_validate(spec)], {"old-1": each}, candidate="bot-new", at=AT)
+        found = seen.look(
+            [GateSpec.model_validate(spec)], {"old-1": each}, candidate="bot-new", at=AT
+        )
     return next(iter(found.values()))
 
 
@@ -192,7 +206,11 @@ def test_answers_that_agree_pass_and_the_figures_say_how_many_do() -> None:
 
 def test_answers_that_differ_fail() -> None:
     verdict = looked(EXACT, *(counted(40 * n, 20 * n) for n in range(12)))
-    assert (verdict.name, verdict.state, verdict.estimate) == ("shadowAgreement minExact", "Failed", "0.5")
+    assert (verdict.name, verdict.state, verdict.estimate) == (
+        "shadowAgreement minExact",
+        "Failed",
+        "0.5",
+    )
     assert float(verdict.high or 1) < 0.95
     assert "220 of 440 answers had another text" in (verdict.message or "")
 
@@ -206,15 +224,21 @@ def test_similarity_is_judged_by_its_mean() -> None:
     def shown(mean: float) -> str:
         spec = {"shadowAgreement": {"minSimilarity": 0.8}}
         shares = [
-            {"compared": {"similarity": 40 * n}, "difference": {"similarity": 40 * n * (1 - mean)}} for n in range(12)
+            {"compared": {"similarity": 40 * n}, "difference": {"similarity": 40 * n * (1 - mean)}}
+            for n in range(12)
         ]
-        return looked(spec, *(Shadowed("bot-new", {"compared": 40 * n}, **each) for n, each in enumerate(shares))).state
+        return looked(
+            spec,
+            *(Shadowed("bot-new", {"compared": 40 * n}, **each) for n, each in enumerate(shares)),
+        ).state
 
     assert [shown(mean) for mean in (0.95, 0.5)] == ["Passed", "Failed"]
 
 
 @pytest.mark.parametrize(("times", "state"), [(1.0, "Passed"), (3.0, "Failed")])
-@pytest.mark.parametrize(("bound", "what"), [("maxTokensP95Ratio", "tokens"), ("maxSecondsP95Ratio", "seconds")])
+@pytest.mark.parametrize(
+    ("bound", "what"), [("maxTokensP95Ratio", "tokens"), ("maxSecondsP95Ratio", "seconds")]
+)
 def test_lengths_and_times_are_compared_with_stable_s_of_the_same_requests(
     bound: str, what: str, times: float, state: str
 ) -> None:
@@ -227,7 +251,10 @@ def test_lengths_and_times_are_compared_with_stable_s_of_the_same_requests(
             samples["stable"].append(value)
             samples["candidate"].append(times * value)
         bounds = (*FINE_BOUNDS_SECONDS, inf)
-        fine = {(side, what): {b: sum(v <= b for v in values) for b in bounds} for side, values in samples.items()}
+        fine = {
+            (side, what): {b: sum(v <= b for v in values) for b in bounds}
+            for side, values in samples.items()
+        }
         looks.append(Shadowed("bot-new", {"compared": len(samples["stable"])}, fine=fine))
     assert looked({"shadowAgreement": {bound: 1.5}}, *looks).state == state
 
@@ -246,7 +273,8 @@ def test_equal_versions_are_taken_back_in_one_of_a_hundred_roll_outs_at_most() -
         seen = Copies("new")
         spec = GateSpec.model_validate(EXACT)
         states = [
-            seen.look([spec], {"old-1": each}, candidate="bot-new", at=AT)[gates.key(spec)].state for each in looks
+            seen.look([spec], {"old-1": each}, candidate="bot-new", at=AT)[gates.key(spec)].state
+            for each in looks
         ]
         failed += "Failed" in states
     assert failed <= 2
@@ -264,8 +292,11 @@ def test_a_pod_that_began_anew_counts_from_its_start() -> None:
     before = counted(100, 5)
     assert since(counted(7, 1), before).compared == {"exact": 7}
     assert since(counted(107, 6), before).compared == {"exact": 7}
-    # Another mix of requests since its start: more copies than before, and fewer answers of one kind.
-    assert since(Shadowed("bot-new", {"compared": 107}, {"exact": 3}), before).compared == {"exact": 0}
+    # Another mix of requests since its start:
+    # more copies than before, and fewer answers of one kind.
+    assert since(Shadowed("bot-new", {"compared": 107}, {"exact": 3}), before).compared == {
+        "exact": 0
+    }
 
 
 def test_the_operator_reads_what_the_runtime_tells() -> None:
@@ -279,9 +310,14 @@ def test_the_operator_reads_what_the_runtime_tells() -> None:
     registry.register(tally)
     found = read(generate_latest(registry).decode()).shadowed
     assert (found.candidate, found.results) == ("bot-new", {"compared": 1})
-    assert (found.compared, found.difference) == ({"exact": 1, "similarity": 1}, {"exact": 1, "similarity": 0.25})
+    assert (found.compared, found.difference) == (
+        {"exact": 1, "similarity": 1},
+        {"exact": 1, "similarity": 0.25},
+    )
     assert found.fine["candidate", "tokens"][inf] == 1
-    assert min(b for b, n in found.fine["candidate", "tokens"].items() if n) == pytest.approx(0.3, rel=0.05)
+    assert min(b for b, n in found.fine["candidate", "tokens"].items() if n) == pytest.approx(
+        0.3, rel=0.05
+    )
 
 
 def shadow_file(world: World) -> ShadowFile | None:
@@ -335,7 +371,9 @@ async def test_pods_that_run_are_told_of_a_candidate_and_nothing_is_restarted() 
 
 async def test_copies_that_differ_take_the_candidate_back_before_any_traffic() -> None:
     world = World()
-    await world.deploy(rollout={"strategy": "BlueGreen", "shadow": {"holdSeconds": 300}, "gates": [EXACT]})
+    await world.deploy(
+        rollout={"strategy": "BlueGreen", "shadow": {"holdSeconds": 300}, "gates": [EXACT]}
+    )
     await reconcile(KEY, world.outside, PACE)
     [old] = world.cluster.named("Deployment")
     world.cluster.play(old)
@@ -347,7 +385,9 @@ async def test_copies_that_differ_take_the_candidate_back_before_any_traffic() -
     address(world)
     for count in range(12):
         shares = {"compared": {"exact": 40 * count}, "difference": {"exact": 20 * count}}
-        world.pods.known[f"{old}-played-0"] = Figures(shadowed=Shadowed(new, {"compared": 40 * count}, **shares))
+        world.pods.known[f"{old}-played-0"] = Figures(
+            shadowed=Shadowed(new, {"compared": 40 * count}, **shares)
+        )
         await reconcile(KEY, world.outside, PACE)
     candidate = world.status()["candidate"]
     assert (candidate["outcome"], candidate["reason"]) == ("Failed", "GateFailed")
@@ -360,4 +400,9 @@ async def test_copies_that_differ_take_the_candidate_back_before_any_traffic() -
 def test_gates_on_copies_alone_hold_nothing_after_the_switch() -> None:
     spec = RolloutSpec.model_validate({"shadow": {}, "gates": [EXACT]})
     assert spec.switch_hold_seconds == 0
-    assert RolloutSpec.model_validate({"shadow": {}, "gates": [EXACT, {"maxErrorRate": 0.1}]}).switch_hold_seconds == 60
+    assert (
+        RolloutSpec.model_validate(
+            {"shadow": {}, "gates": [EXACT, {"maxErrorRate": 0.1}]}
+        ).switch_hold_seconds
+        == 60
+    )

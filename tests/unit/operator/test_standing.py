@@ -1,4 +1,5 @@
-"""No status is left standing: whatever is refused is told, and the roll-out's record goes on without it."""
+"""No status is left standing: whatever is refused is told,
+and the roll-out's record goes on without it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from llm_operator.state import Manifest
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_reconcile_llmdeployment import look, serving
 
-WEBHOOK = Unavailable('Internal error occurred: failed calling webhook "x.example.com": connection refused (500 on …)')
+WEBHOOK = Unavailable(
+    'Internal error occurred: failed calling webhook "x.example.com": connection refused (500 on …)'
+)
 POLICY = Refused("denied by ValidatingAdmissionPolicy (422)")
 TYPED = Unavailable("failed to create typed patch object: duplicate entries for key (500 on …)")
 
@@ -45,7 +48,9 @@ async def monitored(**spec: Any) -> tuple[World, str]:
     return world, await serving(world, **spec)
 
 
-async def test_a_webhook_that_is_away_is_told_once_it_lasts_and_what_is_decided_is_recorded() -> None:
+async def test_a_webhook_that_is_away_is_told_once_it_lasts_and_what_is_decided_is_recorded() -> (
+    None
+):
     world, old = await monitored()
     world.cluster.faults = {("apply", "ServiceMonitor"): WEBHOOK}
     promote(world, "2")
@@ -83,7 +88,9 @@ async def test_a_new_deployment_says_what_is_refused() -> None:
 
 async def test_a_child_that_can_never_be_valid_is_stuck_and_not_asked_for_again_and_again() -> None:
     world = World()
-    world.cluster.faults = {("apply", "Deployment"): Invalid("requests: must be less than or equal to cpu limit (422)")}
+    world.cluster.faults = {
+        ("apply", "Deployment"): Invalid("requests: must be less than or equal to cpu limit (422)")
+    }
     await world.deploy()
     done = await look(world)
     found = {kind: world.condition(kind) for kind in ("Ready", "Reconciling", "Stalled", "Applied")}
@@ -106,9 +113,28 @@ async def test_a_child_that_can_never_be_valid_is_stuck_and_not_asked_for_again_
 @pytest.mark.parametrize(
     ("said", "for_good"),
     [
-        ({"message": "invalid", "details": {"causes": [{"field": "spec.replicas", "message": "too many"}]}}, True),
-        ({"message": 'admission webhook "quota.example.com" denied the request: no room in team-a'}, False),
-        ({"message": "ValidatingAdmissionPolicy 'q' denied request", "details": {"causes": [{"message": "q"}]}}, False),
+        (
+            {
+                "message": "invalid",
+                "details": {"causes": [{"field": "spec.replicas", "message": "too many"}]},
+            },
+            True,
+        ),
+        (
+            {
+                "message": (
+                    'admission webhook "quota.example.com" denied the request: no room in team-a'
+                )
+            },
+            False,
+        ),
+        (
+            {
+                "message": "ValidatingAdmissionPolicy 'q' denied request",
+                "details": {"causes": [{"message": "q"}]},
+            },
+            False,
+        ),
     ],
 )
 def test_only_what_validation_refuses_is_invalid_for_good(said: Manifest, for_good: bool) -> None:
@@ -140,7 +166,9 @@ async def test_a_preview_that_is_refused_holds_up_no_promotion() -> None:
     assert (world.selected(), world.status()["stable"]["revision"]) == (new, new)
 
 
-@pytest.mark.parametrize("kind", ["ServiceMonitor", "Service", "PodDisruptionBudget", "Secret", "ServiceAccount"])
+@pytest.mark.parametrize(
+    "kind", ["ServiceMonitor", "Service", "PodDisruptionBudget", "Secret", "ServiceAccount"]
+)
 async def test_the_deadline_holds_whatever_is_refused(kind: str) -> None:
     world, old = await monitored(rollout={"progressDeadlineSeconds": 20})
     world.cluster.faults = {("apply", kind): POLICY}
@@ -151,7 +179,12 @@ async def test_the_deadline_holds_whatever_is_refused(kind: str) -> None:
     await tried(world)
     candidate = world.status()["candidate"]
     assert (candidate["outcome"], candidate["reason"]) == ("Failed", "ProgressDeadlineExceeded")
-    assert world.cluster.objects["Deployment", NAMESPACE, f"bot-{candidate['revision']}"]["spec"]["replicas"] == 0
+    assert (
+        world.cluster.objects["Deployment", NAMESPACE, f"bot-{candidate['revision']}"]["spec"][
+            "replicas"
+        ]
+        == 0
+    )
     assert world.status()["stable"]["revision"] == old
     assert world.cluster.events().count("RolloutFailed") == 1
 
@@ -188,13 +221,18 @@ async def test_no_pod_is_stopped_for_a_service_that_did_not_turn() -> None:
 
 
 async def test_a_child_that_cannot_be_deleted_is_told_and_holds_up_nothing() -> None:
-    world, _ = await monitored(autoscaling={"maxReplicas": 2, "metrics": [{"type": "CPU", "target": 80}]})
+    world, _ = await monitored(
+        autoscaling={"maxReplicas": 2, "metrics": [{"type": "CPU", "target": 80}]}
+    )
     await world.deploy()
     world.cluster.faults = {("delete", "HorizontalPodAutoscaler"): WEBHOOK}
     promote(world, "2")
     await tried(world)
     assert world.status()["candidate"]["version"] == "2"
-    assert "HorizontalPodAutoscaler bot is not wanted any more and could not be deleted" in told(world)[1]
+    assert (
+        "HorizontalPodAutoscaler bot is not wanted any more and could not be deleted"
+        in told(world)[1]
+    )
 
 
 async def test_an_apply_that_cannot_be_merged_reaches_the_user_although_it_is_a_500() -> None:
@@ -210,7 +248,9 @@ async def test_an_apply_that_cannot_be_merged_reaches_the_user_although_it_is_a_
 async def test_an_api_server_that_says_nothing_is_not_asked_about_each_object() -> None:
     world, _ = await monitored()
     world.cluster.writes.clear()
-    world.cluster.faults = {("apply", kind): Unanswered("time-out") for kind in ("ServiceAccount", "Service")}
+    world.cluster.faults = {
+        ("apply", kind): Unanswered("time-out") for kind in ("ServiceAccount", "Service")
+    }
     await tried(world)
     assert "time-out" in told(world)[1]
     assert not [write for write in world.cluster.writes if write[:2] == ("apply", "Deployment")]
@@ -222,7 +262,9 @@ async def test_a_service_monitor_crd_that_has_just_gone_holds_up_nothing() -> No
     promote(world, "2")
     await look(world)
     assert world.status()["candidate"]["version"] == "2"
-    world.cluster.faults = {(verb, "ServiceMonitor"): Refused("403") for verb in ("list", "get", "apply")}
+    world.cluster.faults = {
+        (verb, "ServiceMonitor"): Refused("403") for verb in ("list", "get", "apply")
+    }
     await tried(world)
     assert "ServiceMonitor bot was refused: 403" in told(world)[1]
 
@@ -234,10 +276,14 @@ async def test_events_that_may_not_be_read_hold_up_nothing() -> None:
     revision = world.status()["candidate"]["revision"]
     labels = {"llm-operator.dev/deployment": "bot", "llm-operator.dev/revision": revision}
     meta = {"name": "p", "namespace": NAMESPACE, "labels": labels}
-    await world.cluster.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"nodeName": "n"}})
+    await world.cluster.create(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"nodeName": "n"}}
+    )
     world.cluster.objects["Pod", NAMESPACE, "p"]["status"] = {
         "phase": "Pending",
-        "containerStatuses": [{"name": "runtime", "state": {"waiting": {"reason": "ContainerCreating"}}}],
+        "containerStatuses": [
+            {"name": "runtime", "state": {"waiting": {"reason": "ContainerCreating"}}}
+        ],
     }
     world.cluster.faults = {("list", "Event"): Refused("403")}
     await look(world)
@@ -245,7 +291,9 @@ async def test_events_that_may_not_be_read_hold_up_nothing() -> None:
 
 
 @pytest.mark.parametrize("fault", [WEBHOOK, Refused("pods is forbidden (403)")])
-async def test_a_look_that_fails_is_told_and_what_was_known_stays(fault: Refused | Unavailable) -> None:
+async def test_a_look_that_fails_is_told_and_what_was_known_stays(
+    fault: Refused | Unavailable,
+) -> None:
     world, revision = await monitored()
     world.cluster.faults = {("list", "Pod"): fault}
     await tried(world)
@@ -272,7 +320,10 @@ async def test_an_error_of_the_operator_itself_is_told(monkeypatch: pytest.Monke
         with pytest.raises(ValueError, match="4300"):
             await look(world)
     assert world.condition("Ready")["reason"] == "NotObserved"
-    assert "an error of the operator itself: ValueError: Exceeds the limit" in world.condition("Ready")["message"]
+    assert (
+        "an error of the operator itself: ValueError: Exceeds the limit"
+        in world.condition("Ready")["message"]
+    )
     await look(world)
     assert world.condition("Ready")["status"] == "True"
 

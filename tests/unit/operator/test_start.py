@@ -1,4 +1,5 @@
-"""The real entry point as the image runs it: a user without a name, no home, only the API server's address."""
+"""The real entry point as the image runs it:
+a user without a name, no home, only the API server's address."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from unit.operator.api_server import ApiServer, serving
 
 ROOT = Path(__file__).resolve().parents[3]
 UNNAMED = ("unshare", "--user", "--map-user=65532", "--map-group=65532", "--")
-"""Runs a command as a user that no passwd file knows, and leaves it the rights of this one to files."""
+"""Runs a command as a user that no passwd file knows,
+and leaves it the rights of this one to files."""
 
 
 def unnamed() -> tuple[str, ...]:
@@ -58,9 +60,16 @@ async def operator(server: ApiServer, folder: Path, *before: str) -> AsyncIterat
     log = folder / "log"
     named = [{"name": "a", "cluster": {"server": server.url}}]
     context = [{"name": "a", "context": {"cluster": "a", "user": "a"}}]
-    kubeconfig = {"current-context": "a", "contexts": context, "clusters": named, "users": [{"name": "a", "user": {}}]}
+    kubeconfig = {
+        "current-context": "a",
+        "contexts": context,
+        "clusters": named,
+        "users": [{"name": "a", "user": {}}],
+    }
     (folder / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
-    (folder / "config.yaml").write_text(yaml.safe_dump({"runtimeImage": "example.com/runtime:1", "port": port}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"runtimeImage": "example.com/runtime:1", "port": port})
+    )
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": "/",
@@ -68,9 +77,18 @@ async def operator(server: ApiServer, folder: Path, *before: str) -> AsyncIterat
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("operator", "runtime")),
         "API_HOST": "127.0.0.1",
     }
-    command = [*before, sys.executable, "-m", "llm_operator", "--config", str(folder / "config.yaml")]
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "llm_operator",
+        "--config",
+        str(folder / "config.yaml"),
+    ]
     with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=out, stderr=out)
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environment, stdout=out, stderr=out
+        )
     try:
         yield Running(process, port, log)
     finally:
@@ -83,7 +101,10 @@ async def answers(running: Running, status: int, missing: Sequence[str] = ()) ->
     """Wait until its /readyz answers this."""
     while True:
         answer = await running.ready()
-        if answer is not None and (answer.status_code, answer.json()["missing"]) == (status, list(missing)):
+        if answer is not None and (answer.status_code, answer.json()["missing"]) == (
+            status,
+            list(missing),
+        ):
             return
         await asyncio.sleep(0.05)
 
@@ -96,7 +117,9 @@ async def test_a_user_without_a_name_leads_and_hears(tmp_path: Path) -> None:
         assert len(server.identities) == 1
 
 
-async def test_a_leader_whose_watches_are_refused_is_not_ready_and_names_the_kind(tmp_path: Path) -> None:
+async def test_a_leader_whose_watches_are_refused_is_not_ready_and_names_the_kind(
+    tmp_path: Path,
+) -> None:
     async with serving() as server:
         server.refuses.add("configmaps")
         async with operator(server, tmp_path) as running:
@@ -119,9 +142,19 @@ async def test_no_way_to_an_api_server_ends_the_start_with_a_sentence(tmp_path: 
         running.process.terminate()
     (tmp_path / "kubeconfig").unlink()
     command = [sys.executable, "-m", "llm_operator", "--config", str(tmp_path / "config.yaml")]
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "PYTHONPATH": f"{ROOT}/operator:{ROOT}/runtime"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": "/nowhere",
+        "PYTHONPATH": f"{ROOT}/operator:{ROOT}/runtime",
+    }
     ended = await asyncio.to_thread(
-        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run,
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode == 2
     assert "no way to an API server" in ended.stdout + ended.stderr

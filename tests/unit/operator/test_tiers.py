@@ -1,4 +1,5 @@
-"""Tiers, limits of keys, and the database: what reaches the pods, by which way, and what is told."""
+"""Tiers, limits of keys, and the database:
+what reaches the pods, by which way, and what is told."""
 
 from __future__ import annotations
 
@@ -33,13 +34,18 @@ def key_file(world: World) -> KeyFile:
 
 
 def revision(**spec: Any) -> str:
-    return revision_id(LLMDeploymentSpec.model_validate({"model": MODEL, **spec}), ModelVersion("bot", "1"))
+    return revision_id(
+        LLMDeploymentSpec.model_validate({"model": MODEL, **spec}), ModelVersion("bot", "1")
+    )
 
 
 def serving_environment(world: World) -> dict[str, Any]:
     (name,) = world.cluster.named("Deployment")
     pod = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]
-    return {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in pod["containers"][0]["env"]}
+    return {
+        entry["name"]: entry.get("value") or entry["valueFrom"]
+        for entry in pod["containers"][0]["env"]
+    }
 
 
 async def test_changed_tiers_reach_the_pods_that_run_and_make_no_new_ones() -> None:
@@ -52,7 +58,9 @@ async def test_changed_tiers_reach_the_pods_that_run_and_make_no_new_ones() -> N
     file = key_file(world)
     assert (file.default_tier, [tier.requests_per_minute for tier in file.tiers]) == ("free", [10])
     assert world.status()["candidate"]["revision"] == before
-    config = json.loads(world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{before}"]["data"]["config.json"])
+    config = json.loads(
+        world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{before}"]["data"]["config.json"]
+    )
     assert config["tiers"] == []
 
 
@@ -74,11 +82,19 @@ async def test_a_keys_tier_limits_and_adapters_are_in_its_record() -> None:
     world = World()
     await world.deploy(access={"tiers": [FREE]})
     limits = {"tokensPerMonth": 5000, "priority": 7}
-    await world.put("ApiKey", "team", {"deployments": ["bot"], "tier": "free", "limits": limits, "adapters": ["legal"]})
+    await world.put(
+        "ApiKey",
+        "team",
+        {"deployments": ["bot"], "tier": "free", "limits": limits, "adapters": ["legal"]},
+    )
     await look(world, TEAM)
     await look(world)
     (record,) = key_file(world).keys
-    assert (record.tier, record.limits.tokens_per_month, record.limits.priority) == ("free", 5000, 7)
+    assert (record.tier, record.limits.tokens_per_month, record.limits.priority) == (
+        "free",
+        5000,
+        7,
+    )
     assert record.limits.max_concurrent is None
     assert record.adapters == ("legal",)
     assert world.condition("Ready", "team", "ApiKey")["status"] == "True"
@@ -126,7 +142,10 @@ async def test_without_a_database_usage_is_in_the_pod_and_a_condition_says_so() 
 
 async def test_the_databases_secret_is_named_in_the_pod_and_its_absence_in_a_condition() -> None:
     world = World()
-    references = {"secretRef": {"name": "db", "key": "url"}, "redisSecretRef": {"name": "valkey", "key": "url"}}
+    references = {
+        "secretRef": {"name": "db", "key": "url"},
+        "redisSecretRef": {"name": "valkey", "key": "url"},
+    }
     await world.deploy(database=references)
     done = await look(world)
     environment = serving_environment(world)
@@ -143,14 +162,22 @@ async def test_the_databases_secret_is_named_in_the_pod_and_its_absence_in_a_con
 async def test_a_secret_without_the_named_key_is_told_and_a_whole_one_settles_it() -> None:
     world = World()
     await world.deploy(database={"secretRef": {"name": "db", "key": "url"}})
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "db", "namespace": NAMESPACE}}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "db", "namespace": NAMESPACE},
+    }
     await world.cluster.create({**secret, "data": {"address": "eA=="}})
     await look(world)
     address = "postgresql://USER:PASSWORD@HOST/DATABASE"
-    patch = f"""kubectl -n {NAMESPACE} patch secret db -p '{{"stringData": {{"url": "{address}"}}}}'"""
+    patch = (
+        f"""kubectl -n {NAMESPACE} patch secret db -p '{{"stringData": {{"url": "{address}"}}}}'"""
+    )
     told = f"Secret db has no key url; new pods wait for it: {patch}"
     assert world.condition("UsagePersistent")["message"] == told
-    await world.cluster.apply({**secret, "data": {"url": base64.b64encode(b"postgresql://a:b@c/d").decode()}})
+    await world.cluster.apply(
+        {**secret, "data": {"url": base64.b64encode(b"postgresql://a:b@c/d").decode()}}
+    )
     await look(world)
     assert world.condition("UsagePersistent")["reason"] == "DatabaseConfigured"
     assert "a:b@c" not in json.dumps(world.status())

@@ -1,4 +1,5 @@
-"""An upgrade changes no pod: what earlier operators rendered (hack/record) is what this one goes on with.
+"""An upgrade changes no pod: what earlier operators rendered (hack/record)
+is what this one goes on with.
 
 tests/control_plane/test_upgrade.py does the same on a real API server, with pods.
 """
@@ -26,10 +27,15 @@ LATER = datetime(2026, 6, 1, tzinfo=UTC)
 
 
 def upgraded(case: dict[str, Any]) -> Observed:
-    """What a new operator sees where an old one has applied its objects: all ready, and a newer runtime image set."""
+    """What a new operator sees where an old one has applied its objects:
+    all ready, and a newer runtime image set."""
     found = [copy.deepcopy(o) for o in case["out"]["objects"] if o["kind"] != "Secret"]
     for child in found:
-        child["metadata"] |= {"uid": "u", "ownerReferences": [{"uid": META.uid, "controller": True}], "generation": 1}
+        child["metadata"] |= {
+            "uid": "u",
+            "ownerReferences": [{"uid": META.uid, "controller": True}],
+            "generation": 1,
+        }
     status = LLMDeploymentStatus.model_validate(case["out"]["status"])
     assert status.candidate is not None
     revision = status.candidate.revision
@@ -59,7 +65,9 @@ def test_a_newer_operator_keeps_the_revision_and_the_template_of_an_older_one(fi
     plan = plans.deployment(world, settle_seconds=5, now=LATER)
     before = _of("Deployment", list(world.children))
     after = [o for o in plan.objects if o["kind"] == "Deployment"]
-    assert [o["metadata"]["name"] for o in after] == [before["metadata"]["name"]], "a new revision was begun"
+    assert [o["metadata"]["name"] for o in after] == [before["metadata"]["name"]], (
+        "a new revision was begun"
+    )
     assert after[0]["spec"]["template"] == before["spec"]["template"]
     assert after[0]["spec"]["selector"] == before["spec"]["selector"]
     assert not [o for o in plan.delete if o["kind"] in ("Deployment", "ConfigMap")]
@@ -68,8 +76,11 @@ def test_a_newer_operator_keeps_the_revision_and_the_template_of_an_older_one(fi
 
 
 @pytest.mark.parametrize("file", RECORDED, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_of_a_settled_deployment_an_upgrade_changes_nothing_but_what_its_monitor_selects(file: Path) -> None:
-    """Neither the strategy Auto nor the Services of a roll-out reach what is not being rolled out."""
+def test_of_a_settled_deployment_an_upgrade_changes_nothing_but_what_its_monitor_selects(
+    file: Path,
+) -> None:
+    """Neither the strategy Auto nor the Services of a roll-out reach what is not being rolled
+    out."""
     world = upgraded(yaml.safe_load(file.read_text()))
     settled = plans.deployment(world, settle_seconds=5, now=LATER).status
     plan = plans.deployment(replace(world, status=settled), settle_seconds=5, now=LATER)
@@ -78,16 +89,22 @@ def test_of_a_settled_deployment_an_upgrade_changes_nothing_but_what_its_monitor
     before = {(o["kind"], o["metadata"]["name"]): o for o in recorded if o["kind"] != "Secret"}
     assert written.keys() == before.keys()
     changed = {kind for (kind, name), found in written.items() if found != before[kind, name]}
-    assert changed <= {"ServiceMonitor"}  # It leaves out the Services of candidates, which tell of the same pods.
+    assert changed <= {
+        "ServiceMonitor"
+    }  # It leaves out the Services of candidates, which tell of the same pods.
     assert not plan.delete
     assert plan.status == settled
 
 
-ADAPTERS = next(file for file in reversed(RECORDED) if file.stem == "adapters" and "0.1.0.dev121" in file.parts)
+ADAPTERS = next(
+    file for file in reversed(RECORDED) if file.stem == "adapters" and "0.1.0.dev121" in file.parts
+)
 """Rendered when servers fetched adapters by themselves, with credentials beside their keys."""
 
 
-def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_others_are_given_it() -> None:
+def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_others_are_given_it() -> (
+    None
+):
     case = yaml.safe_load(ADAPTERS.read_text())
     world = upgraded(case)
     before = keys.decode(_of("Secret", case["out"]["objects"]), "adapters.json")
@@ -97,7 +114,9 @@ def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_other
     assert before
     assert '"password":"p"' in before
 
-    moved = replace(world, resolution=Resolution(ModelVersion("support-bot", "4", "s3://bot/4", "run")))
+    moved = replace(
+        world, resolution=Resolution(ModelVersion("support-bot", "4", "s3://bot/4", "run"))
+    )
     plan = plans.deployment(moved, settle_seconds=5, now=LATER)
     made = [each["spec"]["template"] for each in plan.objects if each["kind"] == "Deployment"]
     assert sorted(map(workload.fetches_adapters, made)) == [False, True]
@@ -107,12 +126,20 @@ def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_other
 
     (old,) = moved.revisions.values()
     assert old.deployment
-    gone = replace(old, deployment={**old.deployment, "spec": {**old.deployment["spec"], "replicas": 0}}, pods=())
-    plan = plans.deployment(replace(moved, revisions={old.revision: gone}), settle_seconds=5, now=LATER)
+    gone = replace(
+        old,
+        deployment={**old.deployment, "spec": {**old.deployment["spec"], "replicas": 0}},
+        pods=(),
+    )
+    plan = plans.deployment(
+        replace(moved, revisions={old.revision: gone}), settle_seconds=5, now=LATER
+    )
     assert keys.decode(plan.key_file, "adapters.json") == "{}"
 
 
-def test_a_connection_that_is_away_for_a_moment_takes_no_adapter_from_pods_that_fetch_by_themselves() -> None:
+def test_a_connection_that_is_away_for_a_moment_takes_no_adapter_from_pods_that_fetch_by_themselves() -> (
+    None
+):
     world = replace(upgraded(yaml.safe_load(ADAPTERS.read_text())), connections={})
     withdrawn = plans.deployment(world, settle_seconds=5, now=LATER)
     next_look = replace(world, adapters_beside_keys=keys.given(withdrawn.key_file).adapters)

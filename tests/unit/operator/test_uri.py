@@ -42,7 +42,11 @@ def config(world: World, revision: str) -> dict[str, Any]:
 
 
 def pod_spec(world: World, revision: str) -> dict[str, Any]:
-    return dict(world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"]["spec"])
+    return dict(
+        world.cluster.objects["Deployment", NAMESPACE, f"bot-{revision}"]["spec"]["template"][
+            "spec"
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,9 @@ async def test_the_pods_are_told_where_the_files_are(uri: str, name: str, path: 
     pod = pod_spec(world, revision)
     assert (told["uri"], told.keys() & {"mlflow", "path"}) == (uri, set())
     for container in (*pod["initContainers"], *pod["containers"]):
-        assert {each["name"]: each.get("value") for each in container["env"]}.get("MODEL_PATH") == path
+        assert {each["name"]: each.get("value") for each in container["env"]}.get(
+            "MODEL_PATH"
+        ) == path
     assert world.status()["model"]["name"] == name
     assert world.status()["model"]["source"] == uri
     assert world.registry.asked == 0
@@ -84,7 +90,13 @@ async def test_nothing_of_mlflow_is_left_in_status_pod_or_secrets() -> None:
     assert "connection" not in world.status()["model"]
     assert world.cluster.named("Secret") == ["bot-keys"]
     pod = pod_spec(world, revision)
-    assert [volume["name"] for volume in pod["volumes"]] == ["config", "keys", "models", "fetch-tmp", "tmp"]
+    assert [volume["name"] for volume in pod["volumes"]] == [
+        "config",
+        "keys",
+        "models",
+        "fetch-tmp",
+        "tmp",
+    ]
     (fetch,), (runtime,) = pod["initContainers"], pod["containers"]
     assert fetch["envFrom"] == [{"secretRef": {"name": "hub"}}]
     assert [each["name"] for each in fetch["env"]] == ["HOME"]
@@ -130,7 +142,10 @@ async def test_a_lost_status_is_read_off_the_service(uri: str) -> None:
     del world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["status"]
     await look(world)
     await look(world)
-    assert (world.status()["stable"]["revision"], world.status()["stable"]["version"]) == (revision, version)
+    assert (world.status()["stable"]["revision"], world.status()["stable"]["version"]) == (
+        revision,
+        version,
+    )
 
 
 async def test_a_deleted_child_is_made_again() -> None:
@@ -172,14 +187,21 @@ def test_credentials_shape_the_pods_and_their_absence_changes_no_revision() -> N
 async def test_the_cache_s_bound_reaches_the_pods_in_bytes_and_nonsense_is_told() -> None:
     world = World()
     claim = {"claimName": "models"}
-    await world.deploy(model={"uri": HUB}, modelCache={"persistentVolumeClaim": claim, "maxSize": "2Gi"})
+    await world.deploy(
+        model={"uri": HUB}, modelCache={"persistentVolumeClaim": claim, "maxSize": "2Gi"}
+    )
     await look(world)
     (name,) = world.cluster.named("ConfigMap")
     told = json.loads(world.cluster.objects["ConfigMap", NAMESPACE, name]["data"]["config.json"])
     assert told["modelCacheBytes"] == 2 << 30
-    await world.deploy(model={"uri": HUB}, modelCache={"persistentVolumeClaim": claim, "maxSize": "0"})
+    await world.deploy(
+        model={"uri": HUB}, modelCache={"persistentVolumeClaim": claim, "maxSize": "0"}
+    )
     await look(world)
-    assert (world.condition("Ready")["reason"], "write a size above zero" in world.condition("Ready")["message"]) == (
+    assert (
+        world.condition("Ready")["reason"],
+        "write a size above zero" in world.condition("Ready")["message"],
+    ) == (
         "InvalidSpec",
         True,
     )

@@ -1,4 +1,5 @@
-"""How roll-outs ended reaches the registry once, through crashes and outages, and holds up nothing."""
+"""How roll-outs ended reaches the registry once, through crashes and outages,
+and holds up nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +7,12 @@ import pytest
 
 from llm_operator.plans.status import verdicts
 from llm_operator.plans.status.verdicts import Ended
-from llm_operator.ports.registry import ModelDenied, RegistryDenied, RegistryUnreachable, VersionNotFound
+from llm_operator.ports.registry import (
+    ModelDenied,
+    RegistryDenied,
+    RegistryUnreachable,
+    VersionNotFound,
+)
 from llm_operator.reconcile import Done, Pace, Retry, reconcile
 from llm_operator.state import Connection, Key, Verdict
 from unit.operator.fakes import IMAGE, NAMESPACE, World
@@ -22,7 +28,8 @@ async def step(world: World) -> Done:
 
 
 async def rolled(world: World, ready: int | None = None) -> Done:
-    """The wanted version's pods get ready, or do not within their deadline; returns the last reconcile."""
+    """The wanted version's pods get ready, or do not within their deadline;
+    returns the last reconcile."""
     await step(world)
     for name in world.cluster.named("Deployment"):
         world.cluster.play(name, ready if world.selected() not in name else None)
@@ -61,7 +68,9 @@ async def test_a_promoted_version_is_tagged_once(world: World) -> None:
     await told(world)
     assert outcome(world, "2") == "Promoted"
     revision = world.status()["stable"]["revision"]
-    assert world.registry.tags_of["bot", "2"] == {TAG: f"Promoted (revision {revision}, 2026-01-01 00:00 UTC)"}
+    assert world.registry.tags_of["bot", "2"] == {
+        TAG: f"Promoted (revision {revision}, 2026-01-01 00:00 UTC)"
+    }
     writes = world.registry.tag_writes
     assert VERDICT not in dict((await step(world)).later)
     await reconcile(VERDICT, world.outside, Pace(60, 5))
@@ -77,7 +86,9 @@ async def test_a_promoted_version_says_which_gates_did_not_judge_it_also_when_th
         await rolled(world)
     await told(world)
     said = value(world, "2")
-    assert said.startswith("Promoted: not judged: gate maxErrorRate: too few requests to judge: 0, 50 are needed (rev")
+    assert said.startswith(
+        "Promoted: not judged: gate maxErrorRate: too few requests to judge: 0, 50 are needed (rev"
+    )
     world.registry.aliases["bot"]["champion"] = "3"
     for _ in range(4):
         await rolled(world)
@@ -85,12 +96,16 @@ async def test_a_promoted_version_says_which_gates_did_not_judge_it_also_when_th
     assert value(world, "2") == said
 
 
-async def test_a_failed_version_is_tagged_with_the_reason_and_the_one_that_serves_is_left_alone(world: World) -> None:
+async def test_a_failed_version_is_tagged_with_the_reason_and_the_one_that_serves_is_left_alone(
+    world: World,
+) -> None:
     world.registry.aliases["bot"]["champion"] = "2"
     await rolled(world, ready=0)
     await told(world)
     assert outcome(world, "2") == "Failed"
-    assert value(world, "2").startswith("Failed: ProgressDeadlineExceeded: 0 of 1 pods were ready after 1800 s")
+    assert value(world, "2").startswith(
+        "Failed: ProgressDeadlineExceeded: 0 of 1 pods were ready after 1800 s"
+    )
     assert outcome(world, "1") == "Promoted"
 
 
@@ -134,7 +149,9 @@ async def test_a_registry_that_is_away_is_tried_again_and_the_rollout_went_on(wo
     assert outcome(world, "2") == "Promoted"
 
 
-async def test_a_registry_that_refuses_is_told_once_and_asked_again_with_the_next_verdict(world: World) -> None:
+async def test_a_registry_that_refuses_is_told_once_and_asked_again_with_the_next_verdict(
+    world: World,
+) -> None:
     world.registry.aliases["bot"]["champion"] = "2"
     await rolled(world)
     world.registry.tag_fault = RegistryDenied("403")
@@ -197,7 +214,9 @@ async def test_a_version_that_is_promoted_later_is_still_known_to_have_failed(wo
 
 
 async def test_a_tag_has_a_bound_and_its_oldest_verdict_goes_first(world: World) -> None:
-    world.registry.tags_of["bot", "2"] = {TAG: " | ".join(f"Failed: {n} {'x' * 2000}" for n in range(50))}
+    world.registry.tags_of["bot", "2"] = {
+        TAG: " | ".join(f"Failed: {n} {'x' * 2000}" for n in range(50))
+    }
     world.registry.aliases["bot"]["champion"] = "2"
     await rolled(world)
     await told(world)
@@ -225,24 +244,39 @@ async def test_a_version_that_was_taken_back_says_so(world: World) -> None:
     assert world.status()["stable"]["revision"] == first
     assert world.status()["history"][0]["outcome"] == "RolledBack"
     now, before = value(world, "2").split(" | ")
-    assert now.startswith(f"RolledBack: by revision {first}, as the annotation rollback-to asked (revision ")
+    assert now.startswith(
+        f"RolledBack: by revision {first}, as the annotation rollback-to asked (revision "
+    )
     assert before.startswith("Promoted")
     assert outcome(world, "1") == "Promoted"
 
 
 async def test_the_tags_of_an_earlier_release_become_one(world: World) -> None:
-    former = {"message": "ModelCorrupt: short", "revision": "r1", "time": "2025-12-31T10:00:00Z", "verdict": "Failed"}
-    world.registry.tags_of["bot", "2"] = {f"{FORMER}.{part}": text for part, text in former.items()} | {"mine": "x"}
+    former = {
+        "message": "ModelCorrupt: short",
+        "revision": "r1",
+        "time": "2025-12-31T10:00:00Z",
+        "verdict": "Failed",
+    }
+    world.registry.tags_of["bot", "2"] = {
+        f"{FORMER}.{part}": text for part, text in former.items()
+    } | {"mine": "x"}
     world.registry.aliases["bot"]["champion"] = "2"
     await rolled(world)
     await told(world)
     assert world.registry.tags_of["bot", "2"].keys() == {TAG, "mine"}
-    assert value(world, "2").endswith(" | Failed: ModelCorrupt: short (revision r1, 2025-12-31 10:00 UTC)")
+    assert value(world, "2").endswith(
+        " | Failed: ModelCorrupt: short (revision r1, 2025-12-31 10:00 UTC)"
+    )
 
 
 async def test_a_deleted_deployment_takes_its_tags_with_it_and_no_others(world: World) -> None:
     await failed_and_promoted(world)
-    world.registry.tags_of["bot", "9"] = {f"{FORMER}.verdict": "Failed", f"{FORMER}.time": "", "team/other": "x"}
+    world.registry.tags_of["bot", "9"] = {
+        f"{FORMER}.verdict": "Failed",
+        f"{FORMER}.time": "",
+        "team/other": "x",
+    }
     world.restarted(IMAGE)  # What an earlier process told goes, too.
     await step(world)
     await world.cluster.delete("LLMDeployment", NAMESPACE, "bot")
@@ -260,7 +294,8 @@ async def test_a_deleted_deployment_takes_its_tags_with_it_and_no_others(world: 
 async def test_a_tag_that_can_not_be_taken_away_keeps_no_other_from_going(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its version may be deleted at the same time, or its model be refused to the operator's user."""
+    """Its version may be deleted at the same time,
+    or its model be refused to the operator's user."""
     world.registry.tags_of = {(name, "1"): {TAG: "Promoted"} for name in ("a", "b", "c")}
     untag = world.registry.untag
 

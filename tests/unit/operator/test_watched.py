@@ -22,7 +22,10 @@ def figures(requests: int, errors: int = 0, seconds: float = 0.2) -> Figures:
     bounds = (0.1, 0.2, 0.4, 0.8, inf)
     late = requests // 20
     first = {
-        b: float((requests if b >= seconds else 0) - (late if b < 2 * seconds else 0) * (b >= seconds)) for b in bounds
+        b: float(
+            (requests if b >= seconds else 0) - (late if b < 2 * seconds else 0) * (b >= seconds)
+        )
+        for b in bounds
     }
     return Figures(requests=requests, errors=errors, first_token=first)
 
@@ -46,7 +49,9 @@ class Candidate:
 def test_errors_are_counted_from_look_to_look() -> None:
     candidate = Candidate(ERRORS)
     candidate.look(traffic=False, old=figures(1000), new=figures(0))
-    states = [candidate.look(old=figures(1000 + 50 * n), new=figures(20 * n, 10 * n)) for n in range(1, 7)]
+    states = [
+        candidate.look(old=figures(1000 + 50 * n), new=figures(20 * n, 10 * n)) for n in range(1, 7)
+    ]
     assert states == ["Inconclusive"] * 4 + ["Failed"] * 2
     said = candidate.said["maxErrorRate"]
     assert (said.estimate, said.samples, said.stable_samples, said.since) == ("0.5", 120, 300, AT)
@@ -78,7 +83,10 @@ def test_without_traffic_nothing_is_decided() -> None:
 def test_a_stable_that_only_fails_takes_nobody_back() -> None:
     candidate = Candidate(ERRORS)
     for n in range(1, 30):
-        assert candidate.look(old=figures(90 * n, 90 * n), new=figures(10 * n, 10 * n)) == "Inconclusive"
+        assert (
+            candidate.look(old=figures(90 * n, 90 * n), new=figures(10 * n, 10 * n))
+            == "Inconclusive"
+        )
 
 
 def test_a_gate_added_on_the_way_counts_from_then_on() -> None:
@@ -98,7 +106,9 @@ def test_a_slow_version_fails_by_the_buckets_of_an_older_runtime_too(switched: b
     candidate.look(traffic=False, old=figures(0), new=figures(0))
     candidate.look(traffic=False, old=figures(400), new=figures(0))
     states = [
-        candidate.look(old=figures(400 if switched else 400 + 100 * n), new=figures(20 * n, seconds=0.8))
+        candidate.look(
+            old=figures(400 if switched else 400 + 100 * n), new=figures(20 * n, seconds=0.8)
+        )
         for n in range(1, 12)
     ]
     assert states[-1] == "Failed"
@@ -114,7 +124,9 @@ def talks(answers: int, tokens: float = 20.0, gap: float = 0.02, **more: Any) ->
     """A pod that has answered so often, with so many tokens each."""
     said = {10.0: 0.0, tokens: float(answers), inf: float(answers)}
     count = float(answers * 20)
-    return Figures(requests=answers, answer_tokens=said, token_gap={0.01: 0.0, gap: count, inf: count}, **more)
+    return Figures(
+        requests=answers, answer_tokens=said, token_gap={0.01: 0.0, gap: count, inf: count}, **more
+    )
 
 
 def test_a_version_that_talks_three_times_as_long_fails_and_one_that_is_as_fast_passes() -> None:
@@ -146,7 +158,11 @@ def test_a_pod_that_takes_twice_the_memory_fails() -> None:
 
 
 def test_figures_that_an_older_runtime_does_not_tell_decide_nothing_and_it_is_named() -> None:
-    budgets = ({"maxTokensPerAnswerRatio": 1.5}, {"minTokensPerSecondRatio": 0.8}, {"maxMemoryRatio": 1.2})
+    budgets = (
+        {"maxTokensPerAnswerRatio": 1.5},
+        {"minTokensPerSecondRatio": 0.8},
+        {"maxMemoryRatio": 1.2},
+    )
     candidate = Candidate(*budgets)
     for n in range(1, 20):
         candidate.look(old=figures(90 * n), new=talks(10 * n, memory_bytes=1e10))
@@ -162,4 +178,7 @@ def test_restarts_and_no_traffic_decide_nothing_about_budgets() -> None:
     candidate = Candidate({"maxTokensPerAnswerRatio": 1.5})
     candidate.look(old=talks(1000), new=talks(100))
     for n in range(1, 30):
-        assert candidate.look(old=talks(1000 if n % 3 else 10), new=talks(50 if n % 2 else 5)) != "Failed"
+        assert (
+            candidate.look(old=talks(1000 if n % 3 else 10), new=talks(50 if n % 2 else 5))
+            != "Failed"
+        )

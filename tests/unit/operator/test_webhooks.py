@@ -1,4 +1,5 @@
-"""What comes over HTTP as a webhook: who is believed, what it sets off, and what nobody should get."""
+"""What comes over HTTP as a webhook:
+who is believed, what it sets off, and what nobody should get."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from llm_operator.settings import ConnectionSettings
 
 NOW = 1_800_000_000.0
 SECRET = "whsec-1"
-BODY = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": "bot"}}).encode()
+BODY = json.dumps(
+    {"entity": "model_version_alias", "action": "created", "data": {"name": "bot"}}
+).encode()
 
 
 class Known:
@@ -58,7 +61,11 @@ class Sender:
     ) -> tuple[int, str]:
         signed = f"{delivery}.{at}.".encode() + body
         signature = base64.b64encode(hmac.digest(secret.encode(), signed, hashlib.sha256)).decode()
-        mlflow = {webhooks.ID: delivery, webhooks.TIMESTAMP: at, webhooks.SIGNATURE: f"v1,{signature}"}
+        mlflow = {
+            webhooks.ID: delivery,
+            webhooks.TIMESTAMP: at,
+            webhooks.SIGNATURE: f"v1,{signature}",
+        }
         url = f"{self.uri}/webhooks/mlflow/{to}"
         async with self.session.post(url, data=body, headers=mlflow | headers) as answer:
             return answer.status, await answer.text()
@@ -110,18 +117,26 @@ async def test_a_repeated_delivery_is_taken_once(sender: Sender) -> None:
         (413, {"body": b"x" * ((1 << 20) + 1)}),
     ],
 )  # fmt: skip
-async def test_who_can_not_be_believed_wakes_nobody(sender: Sender, status: int, wrong: dict[str, str]) -> None:
+async def test_who_can_not_be_believed_wakes_nobody(
+    sender: Sender, status: int, wrong: dict[str, str]
+) -> None:
     assert (await sender.post(**wrong))[0] == status  # type: ignore[arg-type]
     assert sender.woken == []
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"data": {"name": 3}}', b"\xff", b'{"data": null}'])
-async def test_a_signed_body_that_names_no_model_wakes_for_the_whole_server(sender: Sender, body: bytes) -> None:
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{}", b'{"data": {"name": 3}}', b"\xff", b'{"data": null}']
+)
+async def test_a_signed_body_that_names_no_model_wakes_for_the_whole_server(
+    sender: Sender, body: bytes
+) -> None:
     assert (await sender.post(body))[0] == 202
     assert sender.woken == [("default", None)]
 
 
-async def test_a_stand_by_asks_to_send_it_again_and_then_takes_the_same_delivery(sender: Sender) -> None:
+async def test_a_stand_by_asks_to_send_it_again_and_then_takes_the_same_delivery(
+    sender: Sender,
+) -> None:
     leading = sender.receiver.wake
     sender.receiver.wake = None
     assert (await sender.post())[0] == 503
@@ -132,7 +147,9 @@ async def test_a_stand_by_asks_to_send_it_again_and_then_takes_the_same_delivery
 
 async def test_a_stand_by_hands_a_delivery_on_to_the_leader(sender: Sender, tmp_path: Path) -> None:
     leader = sender.uri
-    runner = await webhooks.serve(webhooks.Receiver(Known(tmp_path), lambda: NOW, lambda: leader), "127.0.0.1", 0)
+    runner = await webhooks.serve(
+        webhooks.Receiver(Known(tmp_path), lambda: NOW, lambda: leader), "127.0.0.1", 0
+    )
     sender.uri = "http://{}:{}".format(*runner.addresses[0][:2])
     assert (await sender.post())[0] == 202
     assert sender.woken == [("default", "bot")]
@@ -144,13 +161,17 @@ async def test_a_stand_by_hands_a_delivery_on_to_the_leader(sender: Sender, tmp_
     await runner.cleanup()
 
 
-async def test_two_stand_bys_that_take_each_other_for_the_leader_do_not_go_round(sender: Sender) -> None:
+async def test_two_stand_bys_that_take_each_other_for_the_leader_do_not_go_round(
+    sender: Sender,
+) -> None:
     sender.receiver.wake = None
     sender.receiver._leader = lambda: sender.uri
     assert (await sender.post())[0] == 503
 
 
-async def test_only_so_many_deliveries_are_remembered(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_deliveries_are_remembered(
+    sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(webhooks, "IDS_KEPT", 3)
     for number in range(9):
         await sender.post(delivery=f"d-{number}")

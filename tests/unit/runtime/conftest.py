@@ -1,4 +1,5 @@
-"""An application around a scripted engine, in process (`run`, `api`) or behind a real port (`live`)."""
+"""An application around a scripted engine, in process (`run`, `api`)
+or behind a real port (`live`)."""
 
 import logging
 import threading
@@ -29,7 +30,8 @@ from waiting import eventually, until
 
 @pytest.fixture(autouse=True)
 def _logging_stays_as_it_was() -> Iterator[None]:
-    """A command that sets up logging writes to the output that it was run with, which ends with its test."""
+    """A command that sets up logging writes to the output that it was run with,
+    which ends with its test."""
     root = logging.getLogger()
     handlers = root.handlers[:]
     level = root.level
@@ -82,7 +84,12 @@ def run(keys_path: Path) -> Callable[..., Any]:
         loaded = Loaded(engine, engine.codec)
         loading = in_thread(load or (lambda: loaded))
         made = make_server(
-            config(server, system_prompt), loading, KeyRing(keys_path), usage=rows, tracing=tracing, shadow=shadow
+            config(server, system_prompt),
+            loading,
+            KeyRing(keys_path),
+            usage=rows,
+            tracing=tracing,
+            shadow=shadow,
         )
         app = create_app(made)
         # Faults of ours must become answers here too.
@@ -90,7 +97,9 @@ def run(keys_path: Path) -> Callable[..., Any]:
         headers = {"X-API-Key": KEY} if headers is None else headers
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://test", headers=headers
+            ) as client,
         ):
             await until(lambda: not wait or made.serving.state is not State.LOADING)
             yield Harness(made, engine, rows, "http://test", client)
@@ -110,14 +119,20 @@ def live(keys_path: Path) -> Callable[..., Any]:
 
     @contextmanager
     def start(
-        engine: ScriptedEngine | None = None, server: ServerConfig | None = None, shadow: Orders | None = None
+        engine: ScriptedEngine | None = None,
+        server: ServerConfig | None = None,
+        shadow: Orders | None = None,
     ) -> Iterator[Harness]:
         engine = engine or ScriptedEngine()
         rows = Rows()
         loaded = Loaded(engine, engine.codec)
-        made = make_server(config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows, shadow=shadow)
+        made = make_server(
+            config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows, shadow=shadow
+        )
         running = uvicorn.Server(
-            uvicorn.Config(create_app(made), port=0, log_config=None, access_log=False, http=Connection)
+            uvicorn.Config(
+                create_app(made), port=0, log_config=None, access_log=False, http=Connection
+            )
         )
         thread = threading.Thread(target=running.run)
         thread.start()
@@ -125,7 +140,9 @@ def live(keys_path: Path) -> Callable[..., Any]:
         host, port = running.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{host}:{port}"
         try:
-            yield Harness(made, engine, rows, url, httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY}))
+            yield Harness(
+                made, engine, rows, url, httpx.AsyncClient(base_url=url, headers={"X-API-Key": KEY})
+            )
         finally:
             running.should_exit = True
             thread.join(timeout=20)

@@ -19,7 +19,8 @@ SCRIPTS = {"json_schema": JSON, "json_object": JSON, "grammar": CALL}
 
 
 class JudgedEngine(ScriptedEngine):
-    """Says what the request's constraint asks for; refuses whoever says `always busy`, or `once busy` at first."""
+    """Says what the request's constraint asks for;
+    refuses whoever says `always busy`, or `once busy` at first."""
 
     def __init__(self) -> None:
         super().__init__(codec=FakeCodec(QWEN))
@@ -40,8 +41,20 @@ def node_packages() -> Path:
     folder = CACHE / "node" / f"openai-{OPENAI_FOR_NODE}"
     if not (folder / "node_modules" / "openai" / "package.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        flags = ["--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder]
-        subprocess.run([_npm(), "install", *flags, f"openai@{OPENAI_FOR_NODE}"], check=True, capture_output=True)
+        flags = [
+            "--no-save",
+            "--no-package-lock",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--prefix",
+            folder,
+        ]
+        subprocess.run(
+            [_npm(), "install", *flags, f"openai@{OPENAI_FOR_NODE}"],
+            check=True,
+            capture_output=True,
+        )
     return folder
 
 

@@ -45,7 +45,9 @@ def save_adapter(
     from peft import LoraConfig, get_peft_model
 
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = LoraConfig(target_modules=targets, r=r, lora_alpha=2 * r, task_type="CAUSAL_LM", **options)
+    config = LoraConfig(
+        target_modules=targets, r=r, lora_alpha=2 * r, task_type="CAUSAL_LM", **options
+    )
     model = get_peft_model(load(base), config)
     chance = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -1,6 +1,8 @@
-"""A model without training that says what it was told to: each token of a script is followed by the next.
+"""A model without training that says what it was told to:
+each token of a script is followed by the next.
 
-`make(folder, script, template)` leaves a complete model folder. Its prompts must end with `<|assistant|>`.
+`make(folder, script, template)` leaves a complete model folder.
+Its prompts must end with `<|assistant|>`.
 """
 
 import json
@@ -15,7 +17,8 @@ END = tiny_model.EOS
 
 
 def make(folder: Path, script: Sequence[str], template: str, special: Sequence[str] = ()) -> Path:
-    """`script`: pieces, no two alike, each of which becomes one token; those in `special` a special one."""
+    """`script`: pieces, no two alike, each of which becomes one token;
+    those in `special` a special one."""
     import torch
     from tokenizers import AddedToken, Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,4 +1,5 @@
-"""A pipeline between a scripted engine and a limiter that counts, to see that nothing is ever left behind."""
+"""A pipeline between a scripted engine and a limiter that counts,
+to see that nothing is ever left behind."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -31,7 +32,9 @@ class CountingLimiter:
     asked: list[int] = field(default_factory=list)
     free: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def admit(self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0) -> "CountingAdmission":
+    async def admit(
+        self, caller: Caller, tokens: int, *, requests: int = 1, counted: int = 0
+    ) -> "CountingAdmission":
         if self.refusing:
             raise errors.QueueFull("The limit is reached.")
         self.waiting += 1
@@ -90,7 +93,13 @@ class Road:
 
     def serve(self, settings: RuntimeConfig) -> Pipeline:
         return Pipeline(
-            settings, self.engine, self.engine.codec, self.metrics, self.rows, limiter=self.limiter, cache=self.cache
+            settings,
+            self.engine,
+            self.engine.codec,
+            self.metrics,
+            self.rows,
+            limiter=self.limiter,
+            cache=self.cache,
         )
 
     async def answer(self, prompt: Any = "a b", **fields: Any) -> tuple[Generation, list[Choice]]:
@@ -104,9 +113,13 @@ class Road:
         assert self.cache.statistics().waiting == 0
 
 
-def job(prompt: Any = "a b", *, max_tokens: int = 10, temperature: float = 0.0, **fields: Any) -> Job:
+def job(
+    prompt: Any = "a b", *, max_tokens: int = 10, temperature: float = 0.0, **fields: Any
+) -> Job:
     """A greedy request, unless told otherwise."""
-    sampling = fields.pop("sampling", None) or Sampling(max_tokens, temperature, seed=fields.pop("seed", None))
+    sampling = fields.pop("sampling", None) or Sampling(
+        max_tokens, temperature, seed=fields.pop("seed", None)
+    )
     prompts = fields.pop("prompts", (prompt,))
     standard = {"id": "cmpl-1", "endpoint": "/v1/completions", "request_id": "req-1", "caller": WEB}
     return Job(**{**standard, "prompts": prompts, "sampling": sampling, **fields})

@@ -1,4 +1,5 @@
-"""The real server around a scripted model in its engine's process: `python scripted_server.py PORT DRAIN_SECONDS`."""
+"""The real server around a scripted model in its engine's process:
+`python scripted_server.py PORT DRAIN_SECONDS`."""
 
 import os
 import sys

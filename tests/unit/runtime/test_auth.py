@@ -27,7 +27,14 @@ from llm_runtime.auth.callers import (
 )
 from llm_runtime.contract import KeyRecord, RuntimeConfig, Tier, format_key
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/stream", "/predict", "/v1/models"]
+PATHS = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/generate",
+    "/v1/stream",
+    "/predict",
+    "/v1/models",
+]
 
 
 def ring(path: Path) -> tuple[KeyRing, Callable[[], None]]:
@@ -37,10 +44,16 @@ def ring(path: Path) -> tuple[KeyRing, Callable[[], None]]:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_no_key_and_an_unknown_one_are_401_before_the_body_is_looked_at(run: Any, path: str) -> None:
+async def test_no_key_and_an_unknown_one_are_401_before_the_body_is_looked_at(
+    run: Any, path: str
+) -> None:
     async with run(headers={}) as api:
         method = "GET" if path == "/v1/models" else "POST"
-        for headers in ({}, {"Authorization": "Bearer "}, {"X-API-Key": format_key("web", "wrong")}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer "},
+            {"X-API-Key": format_key("web", "wrong")},
+        ):
             response = await api.client.request(method, path, content=b"{not json", headers=headers)
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
@@ -63,7 +76,9 @@ async def test_either_header_opens_every_dialect(run: Any, headers: dict[str, st
 
 
 @pytest.mark.parametrize(("key", "code"), [(SUSPENDED, "key_suspended"), (EXPIRED, "key_expired")])
-async def test_a_suspended_or_expired_key_is_a_403_that_says_so(api: Harness, key: str, code: str) -> None:
+async def test_a_suspended_or_expired_key_is_a_403_that_says_so(
+    api: Harness, key: str, code: str
+) -> None:
     response = await api.client.get("/v1/models", headers={"X-API-Key": key})
     assert (response.status_code, response.json()["error"]["code"]) == (403, code)
     own = await api.client.post("/predict", json={"prompt": "a"}, headers={"X-API-Key": key})
@@ -99,7 +114,9 @@ def test_the_kubelets_link_swap_is_noticed(tmp_path: Path) -> None:
     assert keys.find(KEY) is None
 
 
-@pytest.mark.parametrize("broken", ["", "{", '{"salt": 1}', "[]", '{"salt": "s", "keys": [{"id": "x"}]}'])
+@pytest.mark.parametrize(
+    "broken", ["", "{", '{"salt": 1}', "[]", '{"salt": "s", "keys": [{"id": "x"}]}']
+)
 def test_a_broken_key_file_leaves_the_last_good_keys_in_force(
     tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,7 +191,9 @@ def test_without_authentication_everybody_is_anonymous() -> None:
     async def never() -> Loaded:
         raise AssertionError
 
-    server = make_server(RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None)
+    server = make_server(
+        RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}}), never, keys=None
+    )
     connection = HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)})
     assert server.callers.identify(connection).id == "ip:10.0.0.7"
 

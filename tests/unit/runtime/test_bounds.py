@@ -1,4 +1,5 @@
-"""A chat template may be anybody's: what it takes has a bound, and what any real one does stays far below it."""
+"""A chat template may be anybody's: what it takes has a bound,
+and what any real one does stays far below it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,9 @@ def _low_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(bounds, "MAX_STEPS", 20_000)
     monkeypatch.setattr(bounds, "MAX_CHARACTERS", 50_000)
     monkeypatch.setattr(bounds, "MAX_MADE", 1_000_000)
-    monkeypatch.setattr(bounds, "weigh", lambda value, left=50_000, weigh=bounds.weigh: weigh(value, left))
+    monkeypatch.setattr(
+        bounds, "weigh", lambda value, left=50_000, weigh=bounds.weigh: weigh(value, left)
+    )
     templates._environment.cache_clear()
     templates.compiled.cache_clear()
     yield
@@ -25,15 +28,24 @@ def _low_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     templates.compiled.cache_clear()
 
 
-DOUBLED = "{% set n = namespace(x='0123456789') %}{% for _ in range(14) %}{% set n.x = DOUBLE %}{% endfor %}"
+DOUBLED = (
+    "{% set n = namespace(x='0123456789') %}{% for _ in range(14) %}{% set n.x = DOUBLE %}{%"
+    " endfor %}"
+)
 
 
 @pytest.mark.parametrize(
     "template",
     [
         "{% for a in range(200) %}{% for b in range(200) %}{% endfor %}{% endfor %}",
-        "{% for a in range(200) if a %}{% for b in range(200) %}{{ loop.index }}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(16) }}",
+        (
+            "{% for a in range(200) if a %}{% for b in range(200) %}{{ loop.index }}{% endfor %}{%"
+            " endfor %}"
+        ),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{"
+            " f(16) }}"
+        ),
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for a in [[[[1]]]] * 9 recursive %}{% for _ in range(9000) %}{% endfor %}{% endfor %}",
         "{{ 'x' * 60000 }}",
@@ -67,7 +79,10 @@ DOUBLED = "{% set n = namespace(x='0123456789') %}{% for _ in range(14) %}{% set
         "{{ [1] | tojson(indent=60000) }}",
         "{{ 9 ** 9 ** 9 }}",
         "{{ (1).to_bytes(60000, 'big') }}",
-        "{% set n = namespace(x=10) %}{% for _ in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        (
+            "{% set n = namespace(x=10) %}{% for _ in range(40) %}{% set n.x = n.x * n.x %}{%"
+            " endfor %}"
+        ),
         "{% for _ in range(1000) %}{{ 'x' * 1000 }}{% endfor %}",
         "{% for _ in range(1000) %}{% set y = 'x' * 40000 %}{% endfor %}",
         "{% set y %}{% for _ in range(1000) %}{{ 'x' * 1000 }}{% endfor %}{% endset %}",
@@ -88,14 +103,26 @@ def test_processor_time_is_bounded_whatever_a_step_takes(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {% endfor %}", "1/1True "),
+        (
+            "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} {% endfor %}",
+            "1/1True ",
+        ),
         ("{% for k, v in {'a': 1}.items() %}{{ k ~ v ~ none ~ missing }}{% endfor %}", "a1None"),
         ("{% for x in missing %}{% else %}none{% endfor %}", "none"),
-        ("{% for x in [1, [2, [3]]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}", "123"),
+        (
+            "{% for x in [1, [2, [3]]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}",
+            "123",
+        ),
         ("{{ messages | map(attribute='content') | join(', ') }}{{ {'a': [1]} }}", "hi{'a': [1]}"),
         ("{{ 'a%sc' % 'b' }}{{ 'x' * 3 }}{{ 2 ** 10 }}{{ 7 // 2 }}", "abcxxx10243"),
-        ("{{ '{}-{:>3}'.format('a', 'b') }}{{ '%s' | format('x') }}{{ 'a' | center(3) }}", "a-  bx a "),
-        ("{{ 'a,b'.split(',') | join('\n  ') | indent(2) }}{{ ' '.join(['a', 'b']) }}", "a\n    ba b"),
+        (
+            "{{ '{}-{:>3}'.format('a', 'b') }}{{ '%s' | format('x') }}{{ 'a' | center(3) }}",
+            "a-  bx a ",
+        ),
+        (
+            "{{ 'a,b'.split(',') | join('\n  ') | indent(2) }}{{ ' '.join(['a', 'b']) }}",
+            "a\n    ba b",
+        ),
     ],
 )
 def test_what_templates_do_is_done_as_before(template: str, text: str) -> None:
@@ -111,6 +138,7 @@ def test_two_thousand_messages_are_no_bomb(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.undo()
     many: list[dict[str, Any]] = [{"role": "user", "content": "word " * 100}] * 2048
     template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] + '\n' + m['content'] | trim +"
+        " '<|im_end|>\n' }}{% endfor %}"
     )
     assert render(template, many).count("<|im_start|>") == 2048

@@ -1,7 +1,9 @@
-"""What clients and frameworks really send: bodies captured from them, each as its client's folder of turns has it.
+"""What clients and frameworks really send:
+bodies captured from them, each as its client's folder of turns has it.
 
-`clients/NAME-VERSION.json` holds the requests of one client, in order: a question, a call of a tool and its result, an
-answer in a schema, a second question behind the whole history. Their contents are invented, and long ones cut.
+`clients/NAME-VERSION.json` holds the requests of one client, in order: a question, a call of a tool
+and its result, an answer in a schema, a second question behind the whole history. Their contents
+are invented, and long ones cut.
 """
 
 import json
@@ -17,7 +19,8 @@ from unit.runtime import tiny_model
 from unit.runtime.tools.templates import QWEN
 
 CLIENTS: dict[str, list[dict[str, Any]]] = {
-    file.stem: json.loads(file.read_text()) for file in sorted((Path(__file__).parent / "clients").glob("*.json"))
+    file.stem: json.loads(file.read_text())
+    for file in sorted((Path(__file__).parent / "clients").glob("*.json"))
 }
 MODEL = "support-bot"
 

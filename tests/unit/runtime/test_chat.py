@@ -41,8 +41,20 @@ async def test_chat_answers_in_its_own_form(api: Harness) -> None:
 async def test_chat_streams_the_events_of_v1_stream(api: Harness) -> None:
     response = await chat(api, stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
-    last = {"text": "", "finish_reason": "stop", "model": "support-bot", "tokens_generated": 3, "cached": False}
-    assert events(response.text) == [{"text": "Hello"}, {"text": " there"}, {"text": "!"}, last, "[DONE]"]
+    last = {
+        "text": "",
+        "finish_reason": "stop",
+        "model": "support-bot",
+        "tokens_generated": 3,
+        "cached": False,
+    }
+    assert events(response.text) == [
+        {"text": "Hello"},
+        {"text": " there"},
+        {"text": "!"},
+        last,
+        "[DONE]",
+    ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -110,7 +122,10 @@ async def test_thoughts_are_no_part_of_what_was_said_nor_remembered(run: Any, st
         assert api.engine.requests[-1].shown_token_ids == (7, 8)
     if stream:
         parts = events(answer.text)[:-1]
-        said = {name: "".join(part.get(name) or "" for part in parts) for name in ("text", "reasoning_content")}
+        said = {
+            name: "".join(part.get(name) or "" for part in parts)
+            for name in ("text", "reasoning_content")
+        }
         assert said == {"text": "Hello!", "reasoning_content": "Hm."}
     else:
         expected = {"role": "assistant", "content": "Hello!", "reasoning_content": "Hm."}

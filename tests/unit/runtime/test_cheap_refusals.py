@@ -1,4 +1,5 @@
-"""What is refused costs little, and nobody else anything: it is counted, bounded and slowed down before the work."""
+"""What is refused costs little, and nobody else anything:
+it is counted, bounded and slowed down before the work."""
 
 import asyncio
 import socket
@@ -98,7 +99,9 @@ async def test_every_prompt_of_a_batch_counts_once(run: Any) -> None:
         (conversation(1001), "string too long"),
     ],
 )
-async def test_a_great_many_messages_or_parts_are_never_encoded(run: Any, messages: Any, problem: str) -> None:
+async def test_a_great_many_messages_or_parts_are_never_encoded(
+    run: Any, messages: Any, problem: str
+) -> None:
     async with run() as api:
         told = await api.chat(messages=messages)
         assert (told.status_code, api.engine.codec.chats) == (400, [])
@@ -127,7 +130,9 @@ async def test_after_a_slow_chat_template_even_short_prompts_are_prepared_in_a_t
     assert (codec.threads[0] == main, codec.threads[1] == main) == (True, False)
 
 
-async def test_a_large_body_is_parsed_in_a_thread(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_body_is_parsed_in_a_thread(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = list[str]()
     parse = guard.parse
 
@@ -177,7 +182,9 @@ async def test_wrong_keys_of_one_address_are_answered_ever_slower_and_right_ones
     monkeypatch.setattr(shares, "asyncio", SimpleNamespace(sleep=sleep))
     async with run() as api:
         for _ in range(12):
-            assert (await api.client.get("/v1/models", headers={"X-API-Key": "guess"})).status_code == 401
+            assert (
+                await api.client.get("/v1/models", headers={"X-API-Key": "guess"})
+            ).status_code == 401
         slowed = list(waited)
         assert (await api.chat()).status_code == 200
     assert len(slowed) == 2

@@ -1,4 +1,5 @@
-"""What the HTTP layer knows of clients, and tells them: their address behind proxies, limits on each answer, CORS."""
+"""What the HTTP layer knows of clients, and tells them:
+their address behind proxies, limits on each answer, CORS."""
 
 from typing import Any
 
@@ -26,7 +27,13 @@ CHAT = "/v1/chat/completions"
         (("10.0.0.0/8",), "10.2.3.4", "1.2.3.4, 203.0.113.7", "ip:203.0.113.7"),
         ((), "127.0.0.1", "203.0.113.7", "ip:127.0.0.1"),
     ],
-    ids=["a proxy here", "a client that lies", "two proxies", "a client that lies to a proxy", "no proxies"],
+    ids=[
+        "a proxy here",
+        "a client that lies",
+        "two proxies",
+        "a client that lies to a proxy",
+        "no proxies",
+    ],
 )
 async def test_a_client_is_the_address_that_a_trusted_proxy_vouches_for(
     proxies: tuple[str, ...], peer: str, forwarded: str, known_as: str
@@ -99,8 +106,13 @@ async def test_a_browser_may_ask_without_a_key_and_read_the_headers(run: Any) ->
         }
         preflight = await api.client.options(CHAT, headers=asked)
         refused = await api.client.post(CHAT, json=chat_body(), headers={"Origin": "https://app"})
-        answered = await api.client.post(CHAT, json=chat_body(), headers={"Origin": "https://app", "X-API-Key": KEY})
+        answered = await api.client.post(
+            CHAT, json=chat_body(), headers={"Origin": "https://app", "X-API-Key": KEY}
+        )
     assert preflight.status_code == 200
     # Without these a browser would hide even the refusal from its page.
-    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://app")
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (
+        401,
+        "https://app",
+    )
     assert "x-ratelimit-remaining-tokens" in answered.headers["access-control-expose-headers"]

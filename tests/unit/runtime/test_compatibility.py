@@ -19,11 +19,17 @@ ROOT = Path(__file__).parents[3]
 def rows() -> list[list[str]]:
     """(names, what became of them, how) of every row."""
     text = (ROOT / "docs" / "compatibility.md").read_text()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line[:1] == "|"
+    ]
 
 
 def promised(cell: int = 0, status: str = "works") -> set[str]:
-    return {name for row in rows() if row[1] == status for name in re.findall(r"`([^`]+)`", row[cell])}
+    return {
+        name for row in rows() if row[1] == status for name in re.findall(r"`([^`]+)`", row[cell])
+    }
 
 
 async def _never() -> Any:
@@ -56,7 +62,11 @@ def test_every_row_says_what_became_of_it() -> None:
 
 
 async def test_every_endpoint_that_works_is_there(api: Harness) -> None:
-    known = set((await api.client.get("/openapi.json")).json()["paths"]) | {"/docs", "/redoc", "/openapi.json"}
+    known = set((await api.client.get("/openapi.json")).json()["paths"]) | {
+        "/docs",
+        "/redoc",
+        "/openapi.json",
+    }
     named = {path for name in promised() for path in re.findall(r"^(?:GET|POST) (/\S+)$", name)}
     assert len(named) >= 20
     assert named <= known, named - known
@@ -73,7 +83,9 @@ async def test_every_metric_that_works_is_exposed(run: Any) -> None:
     named = {
         name
         for name in words
-        if re.fullmatch(r"(api|http|tokens|gpu|model)_\w*(_total|_seconds|_bytes|_second|loaded)", name)
+        if re.fullmatch(
+            r"(api|http|tokens|gpu|model)_\w*(_total|_seconds|_bytes|_second|loaded)", name
+        )
     }
     assert len(named) >= 8
     assert {name.removesuffix("_total") for name in named} <= exposed
@@ -89,16 +101,35 @@ def test_every_setting_that_is_named_as_new_exists() -> None:
 
 def test_every_environment_variable_that_works_is_read() -> None:
     # CUDA reads its own; of API_WORKERS only 1 is taken.
-    read = {name.upper() for name in Environment.model_fields} | {"CUDA_VISIBLE_DEVICES", *renamed.HARMLESS}
+    read = {name.upper() for name in Environment.model_fields} | {
+        "CUDA_VISIBLE_DEVICES",
+        *renamed.HARMLESS,
+    }
     assert {name for name in promised() if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", name)} <= read
 
 
 async def test_every_body_field_that_works_is_in_the_document(api: Harness) -> None:
     schemas = (await api.client.get("/openapi.json")).json()["components"]["schemas"]
     known = {name for schema in schemas.values() for name in schema.get("properties", {})}
-    for name in ("max_length", "stop_tokens", "max_new_tokens", "top_k", "session_id", "num_return_sequences",
-                 "stop_sequences", "request_time", "completions", "logprob", "tokens_generated", "cached", "tools",
-                 "parallel_tool_calls", "response_format", "safety_identifier", "prompts"):  # fmt: skip
+    for name in (
+        "max_length",
+        "stop_tokens",
+        "max_new_tokens",
+        "top_k",
+        "session_id",
+        "num_return_sequences",
+        "stop_sequences",
+        "request_time",
+        "completions",
+        "logprob",
+        "tokens_generated",
+        "cached",
+        "tools",
+        "parallel_tool_calls",
+        "response_format",
+        "safety_identifier",
+        "prompts",
+    ):
         assert name in promised(), name
         assert name in known, name
 

@@ -1,4 +1,5 @@
-"""Each row of docs/compatibility.md is asked of a served model: a row without a check here fails."""
+"""Each row of docs/compatibility.md is asked of a served model:
+a row without a check here fails."""
 
 import asyncio
 import logging
@@ -102,7 +103,9 @@ async def test_a_row_is_true(
         monkeypatch.delenv(name, raising=False)
     if row in UNTRIED:
         pytest.skip(UNTRIED[row])
-    assert row in CHECKS, f"{row} has no check in {Path(__file__).name}: write one, or say there why it can't be tried"
+    assert row in CHECKS, (
+        f"{row} has no check in {Path(__file__).name}: write one, or say there why it can't be tried"
+    )
     await CHECKS[row](Site(api, run, rows()[row][1], tmp_path, monkeypatch.setenv))
 
 
@@ -113,7 +116,11 @@ def renamed(section: str, row: str, *old: tuple[str, str]) -> None:
         for yaml, now in old:
             assert now in site.how, f"the row says nothing of {now}"
             with pytest.raises(SettingsInvalid) as caught:
-                site.start(f"model: {{name: m, path: /m}}\n{yaml}" if not yaml.startswith("model") else yaml)
+                site.start(
+                    f"model: {{name: m, path: /m}}\n{yaml}"
+                    if not yaml.startswith("model")
+                    else yaml
+                )
             assert now in str(caught.value)
 
     CHECKS[section, row] = check
@@ -169,8 +176,18 @@ async def _(site: Site) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     history = [
         {"role": "developer", "content": "be kind", "name": "boss"},
-        {"role": "user", "content": [{"type": "text", "text": "Say"}, {"type": "text", "text": "hi"}], "name": "joe"},
-        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "hm", "refusal": None},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Say"}, {"type": "text", "text": "hi"}],
+            "name": "joe",
+        },
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call],
+            "reasoning_content": "hm",
+            "refusal": None,
+        },
         {"role": "tool", "tool_call_id": "1"},
     ]
     async with site.run(with_tools("Hello")) as api:
@@ -189,9 +206,18 @@ async def _(site: Site) -> None:
     assert (await site.api.chat(max_tokens=1, max_completion_tokens=2)).status_code == 400
 
 
-@of(OPENAI, "`temperature`, `top_p`, `n`, `stop`, `seed`, `presence_penalty`, `frequency_penalty`, `logit_bias`")
+@of(
+    OPENAI,
+    "`temperature`, `top_p`, `n`, `stop`, `seed`, `presence_penalty`, `frequency_penalty`, `logit_bias`",
+)
 async def _(site: Site) -> None:
-    fields = {"temperature": 0.5, "top_p": 0.5, "seed": 1, "presence_penalty": 1, "frequency_penalty": -1}
+    fields = {
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "seed": 1,
+        "presence_penalty": 1,
+        "frequency_penalty": -1,
+    }
     answer = await site.api.chat(**fields, n=2, stop=["there"], logit_bias={"5": 1})
     assert [choice["message"]["content"] for choice in answer.json()["choices"]] == ["Hello "] * 2
     sampling = site.api.engine.requests[0].sampling
@@ -211,12 +237,16 @@ async def _(site: Site) -> None:
     assert chunks[-2]["usage"]["completion_tokens"] == 3
     for field in ("include_obfuscation", "continuous_usage_stats"):
         for value, status in ((False, 200), (True, 400)):
-            assert (await site.api.chat(stream=True, stream_options={field: value})).status_code == status
+            assert (
+                await site.api.chat(stream=True, stream_options={field: value})
+            ).status_code == status
 
 
 @of(OPENAI, "`logprobs`, `top_logprobs`")
 async def _(site: Site) -> None:
-    entry = (await site.api.chat(logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"]["content"][0]
+    entry = (await site.api.chat(logprobs=True, top_logprobs=2)).json()["choices"][0]["logprobs"][
+        "content"
+    ][0]
     assert (entry["token"], entry["logprob"], len(entry["top_logprobs"])) == ("Hello", -0.5, 2)
 
 
@@ -231,17 +261,27 @@ async def _(site: Site) -> None:
     assert len(site.api.engine.codec.constraints) == 2
 
 
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 @of(
-    OPENAI, "`tools`, `tool_choice`, `parallel_tool_calls`", "`tool_calls` in answers", "`reasoning_content` in answers"
+    OPENAI,
+    "`tools`, `tool_choice`, `parallel_tool_calls`",
+    "`tool_calls` in answers",
+    "`reasoning_content` in answers",
 )
 async def _(site: Site) -> None:
-    assert (await site.api.chat(tools=[TOOL])).status_code == 400  # This model's template knows none.
+    assert (
+        await site.api.chat(tools=[TOOL])
+    ).status_code == 400  # This model's template knows none.
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     async with site.run(with_tools("<think>", "hm", "</think>", call)) as api:
-        choice = (await api.chat(tools=[TOOL], tool_choice="auto", parallel_tool_calls=True)).json()["choices"][0]
+        choice = (
+            await api.chat(tools=[TOOL], tool_choice="auto", parallel_tool_calls=True)
+        ).json()["choices"][0]
         streamed = events((await api.chat(tools=[TOOL], stream=True)).text)[:-1]
         info = (await api.client.get("/info")).json()["chat"]
     assert choice["finish_reason"] == "tool_calls"
@@ -249,7 +289,9 @@ async def _(site: Site) -> None:
     assert choice["message"]["reasoning_content"] == "hm"
     deltas = [chunk["choices"][0]["delta"] for chunk in streamed]
     assert any(delta.get("reasoning_content") for delta in deltas)
-    assert next(d["tool_calls"][0]["function"]["name"] for d in deltas if d.get("tool_calls")) == "f"
+    assert (
+        next(d["tool_calls"][0]["function"]["name"] for d in deltas if d.get("tool_calls")) == "f"
+    )
     assert (info["tools"], info["reasoning"]) == (True, True)
 
 
@@ -266,7 +308,9 @@ def ignored(row: str, *fields: dict[str, Any], refused: dict[str, Any] | None = 
 
 
 ignored(
-    "`functions`, `function_call`", {"functions": None, "function_call": None}, refused={"functions": [{"name": "f"}]}
+    "`functions`, `function_call`",
+    {"functions": None, "function_call": None},
+    refused={"functions": [{"name": "f"}]},
 )
 ignored(
     "`store`, `metadata`, `service_tier`, `prompt_cache_key`, `prompt_cache_options`, `prompt_cache_retention`, "
@@ -324,7 +368,9 @@ async def _(site: Site) -> None:
         full = await api.chat()
     assert full.status_code == 429
     assert {"retry-after", "x-request-id"} <= full.headers.keys()
-    async with serve(tiers=[Tier(name="standard", tokens_per_month=1)], limiter=Limiter()) as server:
+    async with serve(
+        tiers=[Tier(name="standard", tokens_per_month=1)], limiter=Limiter()
+    ) as server:
         used_up = await server.client.post(
             "/v1/completions", json={"model": "support-bot", "prompt": "a"}, headers=USER
         )
@@ -347,7 +393,11 @@ PREDICTED = {
 @of("000", "`POST /predict`", "`prompt`")
 async def _(site: Site) -> None:
     answer = await site.post("/predict", prompt="a b")
-    assert (answer["generated_text"], answer["prompt"], answer["tokens_generated"]) == (SAID, "a b", 3)
+    assert (answer["generated_text"], answer["prompt"], answer["tokens_generated"]) == (
+        SAID,
+        "a b",
+        3,
+    )
     assert (await site.post("/predict", 400, prompt=""))["details"]["field"] == "prompt"
 
 
@@ -359,10 +409,18 @@ async def _(site: Site) -> None:
     await site.post("/predict/batch", 400, prompts=["a"] * 129)
 
 
-@of("000", "`GET /health`", "`status`, `api_status`, `model_status`, `gpu_status`, `timestamp`, `uptime_seconds`")
+@of(
+    "000",
+    "`GET /health`",
+    "`status`, `api_status`, `model_status`, `gpu_status`, `timestamp`, `uptime_seconds`",
+)
 async def _(site: Site) -> None:
     found = await site.get("/health")
-    assert (found["status"], found["api_status"], found["model_status"]) == ("healthy", "running", "loaded")
+    assert (found["status"], found["api_status"], found["model_status"]) == (
+        "healthy",
+        "running",
+        "loaded",
+    )
     assert {"gpu_status", "timestamp", "uptime_seconds"} <= found.keys()
 
 
@@ -391,7 +449,11 @@ async def _(site: Site) -> None:
 @of("000", "`GET /info`")
 async def _(site: Site) -> None:
     answer = (await site.api.client.get("/info", headers={"X-API-Key": ""})).json()
-    assert (answer["name"], answer["version"], answer["source"]) == ("support-bot", "3", "models:/support-bot/3")
+    assert (answer["name"], answer["version"], answer["source"]) == (
+        "support-bot",
+        "3",
+        "models:/support-bot/3",
+    )
     assert answer["chat"] is not None
 
 
@@ -435,7 +497,9 @@ async def _(site: Site) -> None:
 
 @of("000", "`stop_tokens`")
 async def _(site: Site) -> None:
-    assert (await site.post("/predict", prompt="a", stop_tokens=["there"]))["generated_text"] == "Hello "
+    assert (await site.post("/predict", prompt="a", stop_tokens=["there"]))[
+        "generated_text"
+    ] == "Hello "
     await site.post("/predict", prompt="a", stop_tokens=list("abcd"))
     await site.post("/predict", 400, prompt="a", stop_tokens=list("abcde"))
 
@@ -468,7 +532,9 @@ async def _(site: Site) -> None:
     assert (await site.post("/predict", 400))["error"] == "validation_error"
     wrong = await site.api.client.post("/predict", json={}, headers={"X-API-Key": "wrong"})
     assert (wrong.status_code, wrong.json()["error"]) == (401, "unauthorized")
-    assert (await site.post("/predict", 413, prompt="a" * (2 << 20)))["error"] == "payload_too_large"
+    assert (await site.post("/predict", 413, prompt="a" * (2 << 20)))[
+        "error"
+    ] == "payload_too_large"
     site.api.server.serving.begin_drain()
     await site.api.server.serving.drain(0)
     assert (await site.post("/predict", 503, prompt="a"))["error"] == "service_unavailable"
@@ -483,20 +549,31 @@ async def _(site: Site) -> None:
 @of("003", "`x-API-Key`")
 @of("004", "`x-api-key`")
 async def _(site: Site) -> None:
-    for name, value in (("Authorization", f"Bearer {KEY}"), ("X-API-Key", KEY), ("x-API-Key", KEY), ("x-api-key", KEY)):
+    for name, value in (
+        ("Authorization", f"Bearer {KEY}"),
+        ("X-API-Key", KEY),
+        ("x-API-Key", KEY),
+        ("x-api-key", KEY),
+    ):
         async with site.run(headers={name: value}) as api:
             for path in ("/predict", "/v1/generate", "/generate"):
                 assert (await api.client.post(path, json={"prompt": "a"})).is_success
 
 
-@of("000", "`API_KEY`, `MODEL_NAME`, `MLFLOW_TRACKING_URI`, `API_HOST`, `API_PORT`, `LOG_LEVEL`, `DEBUG`")
+@of(
+    "000",
+    "`API_KEY`, `MODEL_NAME`, `MLFLOW_TRACKING_URI`, `API_HOST`, `API_PORT`, `LOG_LEVEL`, `DEBUG`",
+)
 @of("004", "the key from the environment")
 async def _(site: Site) -> None:
     names = {"API_KEY": KEY, "MODEL_NAME": "bot", "MLFLOW_TRACKING_URI": "http://x", "API_HOST": "::1", "API_PORT": "9",
              "LOG_LEVEL": "warning"}  # fmt: skip
     found = site.start("engine: {device: cpu}", **names)
     assert (found.api_key, found.host, found.port, found.log_level) == (KEY, "::1", 9, "WARNING")
-    assert (found.config.model.name, found.config.model.uri) == ("bot", "models:/bot/Production|latest")
+    assert (found.config.model.name, found.config.model.uri) == (
+        "bot",
+        "models:/bot/Production|latest",
+    )
     assert site.start("engine: {device: cpu}", DEBUG="true").log_level == "DEBUG"
 
 
@@ -508,14 +585,29 @@ async def _(site: Site) -> None:
 
 
 untried("000", "`CUDA_VISIBLE_DEVICES`", "CUDA reads it, and there is no GPU here")
-renamed("000", "`api.host`, `api.port`, `api.workers`", ("api: {host: h}", "API_HOST"), ("api: {port: 1}", "API_PORT"))
-renamed("000", "`model.max_tokens`", ("model: {name: m, path: /m, max_tokens: 5}", "engine.maxModelLength"))
-renamed("000", "`model.batch_size`", ("model: {name: m, path: /m, batch_size: 5}", "engine.maxBatchSize"))
+renamed(
+    "000",
+    "`api.host`, `api.port`, `api.workers`",
+    ("api: {host: h}", "API_HOST"),
+    ("api: {port: 1}", "API_PORT"),
+)
+renamed(
+    "000",
+    "`model.max_tokens`",
+    ("model: {name: m, path: /m, max_tokens: 5}", "engine.maxModelLength"),
+)
+renamed(
+    "000",
+    "`model.batch_size`",
+    ("model: {name: m, path: /m, batch_size: 5}", "engine.maxBatchSize"),
+)
 renamed(
     "000", "`mlflow.tracking_uri`, `mlflow.model_name`",
     ("mlflow: {tracking_uri: x}", "model.mlflow.trackingUri"), ("mlflow: {model_name: x}", "model.mlflow.name"),
 )  # fmt: skip
-renamed("000", "`mlflow.model_stage`", ("mlflow: {model_stage: Production}", "models:/name/Production"))
+renamed(
+    "000", "`mlflow.model_stage`", ("mlflow: {model_stage: Production}", "models:/name/Production")
+)
 
 
 @of("000", "`model.default_max_length`")
@@ -529,7 +621,9 @@ async def _(site: Site) -> None:
 
 @of("000", "CORS, trusted hosts, request size limit")
 async def _(site: Site) -> None:
-    settings = ServerConfig(cors_origins=("http://a",), trusted_hosts=("test",), max_request_bytes=1024)
+    settings = ServerConfig(
+        cors_origins=("http://a",), trusted_hosts=("test",), max_request_bytes=1024
+    )
     async with site.run(server=settings) as api:
         seen = await api.client.get("/info", headers={"Origin": "http://a"})
         assert seen.headers["access-control-allow-origin"] == "http://a"
@@ -545,7 +639,10 @@ async def _(site: Site) -> None:
     assert [request.adapter for request in site.api.engine.requests] == ["legal", "legal"]
 
 
-@of("000", "`start_api.py --log-level`, `python -m serving.api.main`, `uvicorn serving.api.main:app`")
+@of(
+    "000",
+    "`start_api.py --log-level`, `python -m serving.api.main`, `uvicorn serving.api.main:app`",
+)
 @of("001", "`uv run serve`, `scripts/`")
 async def _(site: Site) -> None:
     for verb in re.findall(r"`llm-runtime (\w+)`", site.how):
@@ -562,13 +659,19 @@ async def _(site: Site) -> None:
     assert (server.log_file, server.log_file_bytes, server.log_file_backups) == ("f", 5000, 2)
 
 
-in_the_repository("000", "Grafana dashboard, compose file", "manifests/compose.yaml", "manifests/compose")
+in_the_repository(
+    "000", "Grafana dashboard, compose file", "manifests/compose.yaml", "manifests/compose"
+)
 in_the_repository("004", "`docker compose up`, port 8000", "manifests/compose.yaml")
 
 # --- 001: generate
 
 
-@of("001", "`POST /v1/generate`", "`prompt`, `max_new_tokens`, `temperature`, `top_p`, `top_k`, `stop`")
+@of(
+    "001",
+    "`POST /v1/generate`",
+    "`prompt`, `max_new_tokens`, `temperature`, `top_p`, `top_k`, `stop`",
+)
 async def _(site: Site) -> None:
     fields = {"temperature": 0.5, "top_p": 0.5, "top_k": 3}
     answer = await site.post("/v1/generate", prompt="a", max_new_tokens=2, stop=["!"], **fields)
@@ -595,7 +698,11 @@ async def _(site: Site) -> None:
 
 
 @of("001", "`model`, `output`, `cached`")
-@of("002", "`POST /v1/generate`", "`generated_text`, `prompt`, `model`, `tokens_generated`, `cached`")
+@of(
+    "002",
+    "`POST /v1/generate`",
+    "`generated_text`, `prompt`, `model`, `tokens_generated`, `cached`",
+)
 async def _(site: Site) -> None:
     answer = await site.post("/v1/generate", prompt="a", max_tokens=8)
     assert answer == {
@@ -614,7 +721,10 @@ async def _(site: Site) -> None:
             api.server.serving.pipeline.cache = CompletionCache(kept)
             for temperature, cached in ((0, True), (0.7, sampled)):
                 body = {"prompt": "a", "temperature": temperature}
-                found = [(await api.client.post("/v1/generate", json=body)).json()["cached"] for _ in range(2)]
+                found = [
+                    (await api.client.post("/v1/generate", json=body)).json()["cached"]
+                    for _ in range(2)
+                ]
                 assert found == [False, cached]
 
 
@@ -622,13 +732,17 @@ async def _(site: Site) -> None:
 async def _(site: Site) -> None:
     for key, status in (("", 401), ("wrong", 401), (SUSPENDED, 403), (EXPIRED, 403)):
         async with site.run(headers={"X-API-Key": key} if key else {}) as api:
-            assert (await api.client.post("/v1/generate", json={"prompt": "a"})).status_code == status
+            assert (
+                await api.client.post("/v1/generate", json={"prompt": "a"})
+            ).status_code == status
 
 
 async def limited(tier: Tier, first: int, then: int) -> None:
     async with serve(tiers=[tier], limiter=Limiter()) as server:
         for status in (first, then):
-            assert (await server.client.post("/v1/generate", json={"prompt": "a"}, headers=USER)).status_code == status
+            assert (
+                await server.client.post("/v1/generate", json={"prompt": "a"}, headers=USER)
+            ).status_code == status
 
 
 @of("001", "roles, monthly quotas")
@@ -650,7 +764,10 @@ async def most_at_once(tier: Tier, asked: int) -> int:
     async with serve(tiers=[tier], limiter=Limiter()) as server:
         [engine] = server.models.engines
         engine.token_seconds = 0.05
-        posts = [server.client.post("/generate", json={"prompt": f"a {n}"}, headers=USER) for n in range(asked)]
+        posts = [
+            server.client.post("/generate", json={"prompt": f"a {n}"}, headers=USER)
+            for n in range(asked)
+        ]
         running = asyncio.gather(*posts)
         while not running.done():
             most = max(most, len(engine.running))
@@ -661,9 +778,13 @@ async def most_at_once(tier: Tier, asked: int) -> int:
 
 @of("002", "rate limit by IP or key")
 async def _(site: Site) -> None:
-    async with serve(tiers=[Tier(name="standard", requests_per_minute=1)], limiter=Limiter(), disabled=True) as server:
+    async with serve(
+        tiers=[Tier(name="standard", requests_per_minute=1)], limiter=Limiter(), disabled=True
+    ) as server:
         for status in (200, 429):
-            assert (await server.client.post("/v1/generate", json={"prompt": "a"})).status_code == status
+            assert (
+                await server.client.post("/v1/generate", json={"prompt": "a"})
+            ).status_code == status
 
 
 @of("004", "five concurrent requests, the rest wait")
@@ -690,7 +811,10 @@ async def _(site: Site) -> None:
 
 
 @of("001", "request id, method, path, status, latency in logs")
-@of("002", "`timestamp`, `level`, `logger`, `message`, `method`, `status_code`, `route`, `latency_ms` in logs")
+@of(
+    "002",
+    "`timestamp`, `level`, `logger`, `message`, `method`, `status_code`, `route`, `latency_ms` in logs",
+)
 async def _(site: Site) -> None:
     lines: list[str] = []
     handler = logging.Handler()
@@ -704,8 +828,17 @@ async def _(site: Site) -> None:
     finally:
         access.removeHandler(handler)
         access.setLevel(level)
-    for word in ('"timestamp"', '"level"', '"logger"', '"message"', '"method": "GET"', '"status_code": 200',
-                 '"route": "/v1/models/{model_id:path}"', '"latency_ms"', '"request_id"'):  # fmt: skip
+    for word in (
+        '"timestamp"',
+        '"level"',
+        '"logger"',
+        '"message"',
+        '"method": "GET"',
+        '"status_code": 200',
+        '"route": "/v1/models/{model_id:path}"',
+        '"latency_ms"',
+        '"request_id"',
+    ):
         assert word.replace(" ", "") in lines[0].replace(" ", ""), (word, lines[0])
 
 
@@ -714,7 +847,9 @@ async def _(site: Site) -> None:
 async def _(site: Site) -> None:
     async with site.run(server=ServerConfig(lazy_load=True)) as api:
         assert api.server.serving.loaded is None
-        assert (await api.client.post("/v1/generate", json={"prompt": "a"})).json()["output"] == SAID
+        assert (await api.client.post("/v1/generate", json={"prompt": "a"})).json()[
+            "output"
+        ] == SAID
 
 
 @of("001", "`mps`")
@@ -735,7 +870,11 @@ async def _(site: Site) -> None:
 @of("002", "`GET /health`")
 async def _(site: Site) -> None:
     found = await site.get("/health")
-    assert (found["status"], found["model_loaded"], found["model_name"]) == ("healthy", True, "support-bot")
+    assert (found["status"], found["model_loaded"], found["model_name"]) == (
+        "healthy",
+        True,
+        "support-bot",
+    )
 
 
 @of("002", "`POST /v1/chat`", "`message`, `model`, `tokens_generated`, `cached`")
@@ -743,14 +882,23 @@ async def _(site: Site) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}]}
     answer = await site.post("/v1/chat", **body)
     assert answer["message"]["content"] == SAID
-    assert (answer["model"], answer["tokens_generated"], answer["cached"]) == ("support-bot", 3, False)
+    assert (answer["model"], answer["tokens_generated"], answer["cached"]) == (
+        "support-bot",
+        3,
+        False,
+    )
     streamed = events((await site.api.client.post("/v1/chat", json={**body, "stream": True})).text)
     assert "".join(event["text"] for event in streamed[:-1]) == SAID
 
 
 @of("002", "`messages`, `session_id`, `max_tokens`, `temperature`, `stream`")
 async def _(site: Site) -> None:
-    body = {"messages": [{"role": "user", "content": "hi"}], "session_id": "s", "max_tokens": 8, "temperature": 0.5}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "session_id": "s",
+        "max_tokens": 8,
+        "temperature": 0.5,
+    }
     site.api.put(sessions=Remembered())
     for _ in range(2):
         await site.post("/v1/chat", **body)
@@ -772,7 +920,9 @@ async def _(site: Site) -> None:
 
 @of("002", "`config.yml`")
 async def _(site: Site) -> None:
-    (site.folder / "config.yml").write_text("model: {name: team/bot, source: hub}\ncache: {size: 7}\n")
+    (site.folder / "config.yml").write_text(
+        "model: {name: team/bot, source: hub}\ncache: {size: 7}\n"
+    )
     found = CliRunner().invoke(cli, ["settings", "convert", str(site.folder / "config.yml")])
     assert site.start(found.stdout).config.server.completion_cache.entries == 7
 
@@ -789,7 +939,9 @@ async def _(site: Site) -> None:
     assert site.start(MODEL__NAME="other").config.model.name == "other"
 
 
-renamed("002", "`app.host`, `app.port`", ("app: {host: h}", "API_HOST"), ("app: {port: 1}", "API_PORT"))
+renamed(
+    "002", "`app.host`, `app.port`", ("app: {host: h}", "API_HOST"), ("app: {port: 1}", "API_PORT")
+)
 renamed(
     "002", "`model.source`, `model.device`, `model.max_tokens`, `model.temperature`",
     ("model: {name: m, path: /m, source: hub}", "hf://org/name@revision"),
@@ -799,7 +951,11 @@ renamed(
     ("model: {name: m, path: /m, temperature: 1}", "temperature"),
 )  # fmt: skip
 renamed("002", "`security.api_key` (`SECURITY__API_KEY`)", ("security: {api_key: k}", "API_KEY"))
-renamed("002", "`security.max_prompt_chars`", ("security: {max_prompt_chars: 9}", "server.maxPromptCharacters"))
+renamed(
+    "002",
+    "`security.max_prompt_chars`",
+    ("security: {max_prompt_chars: 9}", "server.maxPromptCharacters"),
+)
 renamed(
     "002", "`rate_limit.enabled`, `rate_limit.requests_per_minute`, `RATE_LIMIT__BURST_SIZE`",
     ("rate_limit: {enabled: true}", "tiers[].requestsPerMinute"),
@@ -842,13 +998,27 @@ async def _(site: Site) -> None:
 )
 async def _(site: Site) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"run", "test", "lint", "format", "type-check", "check-all", "build-docker", "run-docker", "logs"} <= targets
+    assert {
+        "run",
+        "test",
+        "lint",
+        "format",
+        "type-check",
+        "check-all",
+        "build-docker",
+        "run-docker",
+        "logs",
+    } <= targets
 
 
 # --- 003: completions with log probabilities
 
 
-@of("003", "`POST /generate`", "`success`, `request_time`, `completions`, `text`, `tokens`, `logprob`")
+@of(
+    "003",
+    "`POST /generate`",
+    "`success`, `request_time`, `completions`, `text`, `tokens`, `logprob`",
+)
 async def _(site: Site) -> None:
     answer = await site.post("/generate", prompt="Hello world", max_new_tokens=5)
     assert (answer["success"], answer["generated_text"]) == (True, SAID)
@@ -856,7 +1026,9 @@ async def _(site: Site) -> None:
     assert answer["completions"][0]["text"] == SAID
     assert answer["completions"][0]["tokens"][0] == {"text": "Hello", "logprob": -0.5}
     async with site.run(server=ServerConfig(filters=FiltersConfig(output="Mask"))) as api:
-        masked = (await api.client.post("/generate", json={"prompt": "Hello world", "max_new_tokens": 5})).json()
+        masked = (
+            await api.client.post("/generate", json={"prompt": "Hello world", "max_new_tokens": 5})
+        ).json()
     assert masked["completions"] == [{"text": SAID, "tokens": []}]
     assert masked["notice"]
 
@@ -864,25 +1036,39 @@ async def _(site: Site) -> None:
 @of("003", "`model_name`")
 async def _(site: Site) -> None:
     await site.post("/generate", prompt="a", model_name="support-bot")
-    assert (await site.post("/generate", 404, prompt="a", model_name="x"))["details"]["field"] == "model_name"
+    assert (await site.post("/generate", 404, prompt="a", model_name="x"))["details"][
+        "field"
+    ] == "model_name"
 
 
-@of("003", "`prompt`, `parameters`, `temperature`, `max_new_tokens`, `top_p`, `num_return_sequences`, `stop_sequences`")
+@of(
+    "003",
+    "`prompt`, `parameters`, `temperature`, `max_new_tokens`, `top_p`, `num_return_sequences`, `stop_sequences`",
+)
 async def _(site: Site) -> None:
     fields = {"temperature": 0.5, "top_p": 0.5}
     parameters = {**fields, "max_new_tokens": 7, "num_return_sequences": 2, "stop_sequences": ["!"]}
     answer = await site.post("/generate", prompt="a", parameters=parameters)
     assert [each["text"] for each in answer["completions"]] == ["Hello there"] * 2
     sampling = site.api.engine.requests[0].sampling
-    assert (sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.stop) == (0.5, 0.5, 7, ("!",))
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.stop) == (
+        0.5,
+        0.5,
+        7,
+        ("!",),
+    )
 
 
 @of("003", "`POST /load_model`, `POST /unload_model`")
 async def _(site: Site) -> None:
     async with serve() as server:
-        assert (await server.post("/load_model", USER, model_name="/models/other")).status_code == 403
+        assert (
+            await server.post("/load_model", USER, model_name="/models/other")
+        ).status_code == 403
         assert (await server.post("/unload_model")).status_code == 200
-        assert (await server.post("/load_model", model_name="new", path="/models/new")).status_code == 200
+        assert (
+            await server.post("/load_model", model_name="new", path="/models/new")
+        ).status_code == 200
         assert (await server.says())[1] == "new"
     async with serve(managed=False) as server:
         assert (await server.post("/unload_model")).status_code == 404

@@ -1,4 +1,5 @@
-"""Equal deterministic requests are computed once; requests sent again under their own name are answered once."""
+"""Equal deterministic requests are computed once;
+requests sent again under their own name are answered once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -36,7 +37,10 @@ async def test_second_equal_request_costs_no_tokens_and_says_the_same() -> None:
     assert [(choice.text, choice.finish_reason, choice.tokens) for choice in repeated] == [
         (choice.text, choice.finish_reason, choice.tokens) for choice in said
     ]
-    assert (again.prompt_tokens, again.completion_tokens) == (first.prompt_tokens, first.completion_tokens)
+    assert (again.prompt_tokens, again.completion_tokens) == (
+        first.prompt_tokens,
+        first.completion_tokens,
+    )
     assert len(road.engine.requests) == 1
     assert road.limiter.asked == [12]
     assert road.limiter.used == 2 + 3
@@ -75,7 +79,9 @@ async def test_a_hit_is_replayed_as_a_stream_with_its_log_probabilities() -> Non
     ],
     ids=str,
 )
-async def test_what_differs_in_anything_that_decides_the_answer_is_computed(other: dict[str, object]) -> None:
+async def test_what_differs_in_anything_that_decides_the_answer_is_computed(
+    other: dict[str, object],
+) -> None:
     road = Road()
     await road.answer()
     generation, _ = await road.answer(**other)
@@ -85,7 +91,15 @@ async def test_what_differs_in_anything_that_decides_the_answer_is_computed(othe
 async def test_names_of_the_request_and_how_it_is_shown_make_no_difference() -> None:
     model = model_digest(config())
     plain = job()
-    same = replace(plain, id="x", endpoint="/v1/chat", request_id="y", stream=True, user="joe", idempotency_key="k")
+    same = replace(
+        plain,
+        id="x",
+        endpoint="/v1/chat",
+        request_id="y",
+        stream=True,
+        user="joe",
+        idempotency_key="k",
+    )
     assert job_digest(model, plain) == job_digest(model, same)
 
 
@@ -94,7 +108,9 @@ def test_every_field_of_the_sampling_is_in_the_key() -> None:
     plain = job()
     seen = {job_digest(model, plain)}
     for each in fields(Sampling):
-        changed = replace(plain.sampling, **{each.name: frozenset({1}) if "ids" in each.name else "other"})
+        changed = replace(
+            plain.sampling, **{each.name: frozenset({1}) if "ids" in each.name else "other"}
+        )
         seen.add(job_digest(model, replace(plain, sampling=changed)))
     assert len(seen) == 1 + len(fields(Sampling))
 
@@ -110,7 +126,9 @@ async def test_a_swap_of_the_model_invalidates_everything() -> None:
 
 
 def test_a_folder_with_other_files_is_another_model(tmp_path: Path) -> None:
-    settings = config().model_copy(update={"model": config().model.model_copy(update={"path": str(tmp_path)})})
+    settings = config().model_copy(
+        update={"model": config().model.model_copy(update={"path": str(tmp_path)})}
+    )
     before = model_digest(settings)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     assert model_digest(settings) != before
@@ -192,7 +210,14 @@ async def test_answers_grow_old_and_the_one_not_asked_for_longest_makes_room() -
         found.keep(ANSWER)
         return False
 
-    assert [await has(key) for key in ("a", "b", "a", "c", "a", "b")] == [False, False, True, False, True, False]
+    assert [await has(key) for key in ("a", "b", "a", "c", "a", "b")] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     now = 11.0
     assert not await has("a")
 
@@ -272,14 +297,19 @@ def test_keys_are_forgotten_after_a_day() -> None:
 
 def test_an_answer_survives_json() -> None:
     top = (TopLogprob(1, "a", -0.5), TopLogprob(2, "\0ü", float("-inf")))
-    events = (TokenEvent(5, "hi", -0.25, top), TokenEvent(None, "", finish_reason=FinishReason.LENGTH))
+    events = (
+        TokenEvent(5, "hi", -0.25, top),
+        TokenEvent(None, "", finish_reason=FinishReason.LENGTH),
+    )
     answer = Answer(3, (AnswerChoice(events, 1),))
     assert from_json(to_json(answer)) == answer
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    server: Postgres | None = request.getfixturevalue("postgres_server") if request.param == "postgres" else None
+    server: Postgres | None = (
+        request.getfixturevalue("postgres_server") if request.param == "postgres" else None
+    )
     database = Database(server.create() if server else f"sqlite:///{tmp_path / 'cache.db'}")
     async with database.begin() as connection:
         await connection.run_sync(metadata.create_all)
@@ -287,7 +317,9 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     await database.close()
 
 
-async def test_other_replicas_and_later_starts_find_answers_in_the_database(database: Database) -> None:
+async def test_other_replicas_and_later_starts_find_answers_in_the_database(
+    database: Database,
+) -> None:
     settings = CompletionCacheConfig(database=True)
     async with AnswerStore(database, 100) as store:
         await Road(cache=CompletionCache(settings, store)).answer()

@@ -1,4 +1,5 @@
-"""Clients that send too much, too slowly, or something else, and those that leave or do not listen: on real sockets."""
+"""Clients that send too much, too slowly, or something else,
+and those that leave or do not listen: on real sockets."""
 
 import gzip
 import json
@@ -107,7 +108,9 @@ def test_who_expects_to_be_told_hears_413_before_sending_anything(bounded: Harne
 def test_who_expects_to_be_told_is_told_to_go_on(bounded: Harness) -> None:
     body = json.dumps(chat_body()).encode()
     with connected(bounded) as connection:
-        connection.sendall(post(f"Content-Length: {len(body)}\r\nConnection: close\r\nExpect: 100-continue\r\n"))
+        connection.sendall(
+            post(f"Content-Length: {len(body)}\r\nConnection: close\r\nExpect: 100-continue\r\n")
+        )
         assert connection.recv(1000).startswith(b"HTTP/1.1 100 Continue")
         connection.sendall(body)
         assert received(connection).startswith(b"HTTP/1.1 200")
@@ -177,7 +180,9 @@ def test_a_reader_that_takes_nothing_is_cut_off_and_frees_the_engine(
 @pytest.mark.parametrize(
     "after", [b"", b"POST", post("Content-Length: 500\r\n"), post("Content-Length: 500\r\n") + b"{"]
 )
-def test_leaving_before_the_request_is_whole_leaves_no_trace(bounded: Harness, after: bytes) -> None:
+def test_leaving_before_the_request_is_whole_leaves_no_trace(
+    bounded: Harness, after: bytes
+) -> None:
     with connected(bounded) as connection:
         connection.sendall(after)
     time.sleep(0.05)
@@ -207,7 +212,9 @@ def test_an_address_with_too_many_connections_loses_its_own_oldest_that_waits(
         url = httpx.URL(api.url)
 
         def connect(source: str) -> socket.socket:
-            connection = socket.create_connection((url.host, url.port), timeout=20, source_address=(source, 0))
+            connection = socket.create_connection(
+                (url.host, url.port), timeout=20, source_address=(source, 0)
+            )
             return held.enter_context(connection)
 
         answered = connect("127.0.0.1")

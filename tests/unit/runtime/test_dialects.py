@@ -1,4 +1,5 @@
-"""The dialects beside OpenAI's: /predict, /v1/generate, /v1/stream, /generate; /info and /status."""
+"""The dialects beside OpenAI's: /predict, /v1/generate, /v1/stream, /generate;
+/info and /status."""
 
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,21 @@ async def test_predict_answers_in_its_own_form(api: Harness) -> None:
 
 
 async def test_predict_translates_its_names(api: Harness) -> None:
-    body = {"prompt": "a b", "max_length": 2, "temperature": 0.5, "top_p": 0.5, "stop_tokens": ["x", "y"]}
+    body = {
+        "prompt": "a b",
+        "max_length": 2,
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "stop_tokens": ["x", "y"],
+    }
     await api.client.post("/predict", json=body)
     sampling = api.engine.requests[0].sampling
-    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop) == (2, 0.5, 0.5, ("x", "y"))
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.stop) == (
+        2,
+        0.5,
+        0.5,
+        ("x", "y"),
+    )
 
 
 async def test_generate_answers_in_its_own_form(api: Harness) -> None:
@@ -43,7 +55,9 @@ async def test_generate_answers_in_its_own_form(api: Harness) -> None:
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "max_tokens"])
 async def test_generate_knows_both_names_of_its_length(api: Harness, name: str) -> None:
-    answer = await api.client.post("/v1/generate", json={"prompt": "a", name: 1, "top_k": 5, "stop": "z", "seed": 1})
+    answer = await api.client.post(
+        "/v1/generate", json={"prompt": "a", name: 1, "top_k": 5, "stop": "z", "seed": 1}
+    )
     assert answer.json()["output"] == "Hello"
     assert api.engine.requests[0].sampling.top_k == 5
 
@@ -60,13 +74,21 @@ async def test_stream_sends_texts_then_the_reason_then_done(api: Harness) -> Non
         {"text": "Hello"},
         {"text": " there"},
         {"text": "!"},
-        {"text": "", "finish_reason": "stop", "model": "support-bot", "tokens_generated": 3, "cached": False},
+        {
+            "text": "",
+            "finish_reason": "stop",
+            "model": "support-bot",
+            "tokens_generated": 3,
+            "cached": False,
+        },
         "[DONE]",
     ]
 
 
 async def test_refusals_name_kind_field_and_request(api: Harness) -> None:
-    response = await api.client.post("/predict", json={"max_length": 0}, headers={"X-Request-ID": "mine-1"})
+    response = await api.client.post(
+        "/predict", json={"max_length": 0}, headers={"X-Request-ID": "mine-1"}
+    )
     answer = response.json()
     assert response.status_code == 400
     assert answer.pop("timestamp")
@@ -87,7 +109,9 @@ async def test_refusals_name_kind_field_and_request(api: Harness) -> None:
 
 
 async def test_generate_refuses_another_model_and_streaming_here(api: Harness) -> None:
-    assert (await api.client.post("/v1/generate", json={"prompt": "a", "model": "other"})).status_code == 404
+    assert (
+        await api.client.post("/v1/generate", json={"prompt": "a", "model": "other"})
+    ).status_code == 404
     refused = await api.client.post("/v1/generate", json={"prompt": "a", "stream": True})
     assert (refused.status_code, refused.json()["details"]["field"]) == (400, "stream")
 
@@ -95,7 +119,10 @@ async def test_generate_refuses_another_model_and_streaming_here(api: Harness) -
 async def test_idempotency_key_is_read_by_every_dialect(api: Harness) -> None:
     bodies: dict[str, dict[str, object]] = {
         "/v1/completions": {"model": "support-bot", "prompt": "a"},
-        "/v1/chat/completions": {"model": "support-bot", "messages": [{"role": "user", "content": "a"}]},
+        "/v1/chat/completions": {
+            "model": "support-bot",
+            "messages": [{"role": "user", "content": "a"}],
+        },
         "/v1/generate": {"prompt": "b"},
         "/predict": {"prompt": "c"},
     }
@@ -111,7 +138,9 @@ async def test_idempotency_key_is_read_by_every_dialect(api: Harness) -> None:
 
 
 async def test_a_batch_is_a_list_in_the_order_of_its_prompts(api: Harness) -> None:
-    answers = (await api.client.post("/predict/batch", json={"prompts": ["a", "b c"], "max_length": 2})).json()
+    answers = (
+        await api.client.post("/predict/batch", json={"prompts": ["a", "b c"], "max_length": 2})
+    ).json()
     assert [(one["prompt"], one["generated_text"], one["tokens_generated"]) for one in answers] == [
         ("a", "Hello there", 2),
         ("b c", "Hello there", 2),
@@ -123,7 +152,8 @@ async def test_a_batch_is_a_list_in_the_order_of_its_prompts(api: Harness) -> No
 
 
 @pytest.mark.parametrize(
-    ("prompts", "field"), [([], "prompts"), ([""], "prompts[0]"), (["a"] * 129, "prompts"), ("a", "prompts")]
+    ("prompts", "field"),
+    [([], "prompts"), ([""], "prompts[0]"), (["a"] * 129, "prompts"), ("a", "prompts")],
 )
 async def test_a_batch_that_is_none_is_refused(api: Harness, prompts: object, field: str) -> None:
     response = await api.client.post("/predict/batch", json={"prompts": prompts})
@@ -146,12 +176,16 @@ async def test_completions_carry_the_log_probability_of_every_token(api: Harness
 
 
 async def test_completions_also_come_from_a_prompt_and_a_number(api: Harness) -> None:
-    answer = (await api.client.post("/generate", json={"prompt": "Hello world", "max_new_tokens": 1})).json()
+    answer = (
+        await api.client.post("/generate", json={"prompt": "Hello world", "max_new_tokens": 1})
+    ).json()
     assert answer["generated_text"] == "Hello"
     both = {"prompt": "a", "max_new_tokens": 1, "parameters": {"max_new_tokens": 2}}
     refused = await api.client.post("/generate", json=both)
     assert (refused.status_code, refused.json()["details"]["field"]) == (400, "max_new_tokens")
-    assert (await api.client.post("/generate", json={"prompt": "a", "model_name": "other"})).status_code == 404
+    assert (
+        await api.client.post("/generate", json={"prompt": "a", "model_name": "other"})
+    ).status_code == 404
 
 
 THINKING = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
@@ -166,7 +200,10 @@ async def answer_of(api: Harness, path: str, prompt: str) -> tuple[str, str | No
     response = await api.client.post(path, json={"prompt": prompt})
     if path == "/v1/stream":
         parts = events(response.text)[:-1]
-        text, thoughts = ("".join(part.get(name) or "" for part in parts) for name in ("text", "reasoning_content"))
+        text, thoughts = (
+            "".join(part.get(name) or "" for part in parts)
+            for name in ("text", "reasoning_content")
+        )
         return text, thoughts or None
     answer = response.json()
     if path != "/generate":
@@ -176,7 +213,9 @@ async def answer_of(api: Harness, path: str, prompt: str) -> tuple[str, str | No
     return completion["text"], completion.get("reasoning_content")
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/v1/generate", "/v1/stream", "/generate"])
+@pytest.mark.parametrize(
+    "path", ["/predict", "/predict/batch", "/v1/generate", "/v1/stream", "/generate"]
+)
 @pytest.mark.parametrize(
     ("prompt", "script", "expected"),
     [
@@ -198,7 +237,11 @@ async def test_thoughts_are_no_part_of_a_text(
 
 
 CALL = ["<tool_call>", '{"name": "f", "arguments": {}}', "</tool_call>"]
-CHANNELS = ["<|channel|>analysis", "<|message|>Hm.<|end|><|start|>assistant", "<|channel|>final<|message|>Hello!"]
+CHANNELS = [
+    "<|channel|>analysis",
+    "<|message|>Hm.<|end|><|start|>assistant",
+    "<|channel|>final<|message|>Hello!",
+]
 
 
 @pytest.mark.parametrize(

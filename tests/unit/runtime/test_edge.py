@@ -1,4 +1,5 @@
-"""The edge of HTTP: what browsers, proxies, probes and old clients do before any endpoint is reached."""
+"""The edge of HTTP: what browsers, proxies,
+probes and old clients do before any endpoint is reached."""
 
 import json
 import re
@@ -20,18 +21,34 @@ from llm_runtime.contract import ServerConfig
 ORIGIN = "https://chat.example.com"
 STAINLESS = ",".join(
     f"x-stainless-{what}"
-    for what in ("os", "lang", "arch", "runtime", "runtime-version", "package-version", "retry-count", "timeout")
+    for what in (
+        "os",
+        "lang",
+        "arch",
+        "runtime",
+        "runtime-version",
+        "package-version",
+        "retry-count",
+        "timeout",
+    )
 )
 
 
 @pytest.mark.parametrize(
-    "headers", [f"authorization,content-type,{STAINLESS}", "openai-organization,x-title,http-referer", "traceparent"]
+    "headers",
+    [
+        f"authorization,content-type,{STAINLESS}",
+        "openai-organization,x-title,http-referer",
+        "traceparent",
+    ],
 )
 async def test_a_page_of_a_named_origin_may_send_any_header(run: Any, headers: str) -> None:
     async with run(server=ServerConfig(cors_origins=(ORIGIN,))) as api:
         asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": headers}
         told = await api.client.options("/v1/chat/completions", headers={"Origin": ORIGIN, **asks})
-        other = await api.client.options("/v1/chat/completions", headers={"Origin": "https://evil.example", **asks})
+        other = await api.client.options(
+            "/v1/chat/completions", headers={"Origin": "https://evil.example", **asks}
+        )
     assert (told.status_code, told.headers["access-control-allow-origin"]) == (200, ORIGIN)
     allowed = {name.strip() for name in told.headers["access-control-allow-headers"].split(",")}
     assert allowed >= set(headers.split(","))
@@ -45,7 +62,9 @@ def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
         made = make_server(config(server), in_thread(lambda: Loaded(engine, engine.codec)), None)
         return HttpServer(create_app(made), "127.0.0.1", 0).config.timeout_keep_alive
 
-    assert keeps(ServerConfig()) > 90, "Go's transport keeps connections for 90 s, load balancers for 60 or 75"
+    assert keeps(ServerConfig()) > 90, (
+        "Go's transport keeps connections for 90 s, load balancers for 60 or 75"
+    )
     assert keeps(ServerConfig(keep_alive_seconds=700)) == 700
 
 
@@ -84,28 +103,41 @@ async def test_every_path_of_openais_has_its_errors(api: Harness, path: str) -> 
 async def test_a_path_that_is_not_there_says_what_is(api: Harness) -> None:
     told = (await api.client.post("/v1/responses", json={})).json()["error"]["message"]
     assert "/v1/chat/completions" in told
-    assert "base URL end in /v1" in (await api.client.post("/chat/completions", json={})).json()["error"]["message"]
+    assert (
+        "base URL end in /v1"
+        in (await api.client.post("/chat/completions", json={})).json()["error"]["message"]
+    )
     assert (await api.client.post("/nothing", json={})).json()["error"] == "not_found"
 
 
 async def test_the_paths_of_other_dialects_below_v1_are_known(api: Harness) -> None:
     described = (await api.client.get("/openapi.json")).json()["paths"]
     below = {path: operations for path, operations in described.items() if path.startswith("/v1")}
-    others = {path for path, operations in below.items() if "OpenAI" not in next(iter(operations.values()))["tags"]}
+    others = {
+        path
+        for path, operations in below.items()
+        if "OpenAI" not in next(iter(operations.values()))["tags"]
+    }
     assert others == OWN_PATHS
 
 
 async def test_a_slash_at_the_end_changes_nothing(api: Harness) -> None:
     chat = await api.client.post("/v1/chat/completions/", json=chat_body())
     assert chat.json()["choices"][0]["message"]["content"] == "Hello there!"
-    assert (await api.client.post("/v1/completions//", json={"model": "support-bot", "prompt": "a"})).status_code == 200
+    assert (
+        await api.client.post("/v1/completions//", json={"model": "support-bot", "prompt": "a"})
+    ).status_code == 200
     assert (await api.client.post("/predict/", json={"prompt": "a"})).status_code == 200
-    assert [model["id"] for model in (await api.client.get("/v1/models/")).json()["data"]] == ["support-bot"]
+    assert [model["id"] for model in (await api.client.get("/v1/models/")).json()["data"]] == [
+        "support-bot"
+    ]
     for path in ("/livez/", "/readyz/", "/health/", "/metrics/", "/docs/"):
         assert (await api.client.get(path)).status_code == 200, path
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/info", "/v1/models", "/docs"])
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/health", "/metrics", "/info", "/v1/models", "/docs"]
+)
 def test_head_is_get_without_a_body(live: Any, path: str) -> None:
     with live() as api:
         headers = {"X-API-Key": KEY}
@@ -131,7 +163,9 @@ async def test_a_page_loads_nothing_from_elsewhere(api: Harness, path: str) -> N
         assert (found.status_code, bool(found.content)) == (200, True), address
     sources = re.findall(r"(\S+-src) ([^;]+)", page.headers["content-security-policy"])
     assert {"default-src", "script-src", "connect-src"} <= {directive for directive, _ in sources}
-    assert not [value for _, value in sources if "//" in value or "*" in value], "a browser must refuse other servers"
+    assert not [value for _, value in sources if "//" in value or "*" in value], (
+        "a browser must refuse other servers"
+    )
 
 
 async def test_no_other_file_lies_beside_a_pages_own(api: Harness) -> None:
@@ -167,13 +201,17 @@ async def test_head_of_what_only_takes_posts_is_a_405_and_get_allows_head(api: H
         {"messages": [{"role": "user", "content": "a " * 60}], "max_tokens": 60},
     ],
 )
-async def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for(api: Harness, fields: Any) -> None:
+async def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for(
+    api: Harness, fields: Any
+) -> None:
     error = (await api.chat(**fields)).json()["error"]
     assert error["code"] == "context_length_exceeded"
 
 
 async def test_an_overflow_of_the_context_has_openais_words(api: Harness) -> None:
     error = (await api.chat(messages=[{"role": "user", "content": "a " * 100}])).json()["error"]
-    assert error["message"].startswith("This model's maximum context length is 64 tokens. However, your prompt has 101")
+    assert error["message"].startswith(
+        "This model's maximum context length is 64 tokens. However, your prompt has 101"
+    )
     error = (await api.chat(messages=[{"role": "user", "content": "a" * 40_000}])).json()["error"]
     assert "string too long. Expected a string with maximum length 32000" in error["message"]

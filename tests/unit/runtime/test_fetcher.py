@@ -1,4 +1,5 @@
-"""The container that fetches adapters for a server: what became of each is told, whatever becomes of its child."""
+"""The container that fetches adapters for a server:
+what became of each is told, whatever becomes of its child."""
 
 import json
 import subprocess
@@ -49,7 +50,13 @@ class World:
         self.lists = self.folder / "adapters.json"
         self.registries = self.folder / "registries.json"
         self.fetcher = AdaptersFetcher(
-            self.lists, self.registries, self.models, self.told, self.start, lambda: self.now, lambda: 0.5
+            self.lists,
+            self.registries,
+            self.models,
+            self.told,
+            self.start,
+            lambda: self.now,
+            lambda: 0.5,
         )
 
     def start(self, jobs: list[Job]) -> FakeChild:
@@ -57,7 +64,9 @@ class World:
         return self.children[-1]
 
     def want(self, *adapters: tuple[str, str], password: str = "secret-1") -> None:
-        entries = [{"name": name, "model": f"bot-{name}", "version": version} for name, version in adapters]
+        entries = [
+            {"name": name, "model": f"bot-{name}", "version": version} for name, version in adapters
+        ]
         server: dict[str, Any] = {"trackingUri": "http://mlflow"}
         self._put(self.registries, {"connections": {"default": {**server, "password": password}}})
         self._put(self.lists, {"connections": {"default": server}, "adapters": entries})
@@ -77,7 +86,10 @@ class World:
 
     def asked(self) -> list[list[str]]:
         """Of each child: the versions that it was to bring."""
-        return [[f"{job.adapter.name}-{job.adapter.version}" for job in each.jobs] for each in self.children]
+        return [
+            [f"{job.adapter.name}-{job.adapter.version}" for job in each.jobs]
+            for each in self.children
+        ]
 
     def bring(self, job: Job) -> None:
         name = f"{job.adapter.name}-{job.adapter.version}"
@@ -107,7 +119,10 @@ def world(tmp_path: Path) -> World:
 def test_a_version_that_was_registered_anew_is_another_one() -> None:
     former = PinnedAdapter(name="legal", model="law", version="1")
     again = former.model_copy(update={"anew": "5f3c"})
-    assert Job(adapter=former, access=access()).identity != Job(adapter=again, access=access()).identity
+    assert (
+        Job(adapter=former, access=access()).identity
+        != Job(adapter=again, access=access()).identity
+    )
 
 
 def test_what_is_wanted_is_fetched_by_one_child_and_not_again(world: World) -> None:
@@ -135,7 +150,9 @@ def test_a_fault_is_told_and_tried_again_ever_more_rarely(world: World) -> None:
     assert told.report.reason == "RegistryDenied"
 
 
-def test_changed_credentials_are_tried_at_once_also_while_the_old_ones_are_in_use(world: World) -> None:
+def test_changed_credentials_are_tried_at_once_also_while_the_old_ones_are_in_use(
+    world: World,
+) -> None:
     world.want(LEGAL)
     world.look()
     world.fail()
@@ -219,14 +236,18 @@ def test_an_outcome_that_can_not_be_written_keeps_no_other_adapter_away(
     assert told.folder == "french"
 
 
-def test_a_fetcher_that_starts_anew_finds_what_is_there_and_misses_what_is_gone(world: World) -> None:
+def test_a_fetcher_that_starts_anew_finds_what_is_there_and_misses_what_is_gone(
+    world: World,
+) -> None:
     world.want(LEGAL, FRENCH)
     world.look()
     world.finish()
     again = World(world.folder)
     again.look()
     assert again.children == []
-    (again.models / "legal-1" / "manifest.json").unlink()  # Somebody who shares the volume made room.
+    (
+        again.models / "legal-1" / "manifest.json"
+    ).unlink()  # Somebody who shares the volume made room.
     again.look()
     assert again.asked() == [["legal-1"]]
 
@@ -240,7 +261,9 @@ def test_of_an_adapter_that_is_taken_from_the_list_nothing_is_told(world: World)
     assert read(world.told, "legal") is None
 
 
-def test_broken_files_change_nothing_and_no_line_quotes_them(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_files_change_nothing_and_no_line_quotes_them(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     world.want(LEGAL)
     world.look()
     world.registries.write_text('{"connections": {"default": {"password": "secret-9"}}}')
@@ -261,7 +284,9 @@ def test_a_report_holds_no_credentials(
 
     monkeypatch.setattr(fetcher, "fetch_adapter", refuse)
     adapter = PinnedAdapter(name="legal", model="law", version="1")
-    job = Job(adapter=adapter, access=RegistryAccess(tracking_uri="http://mlflow", password="open-sesame"))
+    job = Job(
+        adapter=adapter, access=RegistryAccess(tracking_uri="http://mlflow", password="open-sesame")
+    )
     try:
         fetcher.fetch_all([job], tmp_path, tmp_path)
     finally:
@@ -287,7 +312,11 @@ async def test_the_server_waits_for_its_version_and_hears_of_faults(tmp_path: Pa
     assert not delivered.news()
     # The credentials are another container's: they are no part of what a version is.
     job = Job(adapter=adapter, access=access(password="p"))
-    write(tmp_path, "legal", Outcome(identity=job.identity, report=FatalReport(reason="DiskFull", message="full")))
+    write(
+        tmp_path,
+        "legal",
+        Outcome(identity=job.identity, report=FatalReport(reason="DiskFull", message="full")),
+    )
     assert delivered.news()
     with pytest.raises(Reported, match="full") as raised:
         await delivered(adapter, access())
@@ -297,11 +326,20 @@ async def test_the_server_waits_for_its_version_and_hears_of_faults(tmp_path: Pa
     assert await delivered(adapter, access()) == Path("/models/law-2")
 
 
-def test_the_process_that_stays_imports_no_mlflow_and_ends_well_when_it_is_told_to(tmp_path: Path) -> None:
+def test_the_process_that_stays_imports_no_mlflow_and_ends_well_when_it_is_told_to(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path)
     world.want(LEGAL)
     command = [sys.executable, "-m", "llm_runtime.fetcher", "--adapters", str(world.lists)]
-    command += ["--registries", str(world.registries), "--models", str(world.models), "--fetched", str(world.told)]
+    command += [
+        "--registries",
+        str(world.registries),
+        "--models",
+        str(world.models),
+        "--fetched",
+        str(world.told),
+    ]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

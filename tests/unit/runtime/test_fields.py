@@ -1,4 +1,5 @@
-"""docs/fields.md: every value in its tables is sent, and every field that the code knows is in them."""
+"""docs/fields.md: every value in its tables is sent,
+and every field that the code knows is in them."""
 
 import json
 import re
@@ -76,7 +77,12 @@ PLACES: dict[str, Place] = {
     "In a message": (ChatMessage, CHAT, chat, ["messages", 1]),
     "In a part of a content": (Part, CHAT, chat, ["messages", 0, "content", 0]),
     "In a call": (ToolCall, CHAT, chat, ["messages", 1, "tool_calls", 0]),
-    "In a called function": (CalledFunction, CHAT, chat, ["messages", 1, "tool_calls", 0, "function"]),
+    "In a called function": (
+        CalledFunction,
+        CHAT,
+        chat,
+        ["messages", 1, "tool_calls", 0, "function"],
+    ),
     "In a tool": (OfferedTool, CHAT, chat, ["tools", 0]),
     "In the function of a tool": (Function, CHAT, chat, ["tools", 0, "function"]),
     "At the top of a text completion": (CompletionBody, TEXT, text, []),
@@ -128,7 +134,10 @@ async def test_a_field_is_taken_ignored_or_refused_as_the_table_says(
         assert (await api.client.post(path, json=plain)).status_code == 200
         first, second = api.engine.requests
         codec = api.engine.codec
-        assert (first.prompt_token_ids, first.sampling) == (second.prompt_token_ids, second.sampling)
+        assert (first.prompt_token_ids, first.sampling) == (
+            second.prompt_token_ids,
+            second.sampling,
+        )
         for asked in (codec.chats, codec.tools, codec.options):
             assert asked[:1] == asked[1:], "the model was told something else"
 
@@ -136,7 +145,11 @@ async def test_a_field_is_taken_ignored_or_refused_as_the_table_says(
 @pytest.mark.parametrize("section", PLACES)
 def test_every_field_that_the_code_knows_is_in_its_table(section: str) -> None:
     model = PLACES[section][0]
-    known = {field.alias or name for name, field in model.model_fields.items()} | model.no_effect.keys() | model.hints
+    known = (
+        {field.alias or name for name, field in model.model_fields.items()}
+        | model.no_effect.keys()
+        | model.hints
+    )
     told = {field for field, _ in TABLES[section]}
     if model is CompletionBody:
         told |= {field for field, _ in TABLES["At the top of a chat completion"]}
@@ -145,4 +158,8 @@ def test_every_field_that_the_code_knows_is_in_its_table(section: str) -> None:
 
 def test_every_table_is_tried() -> None:
     assert TABLES.keys() == PLACES.keys()
-    assert {fate for rows in TABLES.values() for fate in rows.values()} == {"taken", "ignored", "refused"}
+    assert {fate for rows in TABLES.values() for fate in rows.values()} == {
+        "taken",
+        "ignored",
+        "refused",
+    }

@@ -1,4 +1,5 @@
-"""What must not pass, whole and as a stream; and that no text and no pattern makes the filters slow."""
+"""What must not pass, whole and as a stream;
+and that no text and no pattern makes the filters slow."""
 
 import json
 import random
@@ -31,11 +32,17 @@ SAMPLES = [
     ("iban DE89 3704 0044 0532 0130 00 BIC COBADEFF", "iban [IBAN] BIC COBADEFF"),
     ("GB82WEST12345698765432.", "[IBAN]."),
     ("ssn 123-45-6789", "ssn [SSN]"),
-    ("from 10.0.0.1 to 2001:db8::1 and fe80::1%eth0", "from [IP_ADDRESS] to [IP_ADDRESS] and [IP_ADDRESS]%eth0"),
+    (
+        "from 10.0.0.1 to 2001:db8::1 and fe80::1%eth0",
+        "from [IP_ADDRESS] to [IP_ADDRESS] and [IP_ADDRESS]%eth0",
+    ),
     ("key sk-abcdefghijklmnopqrstuvwx and AKIAIOSFODNN7EXAMPLE", "key [API_KEY] and [API_KEY]"),
     (f"llmk_web_{'x' * 43}", "[API_KEY]"),
     ("eyJhbGciOiJI.eyJzdWIiOiIx.SflKxwRJSMeKKF", "[API_KEY]"),
-    ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE KEY-----\nbye", "[API_KEY]\nbye"),
+    (
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE KEY-----\nbye",
+        "[API_KEY]\nbye",
+    ),
 ]
 INNOCENT = [
     "order 1234567890 of 2024-01-02 at 12:30:45 for 3.14159 EUR, version 1.2.3",
@@ -76,7 +83,10 @@ def test_a_stream_shows_what_the_whole_text_would(seed: int) -> None:
 
 def test_ordinary_words_are_held_back_until_their_end_only() -> None:
     mask = Mask(FINDER)
-    shown = [mask.feed(text, last=False) for text in ("Hello", " world", ", how", " are 3", " of you?", " ")]
+    shown = [
+        mask.feed(text, last=False)
+        for text in ("Hello", " world", ", how", " are 3", " of you?", " ")
+    ]
     assert "".join(shown) == "Hello world, how are 3 of you? "
     assert shown[1].startswith("Hello")
 
@@ -110,7 +120,9 @@ def test_events_keep_their_number_and_their_end() -> None:
         (r"a(?:b|cd)*e[^x-z]?", "abcdbe! acdex", "[project] [project]x"),
     ],
 )
-def test_configured_patterns_are_masked_whole_and_streamed(regex: str, text: str, shown: str) -> None:
+def test_configured_patterns_are_masked_whole_and_streamed(
+    regex: str, text: str, shown: str
+) -> None:
     finder = Finder((FilterPattern(name="project", regex=regex),))
     assert masked(finder, text) == (shown, ["project"] * shown.count("[project]"))
     for seed in range(10):
@@ -136,7 +148,15 @@ def test_a_pattern_that_can_not_be_used_is_named_at_start(regex: str, why: str) 
 
 def test_no_pattern_and_no_text_makes_them_slow() -> None:
     finder = Finder((FilterPattern(name="evil", regex="(a+)+b"),))
-    for text in ("a" * 8000, "1 " * 4000, "345 " * 2000, "1:" * 4000, "DE12 " * 1600, "a@" * 4000, "4" * 8000):
+    for text in (
+        "a" * 8000,
+        "1 " * 4000,
+        "345 " * 2000,
+        "1:" * 4000,
+        "DE12 " * 1600,
+        "a@" * 4000,
+        "4" * 8000,
+    ):
         began = time.perf_counter()
         masked(finder, text)
         assert time.perf_counter() - began < 0.1
@@ -196,7 +216,10 @@ PATTERNS = (FilterPattern(name="secret", regex="project zeus"),)
 MAIL = "joe@mail.example"
 CARD = 4111111111111111
 CALL = {"id": "c", "type": "function", "function": {"name": "pay", "arguments": {}}}
-TOOL = {"type": "function", "function": {"name": "pay", "description": "", "parameters": {"type": "object"}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "pay", "description": "", "parameters": {"type": "object"}},
+}
 
 
 def tool(**function: Any) -> dict[str, Any]:
@@ -242,22 +265,33 @@ def test_numbers_and_words_that_are_nothing_special_stay_what_they_are() -> None
             {"role": "user", "content": "hi"},
             calling(arguments={"n": 7, "x": 0.5, "yes": True, "no": None, "type": "a"}),
         ),
-        tools=(tool(parameters={"type": "object", "properties": {"n": {"type": "integer", "maximum": 10**6}}}),),
+        tools=(
+            tool(
+                parameters={
+                    "type": "object",
+                    "properties": {"n": {"type": "integer", "maximum": 10**6}},
+                }
+            ),
+        ),
     )
     assert Filters(FiltersConfig(pii="Mask")).prompts(asked) == asked
 
 
 def test_the_name_of_a_function_can_not_be_masked() -> None:
-    with pytest.raises(errors.InvalidRequest, match="name of a function holds personal data") as caught:
+    with pytest.raises(
+        errors.InvalidRequest, match="name of a function holds personal data"
+    ) as caught:
         Filters(FiltersConfig(pii="Mask")).prompts(job(tools=(tool(name=str(CARD)),)))
     assert str(CARD) not in caught.value.message
 
 
 @pytest.mark.parametrize("pii", ["Mask", "Reject"])
 async def test_the_prompt_is_looked_at_as_the_model_reads_it(pii: Any) -> None:
-    """The template of these tests writes role and content beside each other: only together are they an address."""
+    """The template of these tests writes role and content beside each other:
+    only together are they an address."""
     settings = config(
-        ServerConfig(filters=FiltersConfig(pii=pii, patterns=PATTERNS)), system_prompt="ask help@us.example"
+        ServerConfig(filters=FiltersConfig(pii=pii, patterns=PATTERNS)),
+        system_prompt="ask help@us.example",
     )
     road = Road(settings=settings)
     apart = ({"role": "user", "content": "project"}, {"role": "zeus", "content": "is late"})

@@ -1,4 +1,5 @@
-"""Adapters that come and go with a mounted file: the engine has what the file says, and whoever asks is answered."""
+"""Adapters that come and go with a mounted file:
+the engine has what the file says, and whoever asks is answered."""
 
 import asyncio
 import json
@@ -29,7 +30,9 @@ SERVER = {"default": {"trackingUri": "http://mlflow", "password": "secret"}}
 
 def write(file: Path, *adapters: tuple[str, str], **more: Any) -> None:
     """`adapters`: name and version. In one step, as the kubelet does it."""
-    entries = [{"name": name, "model": f"bot-{name}", "version": version} for name, version in adapters]
+    entries = [
+        {"name": name, "model": f"bot-{name}", "version": version} for name, version in adapters
+    ]
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps({"connections": SERVER, "adapters": entries, **more}))
     fresh.replace(file)
@@ -78,7 +81,9 @@ class World:
             await asyncio.sleep(0)
 
     def states(self) -> list[tuple[str, str | None, str]]:
-        return [(entry["name"], entry["version"], entry["state"]) for entry in self.adapters.report()]
+        return [
+            (entry["name"], entry["version"], entry["state"]) for entry in self.adapters.report()
+        ]
 
 
 @pytest.fixture
@@ -94,7 +99,12 @@ async def test_the_engine_gets_what_the_file_says(file: Path) -> None:
     await world.look()
     write(file, ("french", "7"))
     await world.look()
-    assert world.engine.changes == ["load legal legal-1", "load legal legal-2", "load french french-7", "drop legal"]
+    assert world.engine.changes == [
+        "load legal legal-1",
+        "load legal legal-2",
+        "load french french-7",
+        "drop legal",
+    ]
     assert world.states() == [("french", "7", "loaded")]
     write(file)
     await world.look()
@@ -145,7 +155,9 @@ async def test_a_server_that_is_not_named_any_more_takes_nothing_away(file: Path
     assert "no connection 'default'" in world.adapters.report()[1]["message"]
 
 
-async def test_an_adapter_of_another_base_is_reported_and_the_old_version_keeps_answering(file: Path) -> None:
+async def test_an_adapter_of_another_base_is_reported_and_the_old_version_keeps_answering(
+    file: Path,
+) -> None:
     write(file, ("legal", "1"))
     world = World(file)
     await world.look()
@@ -158,7 +170,9 @@ async def test_an_adapter_of_another_base_is_reported_and_the_old_version_keeps_
     assert world.engine.adapters == ("legal",)
 
 
-async def test_a_fault_is_tried_again_ever_more_rarely_and_does_not_hold_up_others(file: Path) -> None:
+async def test_a_fault_is_tried_again_ever_more_rarely_and_does_not_hold_up_others(
+    file: Path,
+) -> None:
     write(file, ("legal", "1"), ("french", "1"))
     world = World(file)
     world.shelf.faults["legal-1"] = errors.RegistryUnreachable("no answer")
@@ -182,7 +196,11 @@ async def test_a_changed_list_is_tried_at_once(file: Path) -> None:
     world.shelf.faults["legal-1"] = errors.RegistryDenied("wrong password")
     await world.look()
     world.shelf.faults.clear()
-    write(file, ("legal", "1"), connections={"default": {"trackingUri": "http://mlflow", "password": "right"}})
+    write(
+        file,
+        ("legal", "1"),
+        connections={"default": {"trackingUri": "http://mlflow", "password": "right"}},
+    )
     await world.look()
     assert world.states() == [("legal", "1", "loaded")]
 
@@ -192,10 +210,17 @@ async def test_what_another_container_tells_anew_is_tried_at_once(file: Path) ->
     world = World(file)
     told = list[bool]()
     world.adapters = Adapters(
-        AdapterList(file), world.shelf, 4, lambda: world.now, lambda: 0.5, news=lambda: bool(told and told.pop())
+        AdapterList(file),
+        world.shelf,
+        4,
+        lambda: world.now,
+        lambda: 0.5,
+        news=lambda: bool(told and told.pop()),
     )
     world.adapters.attach(world.engine)
-    world.shelf.faults["legal-1"] = errors.Reported(FatalReport(reason="RegistryDenied", message="wrong password"))
+    world.shelf.faults["legal-1"] = errors.Reported(
+        FatalReport(reason="RegistryDenied", message="wrong password")
+    )
     await world.look()
     assert world.adapters.report()[0]["reason"] == "RegistryDenied"
     world.shelf.faults.clear()
@@ -257,7 +282,9 @@ async def test_another_engine_gets_them_all(file: Path) -> None:
     assert world.engine.adapters == ("legal", "french")
 
 
-async def test_what_decides_answers_is_the_same_everywhere_and_no_ones_while_it_changes(file: Path) -> None:
+async def test_what_decides_answers_is_the_same_everywhere_and_no_ones_while_it_changes(
+    file: Path,
+) -> None:
     write(file, ("legal", "1"))
     here = World(file)
     there = World(file)
@@ -299,7 +326,9 @@ def serve(tmp_path: Path, file: Path) -> Serve:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test", headers={"X-API-Key": KEY}) as client,
+            httpx.AsyncClient(
+                transport=transport, base_url="http://test", headers={"X-API-Key": KEY}
+            ) as client,
         ):
             await until(lambda: not wait or server.serving.state is not State.LOADING)
             yield server, client
@@ -332,16 +361,22 @@ async def test_a_server_is_ready_when_its_adapters_are(file: Path, serve: Serve)
     assert 'llm_adapter_loaded{adapter="legal",version="3"} 1.0' in metrics
 
 
-async def test_an_adapter_that_fails_keeps_no_server_from_being_ready(file: Path, serve: Serve) -> None:
+async def test_an_adapter_that_fails_keeps_no_server_from_being_ready(
+    file: Path, serve: Serve
+) -> None:
     write(file, ("legal", "bad"))
     async with serve(ScriptedEngine(), Shelf()) as (_, client):
         assert (await client.get("/readyz")).status_code == 200
         refused = await client.post("/v1/completions", json=asking("legal"))
         metrics = (await client.get("/metrics")).text
-        base = await client.post("/v1/completions", json={**asking("legal"), "model": "support-bot"})
+        base = await client.post(
+            "/v1/completions", json={**asking("legal"), "model": "support-bot"}
+        )
     assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
     assert 'llm_adapter_loaded{adapter="legal",version="bad"} 0.0' in metrics
-    assert 'llm_adapter_failed{adapter="legal",reason="ModelUnsupported",version="bad"} 1.0' in metrics
+    assert (
+        'llm_adapter_failed{adapter="legal",reason="ModelUnsupported",version="bad"} 1.0' in metrics
+    )
     assert base.status_code == 200
 
 
@@ -377,11 +412,14 @@ async def test_an_idempotency_key_outlives_a_moved_adapter(file: Path, serve: Se
     assert (first.status_code, second.status_code, len(engine.requests)) == (200, 200, 1)
 
 
-async def test_a_key_for_other_adapters_is_refused_also_before_one_is_loaded(file: Path, serve: Serve) -> None:
+async def test_a_key_for_other_adapters_is_refused_also_before_one_is_loaded(
+    file: Path, serve: Serve
+) -> None:
     write(file, ("legal", "bad"), ("french", "1"))
     async with serve(ScriptedEngine(), Shelf(), adapters=("french",)) as (_, client):
         answers = [
-            (await client.post("/v1/completions", json=asking(name))).status_code for name in ("legal", "french")
+            (await client.post("/v1/completions", json=asking(name))).status_code
+            for name in ("legal", "french")
         ]
         listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
     assert answers == [404, 200]
@@ -396,7 +434,9 @@ FAULTS: list[errors.Fatal] = [
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=["another base", "rank over the limit", "corrupt file", "denied"])
+@pytest.mark.parametrize(
+    "fault", FAULTS, ids=["another base", "rank over the limit", "corrupt file", "denied"]
+)
 async def test_a_version_that_fails_is_told_everywhere_but_to_clients_and_the_one_before_answers(
     file: Path, serve: Serve, fault: errors.Fatal, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -412,18 +452,28 @@ async def test_a_version_that_fails_is_told_everywhere_but_to_clients_and_the_on
         listed = (await client.get("/v1/models")).text
     assert answer.status_code == 200
     assert (told["version"], told["reason"], told["message"]) == ("1", fault.reason, str(fault))
-    assert f'llm_adapter_failed{{adapter="legal",reason="{fault.reason}",version="2"}} 1.0' in metrics
+    assert (
+        f'llm_adapter_failed{{adapter="legal",reason="{fault.reason}",version="2"}} 1.0' in metrics
+    )
     assert 'llm_adapter_loaded{adapter="legal",version="1"} 1.0' in metrics
     assert any(str(fault) in record.getMessage() for record in caplog.records)
     assert str(fault) not in listed
 
 
-async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_model(file: Path, serve: Serve) -> None:
+async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_model(
+    file: Path, serve: Serve
+) -> None:
     write(file, ("legal", "3"), defaultAdapter="legal")
     engine = ScriptedEngine()
     async with serve(engine, Shelf()) as (server, client):
-        for model, adapter in (("support-bot", "legal"), ("support-bot:base", ""), ("support-bot:legal", "legal")):
-            answer = await client.post("/v1/completions", json={**asking(""), "model": model, "prompt": model})
+        for model, adapter in (
+            ("support-bot", "legal"),
+            ("support-bot:base", ""),
+            ("support-bot:legal", "legal"),
+        ):
+            answer = await client.post(
+                "/v1/completions", json={**asking(""), "model": model, "prompt": model}
+            )
             assert answer.status_code == 200
             assert engine.requests[-1].adapter == adapter
             assert answer.json()["model"] == ("support-bot:legal" if adapter else "support-bot")
@@ -434,7 +484,9 @@ async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_mod
         version = server.config.model.mlflow.version
         write(file, ("legal", "3"))
         await until(lambda: not server.default_adapter)
-        await client.post("/v1/completions", json={**asking(""), "model": "support-bot", "prompt": "c d"})
+        await client.post(
+            "/v1/completions", json={**asking(""), "model": "support-bot", "prompt": "c d"}
+        )
         assert engine.requests[-1].adapter == ""
     assert {name: model["version"] for name, model in listed.items()} == {
         "support-bot": "3", "support-bot:base": version, "support-bot:legal": "3",
@@ -442,20 +494,33 @@ async def test_the_default_adapter_answers_for_the_bare_name_and_base_is_the_mod
     assert (one["adapter"], one["parent"]) == ("legal", "support-bot")
 
 
-async def test_a_default_adapter_that_is_not_there_is_no_reason_to_answer_without_it(file: Path, serve: Serve) -> None:
+async def test_a_default_adapter_that_is_not_there_is_no_reason_to_answer_without_it(
+    file: Path, serve: Serve
+) -> None:
     write(file, ("legal", "bad"), defaultAdapter="legal")
     async with serve(ScriptedEngine(), Shelf()) as (_, client):
         bare = await client.post("/v1/completions", json={**asking(""), "model": "support-bot"})
-        base = await client.post("/v1/completions", json={**asking(""), "model": "support-bot:base"})
+        base = await client.post(
+            "/v1/completions", json={**asking(""), "model": "support-bot:base"}
+        )
     assert (bare.status_code, base.status_code) == (503, 200)
 
 
-async def test_a_key_for_other_adapters_may_not_use_the_default_one_but_the_base(file: Path, serve: Serve) -> None:
+async def test_a_key_for_other_adapters_may_not_use_the_default_one_but_the_base(
+    file: Path, serve: Serve
+) -> None:
     write(file, ("legal", "1"), ("sales", "1"), defaultAdapter="legal")
     async with serve(ScriptedEngine(), Shelf(), adapters=["sales"]) as (_, client):
         answers = {
-            name: (await client.post("/v1/completions", json={**asking(""), "model": name})).status_code
-            for name in ("support-bot", "support-bot:legal", "support-bot:sales", "support-bot:base")
+            name: (
+                await client.post("/v1/completions", json={**asking(""), "model": name})
+            ).status_code
+            for name in (
+                "support-bot",
+                "support-bot:legal",
+                "support-bot:sales",
+                "support-bot:base",
+            )
         }
         listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
     assert list(answers.values()) == [404, 404, 200, 200]

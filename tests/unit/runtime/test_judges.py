@@ -1,4 +1,5 @@
-"""The official clients, and what is built on them, against a real server: they decide what compatible means."""
+"""The official clients, and what is built on them, against a real server:
+they decide what compatible means."""
 
 import os
 import shutil
@@ -55,7 +56,14 @@ def client(server: Harness) -> Iterator[OpenAI]:
 
 def test_chat_whole_with_choices_stop_and_logprobs(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        model=MODEL, messages=HI, n=2, stop=["here"], seed=1, logprobs=True, top_logprobs=1, user="me"
+        model=MODEL,
+        messages=HI,
+        n=2,
+        stop=["here"],
+        seed=1,
+        logprobs=True,
+        top_logprobs=1,
+        user="me",
     )
     assert [choice.message.content for choice in answer.choices] == ["Hello t"] * 2
     assert answer.choices[0].logprobs
@@ -67,9 +75,14 @@ def test_chat_whole_with_choices_stop_and_logprobs(client: OpenAI) -> None:
 
 def test_chat_as_a_stream_with_usage(client: OpenAI) -> None:
     chunks = list(
-        client.chat.completions.create(model=MODEL, messages=HI, stream=True, stream_options={"include_usage": True})
+        client.chat.completions.create(
+            model=MODEL, messages=HI, stream=True, stream_options={"include_usage": True}
+        )
     )
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello there!"
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        == "Hello there!"
+    )
     assert chunks[-1].usage
     assert chunks[-1].usage.completion_tokens == 3
 
@@ -77,7 +90,9 @@ def test_chat_as_a_stream_with_usage(client: OpenAI) -> None:
 def test_completions_whole_and_streamed(client: OpenAI) -> None:
     whole = client.completions.create(model=MODEL, prompt="a b", logprobs=1)
     parts = client.completions.create(model=MODEL, prompt="a b", stream=True)
-    assert whole.choices[0].text == "".join(part.choices[0].text for part in parts) == "Hello there!"
+    assert (
+        whole.choices[0].text == "".join(part.choices[0].text for part in parts) == "Hello there!"
+    )
     assert whole.choices[0].logprobs
     assert whole.choices[0].logprobs.tokens == ["Hello", " there", "!"]
 
@@ -94,13 +109,17 @@ def test_parse_gives_an_object_of_the_schema(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
 def test_tools_are_called_and_their_results_taken(client: OpenAI, choice: Any) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=HI, tools=[TOOL], tool_choice=choice).choices[0]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=HI, tools=[TOOL], tool_choice=choice
+    ).choices[0]
     assert answer.finish_reason == "tool_calls"
     [call] = answer.message.tool_calls or ()
     assert call.type == "function"
     assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Kiel"}')
     result = {"role": "tool", "tool_call_id": call.id, "content": "rain"}
-    client.chat.completions.create(model=MODEL, messages=[*HI, answer.message, result], tools=[TOOL])
+    client.chat.completions.create(
+        model=MODEL, messages=[*HI, answer.message, result], tools=[TOOL]
+    )
 
 
 def test_strict_tools_are_parsed_whole_and_in_a_stream(client: OpenAI) -> None:
@@ -115,7 +134,9 @@ def test_strict_tools_are_parsed_whole_and_in_a_stream(client: OpenAI) -> None:
 
 def test_parsed_messages_may_be_sent_back(client: OpenAI) -> None:
     tools = [openai.pydantic_function_tool(weather)]
-    message: Any = client.chat.completions.parse(model=MODEL, messages=HI, tools=tools).choices[0].message
+    message: Any = (
+        client.chat.completions.parse(model=MODEL, messages=HI, tools=tools).choices[0].message
+    )
     result: Any = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "rain"}
     client.chat.completions.create(model=MODEL, messages=[*HI, message, result])
 
@@ -129,20 +150,32 @@ def test_parsed_messages_may_be_sent_back(client: OpenAI) -> None:
         ({"extra_body": {"nonsense": 1}}, openai.BadRequestError),
     ],
 )
-def test_refusals_are_the_clients_exceptions(client: OpenAI, fields: Any, error: type[openai.APIStatusError]) -> None:
+def test_refusals_are_the_clients_exceptions(
+    client: OpenAI, fields: Any, error: type[openai.APIStatusError]
+) -> None:
     with pytest.raises(error) as caught:
-        client.with_options(max_retries=0).chat.completions.create(**{"model": MODEL, "messages": HI, **fields})
+        client.with_options(max_retries=0).chat.completions.create(
+            **{"model": MODEL, "messages": HI, **fields}
+        )
     assert caught.value.request_id
 
 
 def test_a_wrong_key_is_an_authentication_error(server: Harness) -> None:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as stranger, pytest.raises(openai.AuthenticationError):
+    with (
+        OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
         stranger.models.list()
 
 
-def test_a_busy_server_is_asked_again_after_its_retry_after(client: OpenAI, server: Harness) -> None:
+def test_a_busy_server_is_asked_again_after_its_retry_after(
+    client: OpenAI, server: Harness
+) -> None:
     busy: Any = [{"role": "user", "content": "once busy"}]
-    assert client.chat.completions.create(model=MODEL, messages=busy).choices[0].message.content == "Hello there!"
+    assert (
+        client.chat.completions.create(model=MODEL, messages=busy).choices[0].message.content
+        == "Hello there!"
+    )
     assert server.engine.refused == 1  # type: ignore[attr-defined]
 
 
@@ -158,12 +191,22 @@ async def test_the_asynchronous_client_does_the_same(server: Harness) -> None:
     assert place.choices[0].message.parsed == Place(city="Kiel")
 
 
-@pytest.mark.skipif(None in map(shutil.which, ("node", "npm")), reason="Node.js 20 or newer with npm is not installed")
+@pytest.mark.skipif(
+    None in map(shutil.which, ("node", "npm")),
+    reason="Node.js 20 or newer with npm is not installed",
+)
 @pytest.mark.torch  # Not for torch, but for the time that npm and Node take.
 def test_the_client_for_node_passes_its_script(server: Harness) -> None:
-    environment = {**os.environ, "BASE_URL": f"{server.url}/v1", "API_KEY": KEY, "PACKAGES": str(node_packages())}
+    environment = {
+        **os.environ,
+        "BASE_URL": f"{server.url}/v1",
+        "API_KEY": KEY,
+        "PACKAGES": str(node_packages()),
+    }
     command = ["node", str(ROOT / "tests" / "judges" / "openai.mjs")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("ok ") == 12
 
@@ -172,7 +215,9 @@ def test_the_client_for_node_passes_its_script(server: Harness) -> None:
 def test_the_langchain_example_runs(server: Harness) -> None:
     environment = {**os.environ, "LLM_URL": f"{server.url}/v1", "LLM_KEY": KEY, "LLM_MODEL": MODEL}
     command = [sys.executable, str(ROOT / "docs" / "examples" / "langchain_chat.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "invoke: Hello there!",

@@ -1,4 +1,5 @@
-"""What is kept of many tenants: bounded in number and size, and nobody loses anything to somebody who has more."""
+"""What is kept of many tenants: bounded in number and size,
+and nobody loses anything to somebody who has more."""
 
 from llm_runtime import sessions as conversations
 from llm_runtime.cache.answer import Answer, AnswerChoice
@@ -59,7 +60,10 @@ async def test_ten_thousand_sessions_of_one_key_throw_out_nobody_elses() -> None
 async def test_one_conversation_has_a_bound_in_bytes() -> None:
     sessions = Sessions(SessionsConfig())
     for number in range(100):
-        turn = [{"role": "user", "content": f"{number} " + "x" * 31_000}, {"role": "assistant", "content": "yes"}]
+        turn = [
+            {"role": "user", "content": f"{number} " + "x" * 31_000},
+            {"role": "assistant", "content": "yes"},
+        ]
         await sessions.append("a", "s", turn)
     kept = await sessions.history("a", "s")
     assert size_of(kept) <= conversations.SESSION_BYTES
@@ -69,7 +73,9 @@ async def test_one_conversation_has_a_bound_in_bytes() -> None:
 
 async def test_idempotent_answers_of_one_key_throw_out_nobody_elses() -> None:
     keys = IdempotencyKeys(entries=10)
-    answer = Answer(1, (AnswerChoice((TokenEvent(None, "yes", finish_reason=FinishReason.STOP),), 1),))
+    answer = Answer(
+        1, (AnswerChoice((TokenEvent(None, "yes", finish_reason=FinishReason.STOP),), 1),)
+    )
     for tenant, name in [("quiet", "k"), *(("loud", str(number)) for number in range(100))]:
         turn = keys.claim(tenant, name, "digest")
         assert not isinstance(turn, Answer)

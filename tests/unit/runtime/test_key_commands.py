@@ -1,4 +1,5 @@
-"""`llm-runtime keys` and `roles`: what people type, what they see, and what a running server makes of it."""
+"""`llm-runtime keys` and `roles`: what people type, what they see,
+and what a running server makes of it."""
 
 import asyncio
 import json
@@ -72,8 +73,25 @@ def test_an_empty_list_says_how_to_make_a_key(url: str) -> None:
 
 
 def test_every_wish_reaches_the_server(url: str) -> None:
-    words = ["--owner", "me@example.com", "--role", "gold", "--adapter", "legal", "--adapter", "sales", "--admin"]
-    words += ["--limit", "tokens-per-minute=1000", "--limit", "max-concurrent=2", "--expires", "90d"]
+    words = [
+        "--owner",
+        "me@example.com",
+        "--role",
+        "gold",
+        "--adapter",
+        "legal",
+        "--adapter",
+        "sales",
+        "--admin",
+    ]
+    words += [
+        "--limit",
+        "tokens-per-minute=1000",
+        "--limit",
+        "max-concurrent=2",
+        "--expires",
+        "90d",
+    ]
     _, key = create("web", *words)
     record = asyncio.run(find(url, key))
     assert record
@@ -105,7 +123,11 @@ def test_rotation_prints_the_new_key_and_lets_the_old_one_end() -> None:
     assert "2 more hours" in rotated.stderr
     new = rotated.stdout.strip().split("_")[1]
     keys = listed()
-    assert (keys[key_id]["state"], keys[key_id]["replaced_by"], keys[new]["owner"]) == ("rotated", new, "me")
+    assert (keys[key_id]["state"], keys[key_id]["replaced_by"], keys[new]["owner"]) == (
+        "rotated",
+        new,
+        "me",
+    )
     assert keys[key_id]["expires_at"]
     assert "could be rotated" in run("keys", "rotate", key_id, status=1).stderr
 
@@ -132,10 +154,25 @@ def test_a_role_that_nobody_knows_is_pointed_out() -> None:
 
 
 def test_roles_are_set_listed_and_removed(url: str) -> None:
-    run("roles", "set", "gold", "--requests-per-minute", "60", "--tokens-per-month", "5000000", "--priority", "3")
+    run(
+        "roles",
+        "set",
+        "gold",
+        "--requests-per-minute",
+        "60",
+        "--tokens-per-month",
+        "5000000",
+        "--priority",
+        "3",
+    )
     assert "5000000" in run("roles", "list").stdout
     [role] = json.loads(run("roles", "list", "--json").stdout)
-    assert (role["name"], role["requests_per_minute"], role["priority"], role["max_concurrent"]) == ("gold", 60, 3, 5)
+    assert (
+        role["name"],
+        role["requests_per_minute"],
+        role["priority"],
+        role["max_concurrent"],
+    ) == ("gold", 60, 3, 5)
 
     async def tier() -> int | None:
         database = Database(url)
@@ -153,7 +190,9 @@ def test_roles_are_set_listed_and_removed(url: str) -> None:
     run("roles", "set", "bad name!", status=2)
 
 
-def test_the_pepper_of_the_environment_is_that_of_the_server(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pepper_of_the_environment_is_that_of_the_server(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KEY_PEPPER", "cayenne")
     _, key = create("web")
     assert asyncio.run(find(url, key, "cayenne"))
@@ -170,7 +209,9 @@ def test_the_address_may_be_an_option_or_in_the_configuration(
     file = tmp_path / "config.yaml"
     file.write_text(f"database:\n  url: {url}\n")
     assert "web" in run("keys", "list", "--config", str(file)).stdout
-    assert "can't be read" in run("keys", "list", "--config", str(tmp_path / "none"), status=1).stderr
+    assert (
+        "can't be read" in run("keys", "list", "--config", str(tmp_path / "none"), status=1).stderr
+    )
     monkeypatch.setenv("DATABASE_URL", "none")
     assert "there is no database" in run("keys", "list", status=1).stderr
 
@@ -179,7 +220,10 @@ def test_a_database_that_does_not_answer_is_said_in_a_line() -> None:
     result = run("keys", "list", "--database-url", "postgresql://nobody@127.0.0.1:1/none", status=1)
     assert "does not answer" in result.stderr
     assert "Traceback" not in result.output
-    assert "no database of ours" in run("keys", "list", "--database-url", "mysql://x/y", status=1).stderr
+    assert (
+        "no database of ours"
+        in run("keys", "list", "--database-url", "mysql://x/y", status=1).stderr
+    )
 
 
 def test_keys_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

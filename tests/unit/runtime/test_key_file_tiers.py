@@ -23,7 +23,9 @@ Later = Callable[[], None]
 
 
 def written(path: Path, **more: Any) -> None:
-    entry = record(KEY, **more.pop("key", {})).model_dump(mode="json", by_alias=True, exclude_none=True)
+    entry = record(KEY, **more.pop("key", {})).model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
     path.write_text(json.dumps({"salt": SALT, "keys": [entry], **more}))
 
 
@@ -46,14 +48,21 @@ def served(file: Path, settings: RuntimeConfig) -> tuple[Server, Later]:
 
 
 def asked(made: Server, *headers: tuple[bytes, bytes]) -> Caller:
-    return made.callers.identify(HTTPConnection({"type": "http", "headers": list(headers), "client": ("10.0.0.9", 1)}))
+    return made.callers.identify(
+        HTTPConnection({"type": "http", "headers": list(headers), "client": ("10.0.0.9", 1)})
+    )
 
 
 HOLDER = (b"x-api-key", KEY.encode())
 
 
 def test_the_key_files_tiers_win_over_the_configurations(file: Path) -> None:
-    written(file, key={"tier": "gold"}, tiers=[{"name": "gold", "requestsPerMinute": 600}], defaultTier="gold")
+    written(
+        file,
+        key={"tier": "gold"},
+        tiers=[{"name": "gold", "requestsPerMinute": 600}],
+        defaultTier="gold",
+    )
     settings = config().model_copy(update={"tiers": (Tier(name="gold", requests_per_minute=1),)})
     made, _ = served(file, settings)
     assert asked(made, HOLDER).tier.requests_per_minute == 600
@@ -70,9 +79,16 @@ def test_a_changed_tier_holds_for_the_next_request_of_the_same_key(file: Path) -
     written(file, tiers=[{"name": "free", "maxConcurrent": 1}], defaultTier="free")
     made, later = served(file, config())
     assert asked(made, HOLDER).tier.max_concurrent == 1
-    written(file, tiers=[{"name": "free", "maxConcurrent": 20, "tokensPerMinute": 9}], defaultTier="free")
+    written(
+        file,
+        tiers=[{"name": "free", "maxConcurrent": 20, "tokensPerMinute": 9}],
+        defaultTier="free",
+    )
     later()
-    assert (asked(made, HOLDER).tier.max_concurrent, asked(made, HOLDER).tier.tokens_per_minute) == (20, 9)
+    assert (
+        asked(made, HOLDER).tier.max_concurrent,
+        asked(made, HOLDER).tier.tokens_per_minute,
+    ) == (20, 9)
 
 
 def test_callers_without_a_key_have_the_key_files_default_tier(file: Path) -> None:
@@ -83,7 +99,11 @@ def test_callers_without_a_key_have_the_key_files_default_tier(file: Path) -> No
 
 
 def test_a_newer_operators_tier_is_read_without_what_is_not_known_here(file: Path) -> None:
-    written(file, tiers=[{"name": "free", "requestsPerMinute": 3, "dollarsPerDay": 5}], defaultTier="free")
+    written(
+        file,
+        tiers=[{"name": "free", "requestsPerMinute": 3, "dollarsPerDay": 5}],
+        defaultTier="free",
+    )
     assert KeyFile.model_validate_json(file.read_bytes()).tiers[0].requests_per_minute == 3
 
 

@@ -1,4 +1,5 @@
-"""Keys of the database: found without asking it, in force and out of force on every replica within two seconds."""
+"""Keys of the database: found without asking it,
+in force and out of force on every replica within two seconds."""
 
 import asyncio
 import logging
@@ -30,7 +31,9 @@ Connect = Callable[[], Awaitable[Database]]
 @pytest.fixture(params=["sqlite", "postgres"])
 async def connect(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Connect]:
     """Opens one and the same database, as each replica does."""
-    server: Postgres | None = request.getfixturevalue("postgres_server") if request.param == "postgres" else None
+    server: Postgres | None = (
+        request.getfixturevalue("postgres_server") if request.param == "postgres" else None
+    )
     url = server.create() if server else f"sqlite:///{tmp_path / 'keys.db'}"
     async with AsyncExitStack() as stack:
 
@@ -64,17 +67,26 @@ async def execute(database: Database, statement: Any) -> None:
 
 
 async def test_a_new_key_opens_and_says_whose_it_is(database: Database) -> None:
-    wish = NewKey("web", "web@example.com", "gold", Limits(tokens_per_minute=7), ("legal",), admin=True)
+    wish = NewKey(
+        "web", "web@example.com", "gold", Limits(tokens_per_minute=7), ("legal",), admin=True
+    )
     async with DatabaseKeys(database) as keys:
         issued = await keys.store.create(wish)
         await keys.poll()
         record = keys.find(issued.key)
     assert record
-    assert (record.id, record.name, record.owner, record.tier) == (issued.id, "web", "web@example.com", "gold")
+    assert (record.id, record.name, record.owner, record.tier) == (
+        issued.id,
+        "web",
+        "web@example.com",
+        "gold",
+    )
     assert (record.limits.tokens_per_minute, record.adapters, record.admin) == (7, ("legal",), True)
 
 
-async def test_a_key_revoked_on_one_replica_stops_on_all_within_two_seconds(connect: Connect) -> None:
+async def test_a_key_revoked_on_one_replica_stops_on_all_within_two_seconds(
+    connect: Connect,
+) -> None:
     async with DatabaseKeys(await connect()) as one, DatabaseKeys(await connect()) as other:
         issued = await one.store.create(NewKey("web"))
         await until(lambda: one.find(issued.key) and other.find(issued.key), 2)
@@ -84,7 +96,9 @@ async def test_a_key_revoked_on_one_replica_stops_on_all_within_two_seconds(conn
             await other.store.revoke(issued.id)
 
 
-async def test_changed_limits_of_a_role_reach_known_keys_within_two_seconds(connect: Connect) -> None:
+async def test_changed_limits_of_a_role_reach_known_keys_within_two_seconds(
+    connect: Connect,
+) -> None:
     async with DatabaseKeys(await connect()) as one, DatabaseKeys(await connect()) as other:
         configured = Tier(name="gold", requests_per_minute=1)
         tiers = Tiers([configured], "standard", lambda: other.roles)
@@ -143,7 +157,9 @@ async def test_a_key_with_an_end_gets_a_successor_of_the_same_lifetime(database:
 async def test_two_rotations_at_once_make_one_successor(connect: Connect) -> None:
     stores = [KeyStore(await connect(), None) for _ in range(2)]
     old = await stores[0].create(NewKey("web"))
-    done = await asyncio.gather(*(store.rotate(old.id, timedelta(0)) for store in stores), return_exceptions=True)
+    done = await asyncio.gather(
+        *(store.rotate(old.id, timedelta(0)) for store in stores), return_exceptions=True
+    )
     assert sum(isinstance(answer, Issued) for answer in done) == 1
     assert len(await stores[0].stored()) == 2
 
@@ -151,7 +167,9 @@ async def test_two_rotations_at_once_make_one_successor(connect: Connect) -> Non
 async def test_replicas_that_start_together_agree_on_one_salt(connect: Connect) -> None:
     databases = [await connect() for _ in range(4)]
     stores = [KeyStore(database, None) for database in databases]
-    issued = await asyncio.gather(*(store.create(NewKey(f"k{number}")) for number, store in enumerate(stores)))
+    issued = await asyncio.gather(
+        *(store.create(NewKey(f"k{number}")) for number, store in enumerate(stores))
+    )
     async with DatabaseKeys(databases[0]) as keys:
         assert all(keys.find(key.key) for key in issued)
 
@@ -166,7 +184,9 @@ async def test_what_is_in_the_database_opens_nothing(database: Database) -> None
     assert "pepper-from-the-environment" not in kept
 
 
-@pytest.mark.parametrize(("made_with", "read_with"), [("one", "other"), ("one", None), (None, "other")])
+@pytest.mark.parametrize(
+    ("made_with", "read_with"), [("one", "other"), ("one", None), (None, "other")]
+)
 async def test_a_pepper_that_is_not_that_of_the_keys_is_said_at_the_start(
     database: Database, made_with: str | None, read_with: str | None
 ) -> None:
@@ -212,7 +232,9 @@ async def test_a_row_deleted_by_hand_stops_the_key(database: Database) -> None:
         await until(lambda: keys.find(issued.key) is None)
 
 
-async def test_a_change_with_a_wrong_stamp_is_noticed_when_all_is_read_again(tmp_path: Path) -> None:
+async def test_a_change_with_a_wrong_stamp_is_noticed_when_all_is_read_again(
+    tmp_path: Path,
+) -> None:
     now = [0.0]
     async with lite(tmp_path) as database, DatabaseKeys(database, clock=lambda: now[0]) as keys:
         issued = await keys.store.create(NewKey("web"))
@@ -226,7 +248,9 @@ async def test_a_change_with_a_wrong_stamp_is_noticed_when_all_is_read_again(tmp
         assert keys.find(issued.key).name == "renamed"  # type: ignore[union-attr]
 
 
-async def test_known_keys_stay_in_force_while_the_database_is_away(postgres_server: Postgres) -> None:
+async def test_known_keys_stay_in_force_while_the_database_is_away(
+    postgres_server: Postgres,
+) -> None:
     url = postgres_server.create()
     name = url.rpartition("/")[2]
     database = Database(url)
@@ -238,7 +262,8 @@ async def test_known_keys_stay_in_force_while_the_database_is_away(postgres_serv
         # Nobody can connect any more, and whoever is connected is thrown out.
         postgres_server.psql("postgres", f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         postgres_server.psql(
-            "postgres", f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname='{name}'"
+            "postgres",
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname='{name}'",
         )
         with pytest.raises((DatabaseAway, DBAPIError)):
             await keys.poll()
@@ -345,7 +370,9 @@ async def test_a_key_that_was_broken_by_hand_is_refused_and_named(
 ) -> None:
     async with lite(tmp_path) as database, DatabaseKeys(database) as keys:
         good, bad = [await keys.store.create(NewKey(name)) for name in ("good", "bad")]
-        broken = update(api_keys).where(api_keys.c.id == bad.id).values(limits={"tokens_per_minute": -1})
+        broken = (
+            update(api_keys).where(api_keys.c.id == bad.id).values(limits={"tokens_per_minute": -1})
+        )
         await execute(database, broken)
         await keys.poll()
         assert authenticate(keys, [good.key], datetime.now(UTC))
@@ -368,7 +395,11 @@ async def test_a_thousand_keys_are_loaded_by_a_few_statements(connect: Connect) 
     database = await connect()
     statements = list[str]()
     await execute(database, insert(api_keys).values(many(1000)))
-    event.listen(database._engine.sync_engine, "before_cursor_execute", lambda *passed: statements.append(passed[2]))
+    event.listen(
+        database._engine.sync_engine,
+        "before_cursor_execute",
+        lambda *passed: statements.append(passed[2]),
+    )
     async with DatabaseKeys(database) as keys:
         assert len(keys.records()) == 1000
     assert 0 < len(statements) < 10
@@ -376,8 +407,18 @@ async def test_a_thousand_keys_are_loaded_by_a_few_statements(connect: Connect) 
 
 def many(count: int) -> list[dict[str, Any]]:
     now = datetime.now(UTC)
-    same: dict[str, Any] = {"digest": "0" * 64, "name": "web", "owner": "", "role": "", "limits": {}, "adapters": []}
-    return [{**same, "id": f"k{n}", "admin": False, "created_at": now, "updated_at": now} for n in range(count)]
+    same: dict[str, Any] = {
+        "digest": "0" * 64,
+        "name": "web",
+        "owner": "",
+        "role": "",
+        "limits": {},
+        "adapters": [],
+    }
+    return [
+        {**same, "id": f"k{n}", "admin": False, "created_at": now, "updated_at": now}
+        for n in range(count)
+    ]
 
 
 def test_a_random_part_has_the_full_length() -> None:

@@ -1,4 +1,5 @@
-"""`POST /load_model` of a hub's model, whole: a stand-in hub, a real download and a real tiny model."""
+"""`POST /load_model` of a hub's model, whole:
+a stand-in hub, a real download and a real tiny model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,7 +31,9 @@ NAME = f"{REPOSITORY}@{COMMIT}"
 
 
 @asynccontextmanager
-async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Server, Rows, httpx.AsyncClient]]:
+async def serving(
+    folder: Path, models: Path
+) -> AsyncIterator[tuple[Server, Rows, httpx.AsyncClient]]:
     """The model of `folder`, on an engine in this process."""
     config = RuntimeConfig(
         model=ModelConfig(name="first", path=str(folder)),
@@ -43,7 +46,9 @@ async def serving(folder: Path, models: Path) -> AsyncIterator[tuple[Server, Row
         engine, _ = await asyncio.to_thread(build_engine, config, folder)
         return runtime._loaded(engine, folder)
 
-    management = Management(KeyChain(SingleKey(ADMIN["X-API-Key"], admin=True)), None, source.fetch, start)
+    management = Management(
+        KeyChain(SingleKey(ADMIN["X-API-Key"], admin=True)), None, source.fetch, start
+    )
     rows = Rows()
     server = make_server(config, lambda: start(config, folder), usage=rows, management=management)
     app = create_app(server)
@@ -72,13 +77,25 @@ async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
         monkeypatch.setenv("HF_ENDPOINT", address)
         async with serving(first, tmp_path / "models") as (server, rows, client):
             refused = await client.post("/load_model", json={"model_name": NAME})
-            assert (refused.status_code, refused.json()["details"]["code"]) == (400, "RegistryDenied")
+            assert (refused.status_code, refused.json()["details"]["code"]) == (
+                400,
+                "RegistryDenied",
+            )
             assert "hf_token" in refused.json()["message"]
             asked = {"model_name": NAME, "hf_token": TOKEN}
             coming = asyncio.create_task(client.post("/load_model", json=asked))
-            await until(lambda: bool(server.serving.arrival and server.serving.arrival.report().get("bytes")))
+            await until(
+                lambda: bool(
+                    server.serving.arrival and server.serving.arrival.report().get("bytes")
+                )
+            )
             far = (await client.get("/status")).json()["loading"]
-            assert 0 < far["bytes"] <= far["total_bytes"] == sum(file.stat().st_size for file in second.iterdir())
+            assert (
+                0
+                < far["bytes"]
+                <= far["total_bytes"]
+                == sum(file.stat().st_size for file in second.iterdir())
+            )
             assert await says(client, "first") != 404
             loaded = await coming
             assert (loaded.status_code, loaded.json()["model_version"]) == (200, COMMIT)
@@ -92,7 +109,9 @@ async def test_a_private_model_is_downloaded_beside_what_serves_and_takes_over(
     assert not any(TOKEN.encode() in content for content in kept)
 
 
-async def test_a_broken_model_of_the_hub_leaves_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_broken_model_of_the_hub_leaves_what_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = tiny_model.make(tmp_path / "first", 0)
     second = tiny_model.make(tmp_path / "second", 1)
     weights = second / "model.safetensors"

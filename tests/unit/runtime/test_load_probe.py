@@ -57,23 +57,33 @@ async def test_clients_that_queue_end_the_probe_and_its_requests() -> None:
     assert not engine.running
 
 
-async def test_only_the_operators_key_may_probe_and_nothing_of_it_is_billed(run: Any, operators: None) -> None:
+async def test_only_the_operators_key_may_probe_and_nothing_of_it_is_billed(
+    run: Any, operators: None
+) -> None:
     async with run() as api:
         refused = await api.client.post("/load-probe", json=LOAD)
         assert refused.status_code == 403
         assert not api.engine.requests
         mine = {"Authorization": f"Bearer {OPERATORS}"}
         before = (await api.client.get("/metrics")).text
-        both = await asyncio.gather(*(api.client.post("/load-probe", json=LOAD, headers=mine) for _ in range(2)))
+        both = await asyncio.gather(
+            *(api.client.post("/load-probe", json=LOAD, headers=mine) for _ in range(2))
+        )
         assert sorted(answer.status_code for answer in both) == [200, 409]
         figures = next(answer.json() for answer in both if answer.status_code == 200)
         assert figures["answers"] > 0
         assert figures["memoryBytes"] > 0
         assert not api.rows
         after = (await api.client.get("/metrics")).text
-        for name in ("tokens_generated_total", "llm_time_to_first_token_seconds_count", "api_requests_total"):
+        for name in (
+            "tokens_generated_total",
+            "llm_time_to_first_token_seconds_count",
+            "api_requests_total",
+        ):
             assert [line for line in before.split("\n") if line.startswith(name)] == [
                 line for line in after.split("\n") if line.startswith(name)
             ]
-        too_long = await api.client.post("/load-probe", json={**LOAD, "prompt_tokens": 5000}, headers=mine)
+        too_long = await api.client.post(
+            "/load-probe", json={**LOAD, "prompt_tokens": 5000}, headers=mine
+        )
         assert too_long.status_code == 400

@@ -33,7 +33,9 @@ def lines(output: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.getvalue().splitlines()]
 
 
-async def test_a_request_leaves_an_access_line_without_prompt_or_key(output: io.StringIO, api: Harness) -> None:
+async def test_a_request_leaves_an_access_line_without_prompt_or_key(
+    output: io.StringIO, api: Harness
+) -> None:
     response = await api.chat(messages=[{"role": "user", "content": "my secret prompt"}])
     await api.client.get("/v1/models?api_key=leak")
     access = [line for line in lines(output) if line["logger"] == "llm_runtime.access"]
@@ -60,7 +62,11 @@ async def test_probes_are_quiet(output: io.StringIO, api: Harness) -> None:
 def test_uvicorns_lines_take_the_same_road(output: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").warning("hello %s", "there", extra={"color_message": "x"})
     [line] = lines(output)
-    assert (line["logger"], line["level"], line["message"]) == ("uvicorn.error", "WARNING", "hello there")
+    assert (line["logger"], line["level"], line["message"]) == (
+        "uvicorn.error",
+        "WARNING",
+        "hello there",
+    )
     assert "color_message" not in line
 
 
@@ -68,26 +74,34 @@ def test_an_exception_and_odd_values_stay_one_line(output: io.StringIO) -> None:
     try:
         raise ValueError("two\nlines")
     except ValueError:
-        logging.getLogger("x").exception("failed", extra={"number": 1 << 80, "half": "\ud800", "path": Path("/x")})
+        logging.getLogger("x").exception(
+            "failed", extra={"number": 1 << 80, "half": "\ud800", "path": Path("/x")}
+        )
     [line] = lines(output)
     assert line["exception"].endswith("ValueError: two\nlines")
     assert (line["number"], line["path"]) == (1 << 80, "/x")
 
 
 @pytest.mark.parametrize("backups", [0, 2])
-def test_a_full_file_is_put_aside_and_only_so_many_are_kept(output: io.StringIO, tmp_path: Path, backups: int) -> None:
+def test_a_full_file_is_put_aside_and_only_so_many_are_kept(
+    output: io.StringIO, tmp_path: Path, backups: int
+) -> None:
     file = tmp_path / "runtime.log"
     logs.add_file(ServerConfig(log_file=str(file), log_file_bytes=4096, log_file_backups=backups))
     for number in range(200):
         logging.getLogger("x").info("line %d %s", number, "." * 100)
     files = sorted(tmp_path.iterdir())
-    assert [found.name for found in files] == ["runtime.log", "runtime.log.1", "runtime.log.2"][: backups + 1]
+    assert [found.name for found in files] == ["runtime.log", "runtime.log.1", "runtime.log.2"][
+        : backups + 1
+    ]
     assert all(found.stat().st_size <= 4096 for found in files)
     assert json.loads(file.read_text().splitlines()[-1])["message"].startswith("line 199")
     assert len(lines(output)) == 200
 
 
-def test_a_file_that_cannot_be_written_is_an_error_at_the_start(output: io.StringIO, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error_at_the_start(
+    output: io.StringIO, tmp_path: Path
+) -> None:
     with pytest.raises(OSError, match="nowhere"):
         logs.add_file(ServerConfig(log_file=str(tmp_path / "nowhere" / "x.log")))
 
@@ -117,7 +131,9 @@ def test_a_fatal_report_is_one_line_that_the_operator_reads() -> None:
 def test_a_fatal_report_on_a_terminal_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)
-    logs.report_fatal(FatalReport(reason="ModelNotFound", message="model.path /nope is not a folder"), stream)
+    logs.report_fatal(
+        FatalReport(reason="ModelNotFound", message="model.path /nope is not a folder"), stream
+    )
     assert stream.getvalue() == "ModelNotFound: model.path /nope is not a folder\n"
 
 
@@ -145,7 +161,9 @@ def test_a_terminal_gets_lines_for_people_where_nothing_is_said(
     assert logs.format_of(server) == expected
 
 
-def test_what_came_by_the_environment_is_named_and_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_by_the_environment_is_named_and_not_quoted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MODEL_PATH", "/models/bot")
     monkeypatch.setenv("MODEL__PATH", "/hush/model")
     monkeypatch.setenv("KEY_PEPPER", "hush-pepper")
@@ -156,7 +174,11 @@ def test_what_came_by_the_environment_is_named_and_not_quoted(monkeypatch: pytes
     try:
         for formatter in (logs.JsonFormatter(), logs.ConsoleFormatter()):
             record = logging.makeLogRecord(
-                {"msg": "Disabled hush-pepper /models/bot is not a folder", "folder": "/hush/model", "ms": 1200}
+                {
+                    "msg": "Disabled hush-pepper /models/bot is not a folder",
+                    "folder": "/hush/model",
+                    "ms": 1200,
+                }
             )
             line = formatter.format(record)
             assert "hush" not in line

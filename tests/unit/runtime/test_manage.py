@@ -1,4 +1,5 @@
-"""Management: who may, keys made over HTTP, models brought in, taken away, and loaded by the first request."""
+"""Management: who may, keys made over HTTP, models brought in, taken away,
+and loaded by the first request."""
 
 import asyncio
 import time
@@ -77,14 +78,20 @@ class Managed:
     models: Models
     issuer: DatabaseKeys | None
 
-    async def post(self, path: str, headers: dict[str, str] = ADMIN, /, **body: Any) -> httpx.Response:
+    async def post(
+        self, path: str, headers: dict[str, str] = ADMIN, /, **body: Any
+    ) -> httpx.Response:
         return await self.client.post(path, json=body, headers=headers)
 
     async def says(self, headers: dict[str, str] = USER, **fields: Any) -> tuple[int, str]:
         name = self.parts.config.model.name
-        answer = await self.client.post("/v1/chat/completions", json=chat_body(model=name, **fields), headers=headers)
+        answer = await self.client.post(
+            "/v1/chat/completions", json=chat_body(model=name, **fields), headers=headers
+        )
         body = answer.json()
-        return answer.status_code, body["choices"][0]["message"]["content"] if answer.is_success else str(body["error"])
+        return answer.status_code, (
+            body["choices"][0]["message"]["content"] if answer.is_success else str(body["error"])
+        )
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Managed]]
@@ -111,12 +118,17 @@ async def serve(
     tiers: Sequence[Tier] = (),
     limiter: Any = None,
 ) -> AsyncIterator[Managed]:
-    chosen = config(ServerConfig(lazy_load=lazy, request_timeout_seconds=seconds, drain_seconds=0.2))
+    chosen = config(
+        ServerConfig(lazy_load=lazy, request_timeout_seconds=seconds, drain_seconds=0.2)
+    )
     chosen = chosen.model_copy(update={"tiers": tuple(tiers)})
     models = Models(on_gpu=on_gpu)
     database = Database(url) if url else None
     issuer = DatabaseKeys(database) if database else None
-    single = [SingleKey(USER["X-API-Key"]), *([SingleKey(ADMIN["X-API-Key"], admin=True)] if admin else [])]
+    single = [
+        SingleKey(USER["X-API-Key"]),
+        *([SingleKey(ADMIN["X-API-Key"], admin=True)] if admin else []),
+    ]
     keys = KeyChain(*single, issuer) if issuer else KeyChain(*single)
     server = make_server(
         chosen,
@@ -180,14 +192,21 @@ async def test_without_authentication_managing_still_needs_the_admin_key(path: s
 async def test_a_key_made_over_http_works_at_once_and_has_its_end(url: str) -> None:
     gold = Tier(name="gold", requests_per_minute=9)
     async with serve(url, tiers=[gold]) as server:
-        answer = await server.post("/generate_apikey", username="myuser", role="gold", expires_in_days=1)
+        answer = await server.post(
+            "/generate_apikey", username="myuser", role="gold", expires_in_days=1
+        )
         made = answer.json()
         assert (answer.status_code, made["username"], made["role"]) == (200, "myuser", "gold")
         assert made["api_key"].startswith(f"llmk_{made['id']}_")
         key = {"Authorization": f"Bearer {made['api_key']}"}
         assert (await server.says(key))[0] == 200
         mine = (await server.client.get("/v1/key", headers=key)).json()["data"]
-        assert (mine["id"], mine["label"], mine["owner"], mine["tier"]) == (made["id"], "myuser", "myuser", "gold")
+        assert (mine["id"], mine["label"], mine["owner"], mine["tier"]) == (
+            made["id"],
+            "myuser",
+            "myuser",
+            "gold",
+        )
         end = datetime.fromisoformat(made["expires_at"])
         assert abs(end - datetime.now(UTC) - timedelta(days=1)) < timedelta(minutes=1)
         assert (await server.post("/unload_model", key)).status_code == 403
@@ -221,7 +240,9 @@ async def test_an_admin_key_of_the_database_manages_too(url: str) -> None:
         ({"username": "x", "admin": True}, "admin"),
     ],
 )
-async def test_a_wrong_wish_for_a_key_is_named(tmp_path: Path, body: dict[str, Any], field: str) -> None:
+async def test_a_wrong_wish_for_a_key_is_named(
+    tmp_path: Path, body: dict[str, Any], field: str
+) -> None:
     async with serve(f"sqlite:///{tmp_path / 'm.db'}") as server:
         answer = await server.post("/generate_apikey", **body)
         assert (answer.status_code, answer.json()["details"]["field"]) == (400, field)
@@ -247,14 +268,21 @@ async def test_a_folder_takes_the_place_of_the_model(tmp_path: Path) -> None:
     async with serve() as server:
         before = server.models.engines[0]
         (tmp_path / "llama").mkdir()
-        answer = await server.post("/load_model", model_name=str(tmp_path / "llama"), device="cpu", hf_token=None)
+        answer = await server.post(
+            "/load_model", model_name=str(tmp_path / "llama"), device="cpu", hf_token=None
+        )
         assert answer.status_code == 200
         assert answer.json()["model_name"] == "llama"
         assert await server.says() == (200, "llama")
         named = await server.post("/load_model", model_name="mine", path=str(tmp_path / "llama"))
-        assert (named.json()["model_name"], server.models.asked[-1].model.path) == ("mine", str(tmp_path / "llama"))
+        assert (named.json()["model_name"], server.models.asked[-1].model.path) == (
+            "mine",
+            str(tmp_path / "llama"),
+        )
         assert not before.closed, "the engine's process goes on with the new model"
-        assert (await server.post("/load_model", model_name="support-bot")).json()["model_version"] == "3"
+        assert (await server.post("/load_model", model_name="support-bot")).json()[
+            "model_version"
+        ] == "3"
         assert await server.says() == (200, "support-bot")
 
 
@@ -279,7 +307,9 @@ async def test_a_version_of_mlflow_takes_the_place_of_the_model() -> None:
         ("s3://bucket/some/model", "model", "s3://bucket/some/model"),
     ],
 )
-async def test_a_model_by_its_uri_takes_the_place_of_the_model(asked: str, name: str, uri: str) -> None:
+async def test_a_model_by_its_uri_takes_the_place_of_the_model(
+    asked: str, name: str, uri: str
+) -> None:
     async with serve() as server:
         answer = await server.post("/load_model", model_name=asked, hf_token=None)
         assert (answer.status_code, answer.json()["model_name"]) == (200, name)
@@ -291,19 +321,28 @@ async def test_a_model_by_its_uri_takes_the_place_of_the_model(asked: str, name:
 async def test_what_is_no_uri_of_the_hub_says_how_to_write_one() -> None:
     async with serve() as server:
         answer = await server.post("/load_model", model_name="hf://bot")
-        assert (answer.status_code, "hf://org/name@revision" in answer.json()["message"]) == (400, True)
+        assert (answer.status_code, "hf://org/name@revision" in answer.json()["message"]) == (
+            400,
+            True,
+        )
 
 
-async def test_the_token_goes_with_one_download_and_is_kept_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_token_goes_with_one_download_and_is_kept_nowhere(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with serve() as server:
-        assert (await server.post("/load_model", model_name="acme/bot", hf_token="hf_secret")).status_code == 200
+        assert (
+            await server.post("/load_model", model_name="acme/bot", hf_token="hf_secret")
+        ).status_code == 200
         assert (await server.post("/load_model", model_name="acme/bot")).status_code == 200
         assert server.models.tokens == ["hf_secret", ""]
         assert "hf_secret" not in repr(server.parts.config) + caplog.text
         assert "hf_secret" not in (await server.client.get("/status")).text
 
 
-async def test_while_a_model_is_on_its_way_the_status_says_how_far_and_another_one_gets_409() -> None:
+async def test_while_a_model_is_on_its_way_the_status_says_how_far_and_another_one_gets_409() -> (
+    None
+):
     async def loading() -> Any:
         return (await server.client.get("/status")).json()["loading"]
 
@@ -325,7 +364,9 @@ async def test_while_a_model_is_on_its_way_the_status_says_how_far_and_another_o
         server.models.release.set()
         assert (await first).status_code == 200
         assert await loading() is None
-        assert (await server.post("/load_model", model_name="other", model_version="7")).status_code == 200
+        assert (
+            await server.post("/load_model", model_name="other", model_version="7")
+        ).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -349,10 +390,14 @@ async def test_a_model_that_does_not_load_is_a_refusal_and_the_old_one_serves_on
         assert await server.says() == (200, "support-bot")
         assert (await server.client.get("/readyz")).status_code == 200
         await server.post("/unload_model")
-        assert (await server.post("/load_model", model_name="other", model_version="7")).status_code == status
+        assert (
+            await server.post("/load_model", model_name="other", model_version="7")
+        ).status_code == status
         assert server.parts.serving.state is State.UNLOADED
         server.models.fault = None
-        assert (await server.post("/load_model", model_name="other", model_version="7")).status_code == 200
+        assert (
+            await server.post("/load_model", model_name="other", model_version="7")
+        ).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -372,7 +417,9 @@ async def test_a_model_that_does_not_load_is_a_refusal_and_the_old_one_serves_on
         ({"model_name": "m", "trust": True}, "trust"),
     ],
 )
-async def test_a_wrong_wish_for_a_model_is_named_and_changes_nothing(body: dict[str, Any], field: str) -> None:
+async def test_a_wrong_wish_for_a_model_is_named_and_changes_nothing(
+    body: dict[str, Any], field: str
+) -> None:
     async with serve() as server:
         answer = await server.post("/load_model", **body)
         assert (answer.status_code, answer.json()["details"]["field"]) == (400, field)
@@ -383,7 +430,10 @@ async def test_a_wrong_wish_for_a_model_is_named_and_changes_nothing(body: dict[
 async def test_an_unloaded_model_is_freed_and_can_be_loaded_again() -> None:
     async with serve() as server:
         answer = await server.post("/unload_model")
-        assert (answer.status_code, answer.json()["message"]) == (200, "Model support-bot is unloaded.")
+        assert (answer.status_code, answer.json()["message"]) == (
+            200,
+            "Model support-bot is unloaded.",
+        )
         assert server.models.engines[0].closed
         refused = await server.client.post("/v1/chat/completions", json=chat_body(), headers=USER)
         assert (refused.status_code, bool(refused.headers["retry-after"])) == (503, True)
@@ -396,7 +446,9 @@ async def test_an_unloaded_model_is_freed_and_can_be_loaded_again() -> None:
         assert (await server.client.get("/v1/models", headers=USER)).json()["data"] == []
         assert "model_loaded 0.0" in (await server.client.get("/metrics")).text
         assert (await server.post("/unload_model")).json() == {"message": "No model is loaded."}
-        assert (await server.post("/load_model", model_name="support-bot", device="cpu")).status_code == 200
+        assert (
+            await server.post("/load_model", model_name="support-bot", device="cpu")
+        ).status_code == 200
         assert await server.says() == (200, "support-bot")
         assert (await server.client.get("/readyz")).json() == {"status": "ready"}
 
@@ -459,7 +511,9 @@ async def test_a_lazy_load_that_fails_answers_and_ends_the_server_with_its_reaso
 
 async def test_an_administrator_may_be_faster_than_the_first_request() -> None:
     async with serve(lazy=True) as server:
-        assert (await server.post("/load_model", model_name="other", model_version="1")).status_code == 200
+        assert (
+            await server.post("/load_model", model_name="other", model_version="1")
+        ).status_code == 200
         assert await server.says() == (200, "other")
         assert len(server.models.engines) == 1
 
@@ -476,15 +530,30 @@ async def test_a_key_can_see_its_limits_and_what_it_has_used(url: str) -> None:
         async with server.parts.database.begin() as connection:
             for day, tokens, model in rows:
                 counted = {"prompt_tokens": tokens, "completion_tokens": tokens, "requests": 2}
-                values = {**same, **counted, "day": day, "model": model, "last_at": datetime.now(UTC)}
+                values = {
+                    **same,
+                    **counted,
+                    "day": day,
+                    "model": model,
+                    "last_at": datetime.now(UTC),
+                }
                 await connection.execute(usage_daily.insert().values(values))
         mine = (await server.client.get("/v1/key", headers=USER)).json()["data"]
     month = 230
     assert mine["usage_monthly"] == month
     assert mine["usage_daily"] == (month if earlier == today else 220)
     assert mine["requests_monthly"] == 6
-    assert (mine["limit"], mine["limit_remaining"], mine["limit_reset"]) == (1000, 1000 - month, "monthly")
-    assert (mine["id"], mine["label"], mine["tier"], mine["is_admin"]) == ("api-key", "API_KEY", "standard", False)
+    assert (mine["limit"], mine["limit_remaining"], mine["limit_reset"]) == (
+        1000,
+        1000 - month,
+        "monthly",
+    )
+    assert (mine["id"], mine["label"], mine["tier"], mine["is_admin"]) == (
+        "api-key",
+        "API_KEY",
+        "standard",
+        False,
+    )
     assert mine["limits"]["requests_per_minute"] == 60
     assert mine["standing"]["requests_per_minute"]["remaining"] == 60
     assert mine["standing"]["tokens_per_month"]["limit"] == 1000
@@ -498,19 +567,28 @@ async def test_a_key_for_some_adapters_sees_and_uses_only_these(tmp_path: Path) 
         issued = await server.issuer.store.create(NewKey("lawyers", adapters=("legal",)))
         await server.issuer.poll()
         key = {"X-API-Key": issued.key}
-        names = [model["id"] for model in (await server.client.get("/v1/models", headers=key)).json()["data"]]
+        names = [
+            model["id"]
+            for model in (await server.client.get("/v1/models", headers=key)).json()["data"]
+        ]
         assert names == ["support-bot", "support-bot:legal"]
-        assert (await server.client.get("/v1/models/support-bot:sales", headers=key)).status_code == 404
+        assert (
+            await server.client.get("/v1/models/support-bot:sales", headers=key)
+        ).status_code == 404
         for path, body in (
             ("/v1/chat/completions", chat_body(model="support-bot:sales")),
             ("/v1/completions", {"model": "support-bot:sales", "prompt": "a"}),
         ):
             answer = await server.client.post(path, json=body, headers=key)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
-            guessed = await server.client.post(path, json={**body, "model": "support-bot:guess"}, headers=key)
+            guessed = await server.client.post(
+                path, json={**body, "model": "support-bot:guess"}, headers=key
+            )
             assert guessed.text == answer.text.replace("support-bot:sales", "support-bot:guess")
             assert "sales" not in guessed.text
-            allowed = await server.client.post(path, json={**body, "model": "support-bot:legal"}, headers=key)
+            allowed = await server.client.post(
+                path, json={**body, "model": "support-bot:legal"}, headers=key
+            )
             assert allowed.status_code == 200
             assert (await server.client.post(path, json=body, headers=USER)).status_code == 200
 

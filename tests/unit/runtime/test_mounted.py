@@ -47,7 +47,9 @@ def test_a_file_that_comes_back_as_it_was_is_not_new_and_its_next_loss_is_told(
     assert caplog.text.count("can't be read") == 2
 
 
-def test_an_optional_file_may_be_absent_but_not_unreadable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_optional_file_may_be_absent_but_not_unreadable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = MountedFile(tmp_path / "adapters.json", optional=True)
     assert file.news() is None
     assert caplog.text == ""

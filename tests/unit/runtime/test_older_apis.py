@@ -1,4 +1,5 @@
-"""What clients and configurations of the older servers relied on; docs/compatibility.md has the names."""
+"""What clients and configurations of the older servers relied on;
+docs/compatibility.md has the names."""
 
 import logging
 from pathlib import Path
@@ -19,7 +20,13 @@ from unit.runtime.road import Road
 MASKED = ServerConfig(filters=FiltersConfig(output="Mask"))
 OLD_FILE = {
     "app": {"name": "llm", "host": "127.0.0.1", "port": 8080},
-    "model": {"name": "team/bot", "source": "hub", "device": "cpu", "max_tokens": 512, "temperature": 0.7},
+    "model": {
+        "name": "team/bot",
+        "source": "hub",
+        "device": "cpu",
+        "max_tokens": 512,
+        "temperature": 0.7,
+    },
     "security": {"api_key": "not-to-be-shown", "max_prompt_chars": 4000},
     "rate_limit": {"enabled": True, "requests_per_minute": 60},
     "cache": {"enabled": True, "size": 100, "ttl_seconds": 60},
@@ -36,7 +43,9 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 async def test_masked_answers_come_without_their_tokens_and_say_so(run: Any) -> None:
     async with run(ScriptedEngine(["mail", " joe@example.org"]), server=MASKED) as api:
-        answer = await api.client.post("/generate", json={"prompt": "Hello world", "max_new_tokens": 5})
+        answer = await api.client.post(
+            "/generate", json={"prompt": "Hello world", "max_new_tokens": 5}
+        )
     assert answer.status_code == 200
     assert answer.json()["completions"] == [{"text": "mail [EMAIL]", "tokens": []}]
     assert "Tokens are left out" in answer.json()["notice"]
@@ -56,7 +65,9 @@ async def test_an_error_has_a_uuid(api: Harness) -> None:
     assert UUID((await api.client.post("/predict", json={})).json()["request_id"])
 
 
-async def test_the_documents_are_routes_of_their_own(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_documents_are_routes_of_their_own(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "llm_runtime.access")
     async with run() as api:
         for path in ("/docs", "/redoc", "/openapi.json", "/no-such-path"):
@@ -69,7 +80,9 @@ async def test_the_documents_are_routes_of_their_own(run: Any, caplog: pytest.Lo
 
 async def test_a_server_that_waits_for_its_first_request_says_so(run: Any) -> None:
     async with run(server=ServerConfig(lazy_load=True)) as api:
-        assert (await api.client.get("/status")).json()["status"] == "unloaded: The first request loads the model."
+        assert (await api.client.get("/status")).json()[
+            "status"
+        ] == "unloaded: The first request loads the model."
 
 
 async def test_sampled_answers_are_given_again_where_that_is_set() -> None:
@@ -86,7 +99,11 @@ def test_a_name_and_a_registry_are_enough_to_start_with(monkeypatch: pytest.Monk
     monkeypatch.setenv("MODEL_NAME", "bot")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://x")
     model = load(None).config.model
-    assert (model.name, model.uri, model.tracking_uri) == ("bot", "models:/bot/Production|latest", "http://x")
+    assert (model.name, model.uri, model.tracking_uri) == (
+        "bot",
+        "models:/bot/Production|latest",
+        "http://x",
+    )
 
 
 def test_one_bad_value_makes_the_start_forget_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +144,27 @@ def test_a_converted_file_starts_and_says_the_same(tmp_path: Path) -> None:
     said, new = converted(tmp_path, OLD_FILE)
     settings = load(new).config
     assert said == ""
-    assert (settings.model.name, settings.model.uri, settings.engine.device) == ("team/bot", "hf://team/bot", "cpu")
+    assert (settings.model.name, settings.model.uri, settings.engine.device) == (
+        "team/bot",
+        "hf://team/bot",
+        "cpu",
+    )
     assert (settings.engine.max_model_length, settings.server.max_prompt_characters) == (512, 4000)
     assert settings.tiers[0].requests_per_minute == 60
-    assert (settings.server.completion_cache.entries, settings.server.completion_cache.ttl_seconds) == (100, 60)
+    assert (
+        settings.server.completion_cache.entries,
+        settings.server.completion_cache.ttl_seconds,
+    ) == (100, 60)
     assert settings.server.sessions.ttl_seconds == 600
     text = new.read_text()
     assert "not-to-be-shown" not in text
-    for name in ("API_KEY", "API_HOST=127.0.0.1", "API_PORT=8080", "app.name is left out", "model.temperature is left"):
+    for name in (
+        "API_KEY",
+        "API_HOST=127.0.0.1",
+        "API_PORT=8080",
+        "app.name is left out",
+        "model.temperature is left",
+    ):
         assert name in text
 
 
@@ -145,11 +175,19 @@ def test_a_converted_file_starts_and_says_the_same(tmp_path: Path) -> None:
             {"mlflow": {"tracking_uri": "http://m", "model_name": "bot", "model_stage": "Staging"}},
             {"uri": "models:/bot/Staging", "trackingUri": "http://m"},
         ),
-        ({"model": {"name": "bot", "source": "mlflow"}}, {"name": "bot", "uri": "models:/bot/Production|latest"}),
-        ({"model": {"name": "/models/bot", "source": "local"}}, {"name": "/models/bot", "path": "/models/bot"}),
+        (
+            {"model": {"name": "bot", "source": "mlflow"}},
+            {"name": "bot", "uri": "models:/bot/Production|latest"},
+        ),
+        (
+            {"model": {"name": "/models/bot", "source": "local"}},
+            {"name": "/models/bot", "path": "/models/bot"},
+        ),
     ],
 )
-def test_where_the_model_comes_from_is_one_address(tmp_path: Path, old: dict[str, Any], model: dict[str, str]) -> None:
+def test_where_the_model_comes_from_is_one_address(
+    tmp_path: Path, old: dict[str, Any], model: dict[str, str]
+) -> None:
     _, new = converted(tmp_path, old)
     assert yaml.safe_load(new.read_text())["model"].items() >= model.items()
 

@@ -39,7 +39,9 @@ async def test_a_text_completion_has_openais_form(api: Harness) -> None:
         "object": "text_completion",
         "model": "support-bot",
         "system_fingerprint": "support-bot-v3",
-        "choices": [{"index": 0, "text": "Hello there!", "logprobs": None, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "text": "Hello there!", "logprobs": None, "finish_reason": "stop"}
+        ],
         "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5, **UNCACHED},
     }
 
@@ -49,8 +51,15 @@ async def test_a_streamed_chat_is_role_texts_reason_usage_done(api: Harness) -> 
     assert chunks.pop() == "[DONE]"
     last = chunks.pop()
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6, **UNCACHED}
-    assert all(chunk["usage"] is None and chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+    assert last["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        **UNCACHED,
+    }
+    assert all(
+        chunk["usage"] is None and chunk["object"] == "chat.completion.chunk" for chunk in chunks
+    )
     assert len({chunk["id"] for chunk in chunks}) == 1
     choices = [chunk["choices"][0] for chunk in chunks]
     assert choices[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
@@ -77,7 +86,12 @@ async def test_n_gives_choices_with_seeds_of_their_own(api: Harness) -> None:
     answer = (await api.chat(n=3, seed=5)).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert [request.sampling.seed for request in api.engine.requests] == [5, 6, 7]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12, **UNCACHED}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 9,
+        "total_tokens": 12,
+        **UNCACHED,
+    }
 
 
 async def test_streamed_choices_each_come_whole(api: Harness) -> None:
@@ -97,9 +111,13 @@ async def test_streamed_choices_each_come_whole(api: Harness) -> None:
         ([[7], [8, 9]], [(7,), (8, 9)]),
     ],
 )
-async def test_a_prompt_may_be_text_or_tokens_one_or_several(api: Harness, prompt: Any, sent: Any) -> None:
+async def test_a_prompt_may_be_text_or_tokens_one_or_several(
+    api: Harness, prompt: Any, sent: Any
+) -> None:
     answer = (await api.complete(prompt=prompt)).json()
-    expected = [tuple(token_id(item) if isinstance(item, str) else item for item in ids) for ids in sent]
+    expected = [
+        tuple(token_id(item) if isinstance(item, str) else item for item in ids) for ids in sent
+    ]
     assert [request.prompt_token_ids for request in api.engine.requests] == expected
     assert len(answer["choices"]) == len(sent)
 
@@ -164,31 +182,56 @@ async def test_top_p_zero_is_greedy(api: Harness) -> None:
     assert (sampling.temperature, sampling.top_p) == (0.0, 1.0)
 
 
-async def test_content_parts_and_developer_role_reach_the_template_as_text_and_system(api: Harness) -> None:
+async def test_content_parts_and_developer_role_reach_the_template_as_text_and_system(
+    api: Harness,
+) -> None:
     parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": " you"}]
-    await api.chat(messages=[{"role": "developer", "content": "Be brief"}, {"role": "user", "content": parts}])
+    await api.chat(
+        messages=[{"role": "developer", "content": "Be brief"}, {"role": "user", "content": parts}]
+    )
     [chat] = api.engine.codec.chats
-    assert chat == [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi\n you"}]
+    assert chat == [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Hi\n you"},
+    ]
 
 
 async def test_the_configured_system_prompt_is_there_unless_the_client_brings_one(run: Any) -> None:
     async with run(system_prompt="Be kind") as api:
         await api.chat()
-        await api.chat(messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}])
+        await api.chat(
+            messages=[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}]
+        )
     assert [chat[0]["content"] for chat in api.engine.codec.chats] == ["Be kind", "Be brief"]
 
 
 async def test_an_answers_message_may_be_sent_back_as_it_came(api: Harness) -> None:
     message = (await api.chat()).json()["choices"][0]["message"]
-    extended = {**message, "annotations": [], "audio": None, "tool_calls": None, "function_call": None}
-    again = await api.chat(messages=[{"role": "user", "content": "hi"}, extended, {"role": "user", "content": "on"}])
+    extended = {
+        **message,
+        "annotations": [],
+        "audio": None,
+        "tool_calls": None,
+        "function_call": None,
+    }
+    again = await api.chat(
+        messages=[{"role": "user", "content": "hi"}, extended, {"role": "user", "content": "on"}]
+    )
     assert again.status_code == 200, again.text
 
 
 async def test_values_that_ask_for_nothing_are_accepted(api: Harness) -> None:
-    idle = {"presence_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"}, "tools": None, "user": "u"}
+    idle = {
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+        "tools": None,
+        "user": "u",
+    }
     assert (await api.chat(**idle)).status_code == 200
-    assert (await api.complete(echo=False, best_of=1, suffix=None, frequency_penalty=0)).status_code == 200
+    assert (
+        await api.complete(echo=False, best_of=1, suffix=None, frequency_penalty=0)
+    ).status_code == 200
 
 
 async def test_every_sampling_field_reaches_the_engine(api: Harness) -> None:
@@ -197,7 +240,10 @@ async def test_every_sampling_field_reaches_the_engine(api: Harness) -> None:
         "repetition_penalty": 1.2, "stop_token_ids": [4, 4, 6], "ignore_eos": True, "temperature": 0.5, "top_p": 0.9,
         "seed": 1, "stop": ["x"],
     }  # fmt: skip
-    for answer in (await api.chat(**fields, max_tokens=9), await api.complete(**fields, max_tokens=9)):
+    for answer in (
+        await api.chat(**fields, max_tokens=9),
+        await api.complete(**fields, max_tokens=9),
+    ):
         assert answer.status_code == 200, answer.text
     expected = Sampling(
         max_tokens=9, temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.2, presence_penalty=1.0,
@@ -227,11 +273,21 @@ SCHEMA = {"type": "object", "properties": {"b": {"enum": [None, "é"]}, "a": {}}
                     "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
                 }
             },
-            Constraint("json_schema", '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}', strict=True),
+            Constraint(
+                "json_schema",
+                '{"type":"object","properties":{"b":{"enum":[null,"é"]},"a":{}}}',
+                strict=True,
+            ),
         ),
         ({"structured_outputs": {"regex": "[ab]+"}}, Constraint("regex", "[ab]+")),
-        ({"structured_outputs": {"json": {"type": "null"}}}, Constraint("json_schema", '{"type":"null"}')),
-        ({"structured_outputs": {"json": '{"type": "null"}'}}, Constraint("json_schema", '{"type": "null"}')),
+        (
+            {"structured_outputs": {"json": {"type": "null"}}},
+            Constraint("json_schema", '{"type":"null"}'),
+        ),
+        (
+            {"structured_outputs": {"json": '{"type": "null"}'}},
+            Constraint("json_schema", '{"type": "null"}'),
+        ),
         ({"structured_outputs": {"choice": ["a.b", "c|d"]}}, Constraint("regex", r"a\.b|c\|d")),
         (
             {"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}},
@@ -239,10 +295,15 @@ SCHEMA = {"type": "object", "properties": {"b": {"enum": [None, "é"]}, "a": {}}
         ),
     ],
 )
-async def test_a_constraint_reaches_the_engine_checked(api: Harness, fields: Any, constraint: Any) -> None:
+async def test_a_constraint_reaches_the_engine_checked(
+    api: Harness, fields: Any, constraint: Any
+) -> None:
     for answer in (await api.chat(**fields), await api.complete(**fields)):
         assert answer.status_code == 200, answer.text
-    assert [request.sampling.constraint for request in api.engine.requests] == [constraint, constraint]
+    assert [request.sampling.constraint for request in api.engine.requests] == [
+        constraint,
+        constraint,
+    ]
     assert api.engine.codec.constraints == [constraint] * 2 * (constraint is not None)
 
 
@@ -254,7 +315,9 @@ async def test_a_request_names_its_tenant(api: Harness) -> None:
 async def test_cached_tokens_count_once_for_each_prompt(run: Any) -> None:
     async with run(ScriptedEngine(cached_tokens=1)) as api:
         answer = (await api.complete(prompt=["a b", "c"], n=2)).json()
-        streamed = events((await api.chat(stream=True, stream_options={"include_usage": True})).text)
+        streamed = events(
+            (await api.chat(stream=True, stream_options={"include_usage": True})).text
+        )
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
     assert streamed[-2]["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
 
@@ -296,8 +359,12 @@ async def test_models_lists_the_one_model(api: Harness) -> None:
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
 
 
-@pytest.mark.parametrize(("ending", "status"), [(FinishReason.ERROR, 500), (FinishReason.CANCELLED, 503)])
-async def test_an_engine_that_gives_up_is_an_error_without_its_inner_words(run: Any, ending: Any, status: int) -> None:
+@pytest.mark.parametrize(
+    ("ending", "status"), [(FinishReason.ERROR, 500), (FinishReason.CANCELLED, 503)]
+)
+async def test_an_engine_that_gives_up_is_an_error_without_its_inner_words(
+    run: Any, ending: Any, status: int
+) -> None:
     async with run(ScriptedEngine(ending=ending)) as api:
         whole = await api.chat()
         streamed = await api.chat(stream=True)

@@ -1,4 +1,5 @@
-"""The OpenAPI document is true: whatever is sent, no 500 and no status, type or form that it does not name."""
+"""The OpenAPI document is true: whatever is sent,
+no 500 and no status, type or form that it does not name."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,12 @@ from llm_runtime.api.server import make_server
 from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyRing
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
 EXAMPLES = 60
 """Of each operation and kind."""
 
@@ -42,11 +48,17 @@ def test_every_operation_has_examples_errors_and_security(keys_path: Path) -> No
             if "requestBody" not in operation:
                 continue
             assert operation["security"] == [{"HTTPBearer": []}, {"APIKeyHeader": []}], path
-            assert {"400", "401", "403", "404", "413", "429", "500", "503"} < set(operation["responses"]), path
-            shape = operation["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+            assert {"400", "401", "403", "404", "413", "429", "500", "503"} < set(
+                operation["responses"]
+            ), path
+            shape = operation["responses"]["400"]["content"]["application/json"]["schema"][
+                "$ref"
+            ].rsplit("/", 1)[1]
             openai = path in ("/v1/chat/completions", "/v1/completions")
             assert shape == ("OpenAIErrorAnswer" if openai else "OwnErrorAnswer"), path
-            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
+            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit(
+                "/", 1
+            )[1]
             assert found["components"]["schemas"][name]["examples"], path
 
 
@@ -70,7 +82,12 @@ def test_nothing_that_is_sent_makes_a_500_or_an_answer_that_is_not_documented(li
         for operation in (found.ok() for found in schema.get_all_operations()):
             for mode in GenerationMode:
 
-                @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+                @settings(
+                    max_examples=EXAMPLES,
+                    deadline=None,
+                    suppress_health_check=list(HealthCheck),
+                    database=None,
+                )
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def attempt(case: Any) -> None:
                     case.call_and_validate(headers={"X-API-Key": KEY}, checks=CHECKS)

@@ -1,4 +1,5 @@
-"""The road of a request: what is reserved and billed, and that no end of it leaves anything behind."""
+"""The road of a request: what is reserved and billed,
+and that no end of it leaves anything behind."""
 
 import asyncio
 from contextlib import aclosing, suppress
@@ -129,7 +130,9 @@ async def test_limiter_that_refuses_after_a_cache_miss_frees_the_turn() -> None:
     assert not generation.cached
 
 
-@pytest.mark.parametrize("fields", [{"prompt": ""}, {"prompt": "w " * 100}, {"n": 200}, {"prompt": "x" * 40_000}])
+@pytest.mark.parametrize(
+    "fields", [{"prompt": ""}, {"prompt": "w " * 100}, {"n": 200}, {"prompt": "x" * 40_000}]
+)
 async def test_refused_requests_reach_no_limit(fields: dict[str, object]) -> None:
     road = Road()
     with pytest.raises(errors.InvalidRequest):
@@ -159,7 +162,10 @@ async def test_masked_texts_are_what_the_model_sees_and_what_is_stored_and_cache
 
 
 async def test_a_long_conversation_forgets_its_oldest_messages_where_it_may() -> None:
-    talk = tuple({"role": "user" if index % 2 == 0 else "assistant", "content": f"w{index} x"} for index in range(40))
+    talk = tuple(
+        {"role": "user" if index % 2 == 0 else "assistant", "content": f"w{index} x"}
+        for index in range(40)
+    )
     road = Road()
     with pytest.raises(errors.InvalidRequest):
         await road.answer(talk, max_tokens=10)

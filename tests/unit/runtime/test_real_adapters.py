@@ -1,4 +1,5 @@
-"""A file, a registry, a real engine: adapters move while it generates, and what runs ends on what it began with."""
+"""A file, a registry, a real engine: adapters move while it generates,
+and what runs ends on what it began with."""
 
 import asyncio
 import json
@@ -34,7 +35,11 @@ PROMPT = tuple(range(40, 60))
 def write(file: Path, *adapters: tuple[str, str]) -> None:
     entries = [{"name": name, "model": name, "version": version} for name, version in adapters]
     fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps({"connections": {"default": {"trackingUri": "http://mlflow"}}, "adapters": entries}))
+    fresh.write_text(
+        json.dumps(
+            {"connections": {"default": {"trackingUri": "http://mlflow"}}, "adapters": entries}
+        )
+    )
     fresh.replace(file)
 
 
@@ -57,9 +62,13 @@ async def test_versions_follow_the_file_while_the_engine_generates(tmp_path: Pat
     engine, _ = build_engine(config, base)
 
     async def fetch(adapter: PinnedAdapter, access: RegistryAccess) -> Path:
-        version = MlflowVersion(tracking_uri=access.tracking_uri, name=adapter.model, version=adapter.version)
+        version = MlflowVersion(
+            tracking_uri=access.tracking_uri, name=adapter.model, version=adapter.version
+        )
         registry = FolderRegistry(tmp_path / "registry" / adapter.model / adapter.version)
-        return await in_thread(lambda: AdapterFetcher(registry, tmp_path / "models").fetch(version))()
+        return await in_thread(
+            lambda: AdapterFetcher(registry, tmp_path / "models").fetch(version)
+        )()
 
     file = tmp_path / "adapters.json"
     write(file, ("legal", "1"))

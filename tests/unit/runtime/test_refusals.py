@@ -1,4 +1,5 @@
-"""Everything that must be refused is refused with a 4xx that names the field; nothing a client sends makes a 500."""
+"""Everything that must be refused is refused with a 4xx that names the field;
+nothing a client sends makes a 500."""
 
 import asyncio
 import json
@@ -25,16 +26,27 @@ USER = {"role": "user", "content": "hi"}
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
             "response_format.json_schema.schema",
         ),
-        ({"response_format": {"type": "text", "json_schema": {"name": "n", "schema": {}}}}, "response_format"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+            {"response_format": {"type": "text", "json_schema": {"name": "n", "schema": {}}}},
+            "response_format",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a b", "schema": {}},
+                }
+            },
             "response_format.json_schema.name",
         ),
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"grammar": "a"}}, "structured_outputs.grammar"),
         ({"structured_outputs": {"regex": "impossible"}}, "structured_outputs"),
-        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+        ),
         ({"guided_regex": "a"}, "guided_regex"),
         ({"presence_penalty": 2.5}, "presence_penalty"),
         ({"presence_penalty": "1"}, "presence_penalty"),
@@ -61,7 +73,10 @@ USER = {"role": "user", "content": "hi"}
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [USER, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+        ),
         ({"messages": [{**USER, "name": 5}]}, "messages[0].name"),
         ({"messages": [{**USER, "prefix": True}]}, "messages[0].prefix"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0]"),
@@ -90,10 +105,18 @@ USER = {"role": "user", "content": "hi"}
         ({"user": 5}, "user"),
     ],
 )
-async def test_chat_names_the_field_it_refuses(api: Harness, fields: dict[str, Any], param: str) -> None:
-    response = await api.client.post("/v1/chat/completions", content=_json(chat_body(**fields)), headers=JSON)
+async def test_chat_names_the_field_it_refuses(
+    api: Harness, fields: dict[str, Any], param: str
+) -> None:
+    response = await api.client.post(
+        "/v1/chat/completions", content=_json(chat_body(**fields)), headers=JSON
+    )
     error = response.json()["error"]
-    assert (response.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
+    assert (response.status_code, error["param"], error["type"]) == (
+        400,
+        param,
+        "invalid_request_error",
+    )
     assert param.split(".")[0].split("[")[0] in error["message"]
     assert api.engine.requests == []
 
@@ -121,7 +144,9 @@ async def test_chat_names_the_field_it_refuses(api: Harness, fields: dict[str, A
         ({"max_completion_tokens": 3}, "max_completion_tokens"),
     ],
 )
-async def test_completions_names_the_field_it_refuses(api: Harness, fields: dict[str, Any], param: str) -> None:
+async def test_completions_names_the_field_it_refuses(
+    api: Harness, fields: dict[str, Any], param: str
+) -> None:
     body = {"model": "support-bot", "prompt": "a b", **fields}
     response = await api.client.post("/v1/completions", content=_json(body), headers=JSON)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
@@ -135,10 +160,23 @@ def _json(body: Any) -> bytes:
     return json.dumps(body).encode()
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/stream", "/predict"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/generate", "/v1/stream", "/predict"]
+)
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b'{"a":1}', b"{" * 5],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"prompt": NaN}',
+        b"[" * 100_000,
+        b'{"a":1}',
+        b"{" * 5,
+    ],
     ids=["empty", "cut", "list", "null", "string", "not-utf8", "nan", "deep", "unknown", "braces"],
 )
 async def test_a_body_that_makes_no_sense_is_a_400(api: Harness, path: str, body: bytes) -> None:
@@ -172,14 +210,20 @@ async def test_a_form_is_told_to_be_json(api: Harness) -> None:
 
 
 async def test_temperature_nan_is_a_400(api: Harness) -> None:
-    response = await api.client.post("/predict", content=b'{"prompt": "a", "temperature": NaN}', headers=JSON)
+    response = await api.client.post(
+        "/predict", content=b'{"prompt": "a", "temperature": NaN}', headers=JSON
+    )
     assert response.json()["details"]["field"] == "temperature"
 
 
 async def test_another_model_is_a_404_in_openais_words(api: Harness) -> None:
     response = await api.chat(model="gpt-5")
     error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert (response.status_code, error["code"], error["param"]) == (
+        404,
+        "model_not_found",
+        "model",
+    )
 
 
 async def test_a_prompt_that_leaves_no_room_names_both_lengths(api: Harness) -> None:
@@ -232,7 +276,11 @@ async def test_unknown_paths_and_methods_answer_in_shape(api: Harness) -> None:
     missing = await api.client.get("/nope")
     wrong = await api.client.get("/predict")
     assert (missing.status_code, missing.json()["error"]) == (404, "not_found")
-    assert (wrong.status_code, wrong.json()["error"], wrong.headers["allow"]) == (405, "method_not_allowed", "POST")
+    assert (wrong.status_code, wrong.json()["error"], wrong.headers["allow"]) == (
+        405,
+        "method_not_allowed",
+        "POST",
+    )
     assert "param" in (await api.client.get("/v1/completions")).json()["error"]
 
 

@@ -1,4 +1,5 @@
-"""Readiness that is true: an engine that stands still, produces nothing or fails is not ready, asked or not."""
+"""Readiness that is true: an engine that stands still,
+produces nothing or fails is not ready, asked or not."""
 
 import asyncio
 import threading
@@ -33,11 +34,16 @@ def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "AGAIN_SECONDS", 0.01)
 
 
-async def test_an_engine_of_which_nothing_comes_is_not_ready_long_before_it_is_dead(api: Harness) -> None:
+async def test_an_engine_of_which_nothing_comes_is_not_ready_long_before_it_is_dead(
+    api: Harness,
+) -> None:
     api.engine.quiet_seconds = 61
     ready = await api.client.get("/readyz")
     assert (ready.status_code, (await api.client.get("/livez")).status_code) == (503, 200)
-    assert ready.json()["reason"] == "The engine has brought nothing for 61 s although requests are open."
+    assert (
+        ready.json()["reason"]
+        == "The engine has brought nothing for 61 s although requests are open."
+    )
     api.engine.quiet_seconds = 0
     assert (await api.client.get("/readyz")).status_code == 200
 

@@ -27,7 +27,11 @@ pytestmark = pytest.mark.timeout(30)
 ROOT = Path(__file__).parents[3]
 RUNTIME = ROOT / "runtime"
 SCRIPT = Path(__file__).parent / "scripted_server.py"
-ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{RUNTIME}:{ROOT / 'tests'}", "DATABASE_URL": "none"}
+ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "PYTHONPATH": f"{RUNTIME}:{ROOT / 'tests'}",
+    "DATABASE_URL": "none",
+}
 
 Start = Callable[[float], tuple[subprocess.Popen[str], str]]
 
@@ -40,7 +44,9 @@ def start() -> Iterator[Start]:
     def started(drain_seconds: float) -> tuple[subprocess.Popen[str], str]:
         port = free_port()
         command = [sys.executable, str(SCRIPT), str(port), str(drain_seconds)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+        )
         processes.append(process)
         url = f"http://127.0.0.1:{port}"
         eventually(lambda: status(f"{url}/readyz") == 200)
@@ -63,7 +69,9 @@ def status(url: str) -> int:
 
 def stream(url: str) -> Any:
     body = chat_body(stream=True)
-    return httpx.stream("POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=20)
+    return httpx.stream(
+        "POST", f"{url}/v1/chat/completions", json=body, trust_env=False, timeout=20
+    )
 
 
 def test_sigterm_fails_readiness_lets_streams_finish_and_exits_zero(start: Start) -> None:
@@ -71,7 +79,9 @@ def test_sigterm_fails_readiness_lets_streams_finish_and_exits_zero(start: Start
     with stream(url) as response:
         lines = response.iter_lines()
         next(lines)
-        os.killpg(process.pid, signal.SIGTERM)  # As a supervisor may: the engine's process gets it, too.
+        os.killpg(
+            process.pid, signal.SIGTERM
+        )  # As a supervisor may: the engine's process gets it, too.
         eventually(lambda: status(f"{url}/readyz") == 503)
         assert status(f"{url}/livez") == 200
         rest = [line for line in lines if line]
@@ -125,7 +135,9 @@ def test_a_killed_engine_ends_streams_with_an_error_and_then_the_server(start: S
     assert [json.loads(line)["outcome"] for line in said if '"usage"' in line] == ["failed"]
 
 
-def test_who_comes_while_a_server_ends_for_its_engines_death_is_told_to_come_back(start: Start) -> None:
+def test_who_comes_while_a_server_ends_for_its_engines_death_is_told_to_come_back(
+    start: Start,
+) -> None:
     process, url = start(30)
     with httpx.Client(trust_env=False, timeout=20) as client:
         os.kill(engine_of(process), signal.SIGKILL)
@@ -136,16 +148,21 @@ def test_who_comes_while_a_server_ends_for_its_engines_death_is_told_to_come_bac
     assert process.wait(timeout=20) == 1
 
 
-def test_a_client_that_is_slow_with_its_body_does_not_hold_up_the_end_of_a_broken_server(start: Start) -> None:
+def test_a_client_that_is_slow_with_its_body_does_not_hold_up_the_end_of_a_broken_server(
+    start: Start,
+) -> None:
     process, url = start(30)
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as slow:
-        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+        )
         os.kill(engine_of(process), signal.SIGKILL)
         assert process.wait(timeout=10) == 1
 
 
 def give_up(*arguments: str, **environment: str) -> FatalReport:
-    """Run the command line to its failure and read its last line, as the operator does from the pod's status."""
+    """Run the command line to its failure and read its last line,
+    as the operator does from the pod's status."""
     ended = subprocess.run(
         [sys.executable, "-m", "llm_runtime", *arguments],
         env={**ENVIRONMENT, **environment},
@@ -161,7 +178,9 @@ def give_up(*arguments: str, **environment: str) -> FatalReport:
 
 def test_a_wrong_key_in_the_configuration_is_named_in_the_last_line(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"model": {"name": "m", "path": "/m"}, "engine": {"maxModelLengthh": 5}}))
+    file.write_text(
+        json.dumps({"model": {"name": "m", "path": "/m"}, "engine": {"maxModelLengthh": 5}})
+    )
     report = give_up("serve", "--config", str(file), API_KEY="k" * 16)
     assert report.reason == "ConfigInvalid"
     assert "engine.maxModelLengthh: unknown key" in report.message
@@ -193,7 +212,13 @@ def test_a_server_without_any_key_starts_and_says_how_to_make_one(tmp_path: Path
 @pytest.mark.parametrize("command", ["serve", "fetch"])
 def test_a_model_that_is_not_there_is_the_last_line(command: str, tmp_path: Path) -> None:
     arguments = ["serve", "--port", "0", "--host", "127.0.0.1"] if command == "serve" else ["fetch"]
-    report = give_up(*arguments, "--models", str(tmp_path), MODEL_PATH=str(tmp_path / "nowhere"), API_KEY="k" * 16)
+    report = give_up(
+        *arguments,
+        "--models",
+        str(tmp_path),
+        MODEL_PATH=str(tmp_path / "nowhere"),
+        API_KEY="k" * 16,
+    )
     assert report.reason == "ModelNotFound"
 
 
@@ -202,15 +227,21 @@ def test_a_port_that_is_taken_is_the_last_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        report = give_up("serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k" * 16)
+        report = give_up(
+            "serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k" * 16
+        )
     # Before: "the lines above say why", in a pod's status, where there are no lines above.
-    assert report.message == (
-        f"can't listen on 127.0.0.1:{port}: another program does; end it, or choose another port (API_PORT)"
+    assert (
+        report.message
+        == f"can't listen on 127.0.0.1:{port}: another program does; end it, or choose another port"
+        " (API_PORT)"
     )
 
 
 def test_an_address_that_this_machine_has_not_is_told_with_the_reason() -> None:
-    with pytest.raises(ConfigInvalid, match=r"can't listen on 192\.0\.2\.1:0: Cannot assign requested address"):
+    with pytest.raises(
+        ConfigInvalid, match=r"can't listen on 192\.0\.2\.1:0: Cannot assign requested address"
+    ):
         command_line._refuse_taken("192.0.2.1", 0)
 
 
@@ -229,7 +260,9 @@ def test_a_name_with_one_address_of_this_machine_is_enough(monkeypatch: pytest.M
         {"SERVER__LOG_FILE": "/proc/hush-hush/log", "MODEL_PATH": "/m"},
     ],
 )
-def test_no_report_and_no_line_quotes_what_came_by_the_environment(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_no_report_and_no_line_quotes_what_came_by_the_environment(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "llm_runtime", "serve", "--models", str(tmp_path), "--port", "0"],
         env={**ENVIRONMENT, "API_KEY": "k" * 16, "DATABASE_URL": "none", **environment},

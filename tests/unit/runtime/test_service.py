@@ -1,4 +1,5 @@
-"""Probes in every state, metrics that a scraper can parse, and one usage row for each way to end."""
+"""Probes in every state, metrics that a scraper can parse,
+and one usage row for each way to end."""
 
 import asyncio
 import json
@@ -48,7 +49,9 @@ async def test_loading_is_alive_but_not_ready(run: Any) -> None:
         assert (await api.chat()).status_code == 200
 
 
-async def test_the_codec_is_prepared_on_another_thread_before_a_model_is_ready(api: Harness) -> None:
+async def test_the_codec_is_prepared_on_another_thread_before_a_model_is_ready(
+    api: Harness,
+) -> None:
     [thread] = api.engine.codec.prepared_by
     assert thread != threading.main_thread().name
 
@@ -85,7 +88,8 @@ async def test_a_dead_engine_fails_liveness(api: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"), [(errors.ModelCorrupt("short"), "ModelCorrupt"), (ValueError("odd"), "LoadFailed")]
+    ("fault", "reason"),
+    [(errors.ModelCorrupt("short"), "ModelCorrupt"), (ValueError("odd"), "LoadFailed")],
 )
 async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
     run: Any, fault: Exception, reason: str
@@ -102,7 +106,9 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
         assert api.server.serving.failure.reason == reason
 
 
-async def test_another_model_takes_over_while_serving(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_model_takes_over_while_serving(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = ScriptedEngine()
     new = ScriptedEngine(script=["Good", " day"])
     version = MlflowVersion(tracking_uri="http://mlflow", name="support-bot", version="4")
@@ -118,13 +124,20 @@ async def test_another_model_takes_over_while_serving(run: Any, monkeypatch: pyt
             await api.server.serving.swap(wanted, Path("corrupt"))
         before = (await api.chat()).json()
         served = list[bool]()
-        monkeypatch.setattr(new.codec, "prepare", lambda: served.append(api.server.serving.loaded.engine is new))
+        monkeypatch.setattr(
+            new.codec, "prepare", lambda: served.append(api.server.serving.loaded.engine is new)
+        )
         await api.server.serving.swap(wanted, Path("next"))
-        assert served == [True], "while a codec is prepared, requests must not meet the new model with the old codec"
+        assert served == [True], (
+            "while a codec is prepared, requests must not meet the new model with the old codec"
+        )
         after = (await api.chat()).json()
         with pytest.raises(errors.ServiceUnavailable):  # This fake can't be replaced once more.
             await api.server.serving.swap(wanted, Path("next"))
-    answers = [(answer["choices"][0]["message"]["content"], answer["system_fingerprint"]) for answer in (before, after)]
+    answers = [
+        (answer["choices"][0]["message"]["content"], answer["system_fingerprint"])
+        for answer in (before, after)
+    ]
     assert answers == [("Hello there!", "support-bot-v3"), ("Good day", "support-bot-v4")]
 
 
@@ -185,8 +198,18 @@ async def test_a_gpu_shows_its_memory(run: Any) -> None:
 @pytest.mark.parametrize(
     ("uri", "recorded", "version", "source"),
     [
-        ("models:/bot@champion", "http://secret:5000 models:/bot/7 mlflow-artifacts:/x", "7", "models:/bot/7"),
-        ("models:/it's a bot/latest", "http://x models:/it's a bot/7 mlflow-artifacts:/x", "7", "models:/it's a bot/7"),
+        (
+            "models:/bot@champion",
+            "http://secret:5000 models:/bot/7 mlflow-artifacts:/x",
+            "7",
+            "models:/bot/7",
+        ),
+        (
+            "models:/it's a bot/latest",
+            "http://x models:/it's a bot/7 mlflow-artifacts:/x",
+            "7",
+            "models:/it's a bot/7",
+        ),
         ("hf://org/bot@main", "hf://org/bot@0a1b2c", "0a1b2c", "hf://org/bot@0a1b2c"),
         ("runs:/abc123/model", "runs:/abc123/model", "abc123", "runs:/abc123/model"),
         ("s3://bucket/model", "s3://bucket/model", "", "local"),
@@ -209,7 +232,9 @@ async def test_labels_do_not_grow_with_what_clients_send(api: Harness) -> None:
     for number in range(20):
         await api.client.request(f"METHOD{number}", f"/path/{number}")
         await api.client.get(f"/v1/models/m{number}")
-    endpoints = {sample.labels["endpoint"] for sample in (await scrape(api))["http_requests"].samples}
+    endpoints = {
+        sample.labels["endpoint"] for sample in (await scrape(api))["http_requests"].samples
+    }
     assert endpoints == {"unmatched", "/v1/models/{model_id:path}"}
 
 
@@ -229,7 +254,11 @@ async def test_a_finished_request_leaves_one_row_without_text_or_key(api: Harnes
     response = await api.chat(n=2, user="someone@example.com")
     [row] = api.rows
     assert (row.request_id, row.key_id) == (response.headers["x-request-id"], "web")
-    assert (row.model, row.model_version, row.endpoint) == ("support-bot", "3", "/v1/chat/completions")
+    assert (row.model, row.model_version, row.endpoint) == (
+        "support-bot",
+        "3",
+        "/v1/chat/completions",
+    )
     assert (row.prompt_tokens, row.completion_tokens, row.choices) == (3, 6, 2)
     assert (row.outcome, row.finish_reasons, row.stream) == ("completed", ("stop", "stop"), False)
     assert row.first_token_seconds
@@ -240,7 +269,9 @@ async def test_a_finished_request_leaves_one_row_without_text_or_key(api: Harnes
 
 async def test_openapi_lists_every_endpoint(api: Harness) -> None:
     document = (await api.client.get("/openapi.json")).json()
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/generate", "/predict", "/livez"} <= set(document["paths"])
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/generate", "/predict", "/livez"} <= set(
+        document["paths"]
+    )
     assert "messages" in json.dumps(document)
     for path in ("/docs", "/redoc"):
         assert (await api.client.get(path)).status_code == 200

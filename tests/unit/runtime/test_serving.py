@@ -41,7 +41,9 @@ def serving(model: Model, *, lazy: bool = False) -> tuple[RuntimeConfig, Serving
 def test_the_states_that_are_drawn_are_those_of_the_table() -> None:
     picture = ARCHITECTURE.read_text().split("stateDiagram-v2")[1].split("```")[0]
     drawn = re.findall(r"^ +(\w+) --> (\w+)", picture, re.MULTILINE)
-    assert sorted(drawn) == sorted((one.name, other.name) for one, after in TRANSITIONS.items() for other in after)
+    assert sorted(drawn) == sorted(
+        (one.name, other.name) for one, after in TRANSITIONS.items() for other in after
+    )
 
 
 async def test_a_load_that_ends_while_the_server_drains_leaves_it_draining() -> None:
@@ -77,7 +79,9 @@ async def test_a_load_that_fails_goes_back_to_where_it_began(unloaded: bool) -> 
         assert life.state is before
 
 
-async def test_an_engine_whose_model_can_not_be_served_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_whose_model_can_not_be_served_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its memory is wanted for the next one."""
     model = Model()
     model.gate.set()
@@ -99,7 +103,9 @@ async def test_an_engine_whose_model_can_not_be_served_is_ended(monkeypatch: pyt
         assert (life.state, life.loaded, engine.closed) == (State.UNLOADED, None, True)
 
 
-async def test_what_has_failed_neither_drains_nor_loads_and_its_first_failure_is_the_cause() -> None:
+async def test_what_has_failed_neither_drains_nor_loads_and_its_first_failure_is_the_cause() -> (
+    None
+):
     model = Model()
     _, life = serving(model, lazy=True)
     ended: list[bool] = []
@@ -109,4 +115,8 @@ async def test_what_has_failed_neither_drains_nor_loads_and_its_first_failure_is
     life.begin_drain()
     with pytest.raises(errors.ServiceUnavailable, match="ModelCorrupt"):
         await life.wake()
-    assert (life.state, ended, life.failure and life.failure.message) == (State.FAILED, [True], "first")
+    assert (life.state, ended, life.failure and life.failure.message) == (
+        State.FAILED,
+        [True],
+        "first",
+    )

@@ -1,4 +1,5 @@
-"""Conversations: whose they are, how long they live, and what happens when two turns or two replicas meet."""
+"""Conversations: whose they are, how long they live,
+and what happens when two turns or two replicas meet."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +25,10 @@ class Clock:
 
 
 def turn(number: int) -> list[Message]:
-    return [{"role": "user", "content": f"q{number}"}, {"role": "assistant", "content": f"a{number}"}]
+    return [
+        {"role": "user", "content": f"q{number}"},
+        {"role": "assistant", "content": f"a{number}"},
+    ]
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -88,7 +92,10 @@ async def test_the_session_used_least_recently_makes_room() -> None:
 
 
 async def test_replicas_share_conversations_and_a_restart_keeps_them(database: Database) -> None:
-    async with Sessions(SessionsConfig(), database) as one, Sessions(SessionsConfig(), database) as other:
+    async with (
+        Sessions(SessionsConfig(), database) as one,
+        Sessions(SessionsConfig(), database) as other,
+    ):
         await one.append("web", "s", turn(1))
         await other.append("web", "s", turn(2))
         assert await one.history("web", "s") == [*turn(1), *turn(2)]
@@ -98,7 +105,9 @@ async def test_replicas_share_conversations_and_a_restart_keeps_them(database: D
 
 async def test_turns_at_once_all_end_up_in_the_history(database: Database) -> None:
     replicas = [Sessions(SessionsConfig(), database) for _ in range(3)]
-    await asyncio.gather(*(replicas[number % 3].append("web", "s", turn(number)) for number in range(9)))
+    await asyncio.gather(
+        *(replicas[number % 3].append("web", "s", turn(number)) for number in range(9))
+    )
     history = await replicas[0].history("web", "s")
     assert sorted(message["content"] for message in history) == sorted(
         message["content"] for number in range(9) for message in turn(number)

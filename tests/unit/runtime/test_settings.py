@@ -15,7 +15,11 @@ from llm_runtime.settings import Environment, SettingsInvalid, load
 
 ROOT = Path(__file__).parents[3]
 MLFLOW = {"trackingUri": "http://mlflow", "name": "m", "version": "1"}
-FULL = {"model": {"name": "m", "mlflow": MLFLOW}, "engine": {"maxModelLength": 100}, "server": {"drainSeconds": 3}}
+FULL = {
+    "model": {"name": "m", "mlflow": MLFLOW},
+    "engine": {"maxModelLength": 100},
+    "server": {"drainSeconds": 3},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +41,12 @@ def test_what_the_operator_writes_is_what_the_runtime_reads(tmp_path: Path) -> N
     assert load(file(tmp_path, config.model_dump_json(by_alias=True))).config == config
 
 
-def test_environment_goes_over_dotenv_over_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / ".env").write_text("ENGINE__MAX_MODEL_LENGTH=200\nSERVER__DRAIN_SECONDS=4\nLOG_LEVEL=debug\n")
+def test_environment_goes_over_dotenv_over_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text(
+        "ENGINE__MAX_MODEL_LENGTH=200\nSERVER__DRAIN_SECONDS=4\nLOG_LEVEL=debug\n"
+    )
     monkeypatch.setenv("ENGINE__MAX_MODEL_LENGTH", "300")
     settings = load(file(tmp_path, {**FULL, "authentication": "Disabled"}))
     assert settings.config.engine.max_model_length == 300
@@ -58,17 +66,34 @@ def test_lists_are_written_with_commas(monkeypatch: pytest.MonkeyPatch, tmp_path
     ["{{ messages[0].content }}", "{% for m in messages %}{{ m.content }}{% endfor %}", "[INST] Be kind", '["a"]', "[]",
      '{"a": 1}', "{# x #}", " {", "null", "5", "true", '"quoted"', "a, b"],
 )  # fmt: skip
-def test_a_field_of_text_takes_any_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str) -> None:
-    for name in ("MODEL__CHAT_TEMPLATE", "MODEL__SYSTEM_PROMPT", "MODEL__SUB_PATH", "SERVER__LOG_FILE"):
+def test_a_field_of_text_takes_any_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    for name in (
+        "MODEL__CHAT_TEMPLATE",
+        "MODEL__SYSTEM_PROMPT",
+        "MODEL__SUB_PATH",
+        "SERVER__LOG_FILE",
+    ):
         monkeypatch.setenv(name, text)
     model = load(file(tmp_path, FULL)).config
-    assert (model.model.chat_template, model.model.system_prompt, model.model.sub_path) == (text, text, text)
+    assert (model.model.chat_template, model.model.system_prompt, model.model.sub_path) == (
+        text,
+        text,
+        text,
+    )
     assert model.server.log_file == text
 
 
 @pytest.mark.parametrize(
     ("text", "hosts"),
-    [("[::1]", ("::1",)), ('["a", "b"]', ("a", "b")), ("a, b", ("a", "b")), ("[a, 'b']", ("a", "b")), ("", ())],
+    [
+        ("[::1]", ("::1",)),
+        ('["a", "b"]', ("a", "b")),
+        ("a, b", ("a", "b")),
+        ("[a, 'b']", ("a", "b")),
+        ("", ()),
+    ],
 )
 def test_a_list_of_texts_may_be_json_or_have_commas(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, hosts: tuple[str, ...]
@@ -98,7 +123,9 @@ def test_a_path_is_enough_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None
     assert (model.name, model.path, model.mlflow) == ("tiny", "/models/tiny", None)
 
 
-def test_a_services_link_is_not_taken_for_a_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_services_link_is_not_taken_for_a_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("API_PORT", "tcp://10.0.0.1:80")
     assert load(file(tmp_path, FULL)).port == 8000
 
@@ -131,7 +158,11 @@ def test_a_slip_is_named(tmp_path: Path, content: Any, named: str) -> None:
         ("ENGINE__FOO", "1", "ENGINE__FOO: unknown name"),
         ("ENGINE__MAX_MODEL_LENGHT", "1", "did you mean ENGINE__MAX_MODEL_LENGTH?"),
         ("SERVER__COMPLETION_CACHE__SIZE", "1", "SERVER__COMPLETION_CACHE__SIZE: unknown name"),
-        ("ENGINE__MAX_MODEL_LENGTH", "many", "ENGINE__MAX_MODEL_LENGTH: Input should be a valid integer"),
+        (
+            "ENGINE__MAX_MODEL_LENGTH",
+            "many",
+            "ENGINE__MAX_MODEL_LENGTH: Input should be a valid integer",
+        ),
         ("API_PORT", "x", "API_PORT"),
         ("API_PORT", "70000", "API_PORT"),
         ("LOG_LEVEL", "loud", "LOG_LEVEL: must be one of"),
@@ -168,12 +199,14 @@ def test_a_slip_in_the_environment_is_named_with_its_place(
     with pytest.raises(SettingsInvalid) as caught:
         load(file(tmp_path, FULL))
     assert named in str(caught.value)
-    assert name == "DEFAULT_TIER" or ("environment: " if place == "environment" else ".env line 3: ") in str(
-        caught.value
-    )
+    assert name == "DEFAULT_TIER" or (
+        "environment: " if place == "environment" else ".env line 3: "
+    ) in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("API_PORT", "abc"), ("LOG_LEVEL", "loud"), ("DEBUG", "perhaps")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("API_PORT", "abc"), ("LOG_LEVEL", "loud"), ("DEBUG", "perhaps")]
+)
 def test_a_slip_in_one_variable_makes_no_other_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
@@ -190,7 +223,9 @@ def test_one_worker_is_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert load(file(tmp_path, FULL))
 
 
-def test_all_faults_come_at_once_each_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_faults_come_at_once_each_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SERVER__DRAIN", "1")
     text = """model:
   name: m
@@ -234,7 +269,9 @@ chat_history: {enabled: true, ttl_seconds: 7200}
 
 
 @pytest.mark.parametrize(("text", "keys"), [(SEED_000, 9), (SEED_002, 16)])
-def test_a_file_of_another_server_is_told_every_new_name(tmp_path: Path, text: str, keys: int) -> None:
+def test_a_file_of_another_server_is_told_every_new_name(
+    tmp_path: Path, text: str, keys: int
+) -> None:
     with pytest.raises(SettingsInvalid) as caught:
         load(file(tmp_path, text))
     message = str(caught.value)
@@ -253,13 +290,28 @@ def test_tiers_come_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert config.server.completion_cache.entries == 5
 
 
-def test_secrets_are_there_and_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names = ("API_KEY", "ADMIN_API_KEY", "DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "HUGGINGFACE_TOKEN")
+def test_secrets_are_there_and_are_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = (
+        "API_KEY",
+        "ADMIN_API_KEY",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "KEY_PEPPER",
+        "HUGGINGFACE_TOKEN",
+    )
     for name in names:
         monkeypatch.setenv(name, f"hush-hush-hush-{name}")
     settings = load(file(tmp_path, FULL))
-    assert (settings.api_key, settings.admin_key) == ("hush-hush-hush-API_KEY", "hush-hush-hush-ADMIN_API_KEY")
-    assert (settings.storage.url, settings.redis_url) == ("hush-hush-hush-DATABASE_URL", "hush-hush-hush-REDIS_URL")
+    assert (settings.api_key, settings.admin_key) == (
+        "hush-hush-hush-API_KEY",
+        "hush-hush-hush-ADMIN_API_KEY",
+    )
+    assert (settings.storage.url, settings.redis_url) == (
+        "hush-hush-hush-DATABASE_URL",
+        "hush-hush-hush-REDIS_URL",
+    )
     assert settings.storage.key_pepper == "hush-hush-hush-KEY_PEPPER"
     assert "hush" not in repr(settings)
 
@@ -293,13 +345,21 @@ def test_every_commented_line_of_the_example_is_the_default(tmp_path: Path) -> N
 
 def test_every_variable_is_in_the_example() -> None:
     text = (ROOT / ".env.example").read_text()
-    assert {name.upper() for name in Environment.model_fields} <= set(re.findall(r"^(?:# )?([A-Z_]+)=", text, re.M))
+    assert {name.upper() for name in Environment.model_fields} <= set(
+        re.findall(r"^(?:# )?([A-Z_]+)=", text, re.M)
+    )
 
 
-def test_a_uri_takes_its_server_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_uri_takes_its_server_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
     model = load(file(tmp_path, "model: {name: bot, uri: 'models:/bot@champion'}")).config.model
-    assert (model.uri, model.tracking_uri, model.mlflow) == ("models:/bot@champion", "http://mlflow", None)
+    assert (model.uri, model.tracking_uri, model.mlflow) == (
+        "models:/bot@champion",
+        "http://mlflow",
+        None,
+    )
     with pytest.raises(SettingsInvalid, match="exactly one of"):
         load(file(tmp_path, "model: {name: bot, path: /x, uri: 'models:/bot@champion'}"))
 
@@ -318,7 +378,11 @@ def test_a_uri_takes_its_server_from_the_environment(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_in_an_operators_pod_the_file_decides(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
 ) -> None:
     plain = load(file(tmp_path, FULL), managed=True)
     monkeypatch.setenv(name, value)
@@ -346,8 +410,15 @@ def test_secrets_leave_the_environment_and_the_process(monkeypatch: pytest.Monke
         "from pathlib import Path; import os; from llm_runtime.settings import forget_secrets; forget_secrets();"
         "print(os.environ.get('DATABASE_URL'), Path('/proc/self/environ').read_bytes())"
     )
-    environment = {**os.environ, "DATABASE_URL": "hush-hush", "ADMIN_API_KEY": "hush-hush-too", "OTHER": "stays"}
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "DATABASE_URL": "hush-hush",
+        "ADMIN_API_KEY": "hush-hush-too",
+        "OTHER": "stays",
+    }
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert shown.stdout.startswith("None")
     assert "stays" in shown.stdout
     assert "hush" not in shown.stdout
@@ -355,9 +426,13 @@ def test_secrets_leave_the_environment_and_the_process(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("key", ["short", "x" * 15, "change-me", "change-me-change-me"])
 @pytest.mark.parametrize("name", ["API_KEY", "ADMIN_API_KEY"])
-def test_a_key_that_can_be_guessed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, key: str) -> None:
+def test_a_key_that_can_be_guessed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, key: str
+) -> None:
     monkeypatch.setenv("MODEL_PATH", "/models/tiny")
     monkeypatch.setenv(name, key)
-    with pytest.raises(SettingsInvalid, match=f"{name}: must have at least 16 characters") as caught:
+    with pytest.raises(
+        SettingsInvalid, match=f"{name}: must have at least 16 characters"
+    ) as caught:
         load(None)
     assert key not in str(caught.value)

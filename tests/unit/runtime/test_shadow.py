@@ -1,4 +1,5 @@
-"""Shadow traffic: stable copies what it has answered, the candidate answers for nothing, and only the tally remains."""
+"""Shadow traffic: stable copies what it has answered, the candidate answers for nothing,
+and only the tally remains."""
 
 import asyncio
 import json
@@ -38,7 +39,9 @@ class Pair:
 
     async def settled(self, copies: int) -> dict[str, float]:
         """What stable's metrics say of its copies, once so many have ended."""
-        await until(lambda: sum(v for k, v in self.tally().items() if k.startswith("copies")) >= copies)
+        await until(
+            lambda: sum(v for k, v in self.tally().items() if k.startswith("copies")) >= copies
+        )
         return self.tally()
 
     def tally(self) -> dict[str, float]:
@@ -46,8 +49,12 @@ class Pair:
         for family in self.stable.server.metrics.registry.collect():
             for sample in family.samples:
                 if family.name.startswith("llm_shadow_") and sample.name.endswith("_total"):
-                    labels = {name: value for name, value in sample.labels.items() if name != "candidate"}
-                    found[" ".join([family.name.removeprefix("llm_shadow_"), *labels.values()])] = sample.value
+                    labels = {
+                        name: value for name, value in sample.labels.items() if name != "candidate"
+                    }
+                    found[" ".join([family.name.removeprefix("llm_shadow_"), *labels.values()])] = (
+                        sample.value
+                    )
         return found
 
 
@@ -57,7 +64,13 @@ def orders(path: Path, pod: str) -> Orders:
 
 
 def order(url: str = "http://127.0.0.1:9", **fields: Any) -> str:
-    fields = {"stable": "bot-1111111111", "candidate": "bot-2222222222", "url": url, "token": TOKEN, **fields}
+    fields = {
+        "stable": "bot-1111111111",
+        "candidate": "bot-2222222222",
+        "url": url,
+        "token": TOKEN,
+        **fields,
+    }
     return ShadowFile(**fields).model_dump_json(by_alias=True)
 
 
@@ -82,14 +95,16 @@ def other() -> dict[str, ScriptedEngine]:
     return {"candidate": ScriptedEngine(script=("Good", " evening", ",", " friend"))}
 
 
-async def test_an_answer_is_compared_with_what_the_candidate_says_to_the_same_request(pair: Pair) -> None:
+async def test_an_answer_is_compared_with_what_the_candidate_says_to_the_same_request(
+    pair: Pair,
+) -> None:
     answer = await pair.stable.chat(**GREEDY)
     found = await pair.settled(1)
     assert answer.json()["choices"][0]["message"]["content"] == "Hello there!"
     assert found["copies compared"] == 1
-    assert {what: found[f"compared {what}"] for what in ("exact", "similarity", "finishReason")} == dict.fromkeys(
-        ("exact", "similarity", "finishReason"), 1
-    )
+    assert {
+        what: found[f"compared {what}"] for what in ("exact", "similarity", "finishReason")
+    } == dict.fromkeys(("exact", "similarity", "finishReason"), 1)
     assert not any(value for name, value in found.items() if name.startswith("difference"))
     [asked] = pair.candidate.engine.requests
     [stable] = pair.stable.engine.requests
@@ -146,7 +161,9 @@ async def test_a_copy_leaves_no_trace_at_the_candidate(pair: Pair) -> None:
     for _ in range(3):
         await pair.stable.chat(**GREEDY, user="me")
     await pair.settled(1)  # The same answer again comes out of the cache, and is not copied.
-    await pair.stable.client.post("/v1/chat", json={"messages": [{"role": "user", "content": "one"}], **GREEDY})
+    await pair.stable.client.post(
+        "/v1/chat", json={"messages": [{"role": "user", "content": "one"}], **GREEDY}
+    )
     await pair.settled(2)
     candidate = pair.candidate
     assert len(candidate.engine.requests) == 2
@@ -154,8 +171,15 @@ async def test_a_copy_leaves_no_trace_at_the_candidate(pair: Pair) -> None:
     assert candidate.server.serving.pipeline.cache is not None
     assert candidate.server.serving.pipeline.cache.entries == 0
     text = candidate.server.metrics.render().decode()
-    counted = ("api_requests_total{", "http_requests_total{", "tokens_generated_total{", "api_errors_total{")
-    assert not [line for line in text.splitlines() if line.startswith(counted) and not line.endswith(" 0.0")]
+    counted = (
+        "api_requests_total{",
+        "http_requests_total{",
+        "tokens_generated_total{",
+        "api_errors_total{",
+    )
+    assert not [
+        line for line in text.splitlines() if line.startswith(counted) and not line.endswith(" 0.0")
+    ]
     assert "llm_time_to_first_token_seconds_count 0.0" in text
     assert len(pair.stable.rows) == 4
 
@@ -177,7 +201,9 @@ async def test_what_can_not_be_compared_is_not_copied(pair: Pair) -> None:
 @pytest.mark.parametrize("pair", [{"candidate": ScriptedEngine(token_seconds=5)}], indirect=True)
 async def test_copies_beyond_the_bound_are_dropped_and_no_client_waits_for_them(pair: Pair) -> None:
     pair.write(max_in_flight=2)
-    answers = await asyncio.gather(*(pair.stable.complete(prompt=f"a {n}", **GREEDY) for n in range(10)))
+    answers = await asyncio.gather(
+        *(pair.stable.complete(prompt=f"a {n}", **GREEDY) for n in range(10))
+    )
     assert {answer.status_code for answer in answers} == {200}
     assert (await pair.settled(8))["copies dropped"] == 8
     assert len(pair.candidate.engine.running) <= 2
@@ -200,7 +226,9 @@ async def test_a_candidate_that_has_no_place_refuses_a_copy(
     pair: Pair, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, waiting = counts
-    monkeypatch.setattr(pair.candidate.engine, "stats", lambda: EngineStats(running, waiting, 0.0, 0, alive=True))
+    monkeypatch.setattr(
+        pair.candidate.engine, "stats", lambda: EngineStats(running, waiting, 0.0, 0, alive=True)
+    )
     await pair.stable.chat(**GREEDY)
     assert (await pair.settled(1)) == {"copies refused": 1}
 
@@ -216,11 +244,17 @@ async def test_a_candidate_that_does_not_take_what_stable_takes_differs_in_all(p
     await pair.stable.complete(prompt="a b c d e f", **GREEDY)
     found = await pair.settled(1)
     assert found.get("copies failed") == 1, found
-    assert [found[f"difference {what}"] for what in ("exact", "similarity", "finishReason")] == [1, 1, 1]
+    assert [found[f"difference {what}"] for what in ("exact", "similarity", "finishReason")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("pair", [{"candidate": ScriptedEngine(token_seconds=5)}], indirect=True)
-async def test_a_candidate_that_never_ends_is_late(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_candidate_that_never_ends_is_late(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("llm_runtime.shadow.copies.LEAST_SECONDS", 0.2)
     await pair.stable.chat(**GREEDY)
     found = await pair.settled(1)
@@ -228,7 +262,9 @@ async def test_a_candidate_that_never_ends_is_late(pair: Pair, monkeypatch: pyte
     assert "fine candidate seconds" in " ".join(found)
 
 
-async def test_nothing_is_copied_once_the_file_is_gone_and_nobody_s_copy_is_taken(pair: Pair, tmp_path: Path) -> None:
+async def test_nothing_is_copied_once_the_file_is_gone_and_nobody_s_copy_is_taken(
+    pair: Pair, tmp_path: Path
+) -> None:
     (tmp_path / "shadow.json").unlink()
     await pair.stable.chat(**GREEDY)
     refused = await pair.candidate.client.post(
@@ -263,19 +299,27 @@ async def test_another_candidate_is_counted_anew(pair: Pair) -> None:
 @pytest.mark.parametrize("token", ["", "x" * 43, TOKEN + "x", KEY])
 async def test_a_client_can_not_have_its_request_unbilled(pair: Pair, token: str) -> None:
     for pod in (pair.stable, pair.candidate):
-        answer = await pod.client.post("/v1/chat/completions", json=chat_body(), headers={SHADOW_HEADER: token})
+        answer = await pod.client.post(
+            "/v1/chat/completions", json=chat_body(), headers={SHADOW_HEADER: token}
+        )
         assert answer.status_code == 401
         assert pod.engine.requests == []
     # Nor does the right token open a pod that is no candidate.
-    answer = await pair.stable.client.post("/v1/chat/completions", json=chat_body(), headers={SHADOW_HEADER: TOKEN})
+    answer = await pair.stable.client.post(
+        "/v1/chat/completions", json=chat_body(), headers={SHADOW_HEADER: TOKEN}
+    )
     assert answer.status_code == 401
 
 
-async def test_the_token_is_in_no_line_of_the_log(pair: Pair, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+async def test_the_token_is_in_no_line_of_the_log(
+    pair: Pair, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     with caplog.at_level(logging.DEBUG):
         await pair.stable.chat(**GREEDY)
         await pair.settled(1)
-        (tmp_path / "shadow.json").write_text(order().replace('"percent":', f'"percent": "{TOKEN}", "x":'))
+        (tmp_path / "shadow.json").write_text(
+            order().replace('"percent":', f'"percent": "{TOKEN}", "x":')
+        )
         await pair.stable.chat(temperature=1)
     assert "is not valid" in caplog.text
     assert TOKEN not in caplog.text
@@ -283,7 +327,9 @@ async def test_the_token_is_in_no_line_of_the_log(pair: Pair, caplog: pytest.Log
 
 
 async def test_a_server_without_an_operator_takes_the_header_for_nothing(api: Harness) -> None:
-    answer = await api.client.post("/v1/chat/completions", json=chat_body(), headers={SHADOW_HEADER: TOKEN})
+    answer = await api.client.post(
+        "/v1/chat/completions", json=chat_body(), headers={SHADOW_HEADER: TOKEN}
+    )
     assert answer.status_code == 200
     assert len(api.rows) == 1
 
@@ -304,13 +350,17 @@ async def test_bodies_are_kept_within_a_bound(pair: Pair) -> None:
 def test_two_servers_as_pods_run_them(tmp_path: Path) -> None:
     with (
         server(tmp_path / "stable", "none", tier={}, pod=STABLE) as stable,
-        server(tmp_path / "candidate", "none", tier={"requests_per_minute": 1}, pod=CANDIDATE) as candidate,
+        server(
+            tmp_path / "candidate", "none", tier={"requests_per_minute": 1}, pod=CANDIDATE
+        ) as candidate,
     ):
         for folder in ("stable", "candidate"):
             (tmp_path / folder / "shadow.json").write_text(order(candidate.url))
         for number in range(3):
             body = {"model": "mock", "prompt": f"a {number}", **GREEDY}
-            answer = httpx.post(f"{stable.url}/v1/completions", json=body, headers=HEADERS, trust_env=False)
+            answer = httpx.post(
+                f"{stable.url}/v1/completions", json=body, headers=HEADERS, trust_env=False
+            )
             assert answer.status_code == 200
         eventually(lambda: stable.metric("llm_shadow_copies_total") == 3)
         assert stable.metric("llm_shadow_compared_total") == 9
@@ -322,27 +372,47 @@ def test_two_servers_as_pods_run_them(tmp_path: Path) -> None:
 
 def test_answers_are_compared_by_what_says_something_of_them() -> None:
     stable = Said('{"a": 1}', "stop", 5, 1.0)
-    assert differences(stable, stable, greedy=True) == {"finishReason": 0, "exact": 0, "similarity": 0, "json": 0}
-    assert differences(stable, Said("{", "length", 5, 1.0), greedy=False) == {"finishReason": 1, "json": 1}
-    assert differences(Said("1", "stop", 1, 1.0), Said("2", "stop", 1, 1.0), greedy=False) == {"finishReason": 0}
+    assert differences(stable, stable, greedy=True) == {
+        "finishReason": 0,
+        "exact": 0,
+        "similarity": 0,
+        "json": 0,
+    }
+    assert differences(stable, Said("{", "length", 5, 1.0), greedy=False) == {
+        "finishReason": 1,
+        "json": 1,
+    }
+    assert differences(Said("1", "stop", 1, 1.0), Said("2", "stop", 1, 1.0), greedy=False) == {
+        "finishReason": 0
+    }
     assert failure(Said("a", "stop", 1, 1.0), greedy=False) == {"finishReason": 1}
 
 
 @pytest.mark.parametrize(
     ("one", "other", "found"),
-    [("abcd", "abcd", 1.0), ("abcd", "bcde", 0.5), ("abcd", "wxyz", 0.0), ("", "", 1.0), ("a", "abcd", 0.0)],
+    [
+        ("abcd", "abcd", 1.0),
+        ("abcd", "bcde", 0.5),
+        ("abcd", "wxyz", 0.0),
+        ("", "", 1.0),
+        ("a", "abcd", 0.0),
+    ],
 )
 def test_similarity_is_the_share_of_equal_pieces(one: str, other: str, found: float) -> None:
     assert similarity(one, other) == found
 
 
 def test_a_copy_asks_for_a_whole_answer() -> None:
-    body = json.dumps({"model": "m", "stream": True, "stream_options": {}, "temperature": 0}).encode()
+    body = json.dumps(
+        {"model": "m", "stream": True, "stream_options": {}, "temperature": 0}
+    ).encode()
     assert json.loads(without_stream(body) or b"") == {"model": "m", "temperature": 0}
     assert without_stream(b'{"session_id": "s"}') is None
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"text": 1}', b'{"text": "", "reason": "", "tokens": "x"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"text": 1}', b'{"text": "", "reason": "", "tokens": "x"}']
+)
 def test_what_is_no_answer_of_a_candidate_is_none(content: bytes) -> None:
     assert read(content) is None
 

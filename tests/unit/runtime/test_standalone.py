@@ -1,4 +1,5 @@
-"""A server that no operator manages: which keys it takes from where, and a whole life of one, by the command line."""
+"""A server that no operator manages: which keys it takes from where,
+and a whole life of one, by the command line."""
 
 import json
 import os
@@ -29,8 +30,12 @@ async def never(*_: Any) -> Any:
     raise AssertionError
 
 
-def assembled(file: Path | None = None, url: str = "none", access: str = "Required", **given: str) -> Server:
-    config = RuntimeConfig.model_validate({"model": {"name": "m", "path": "/m"}, "authentication": access})
+def assembled(
+    file: Path | None = None, url: str = "none", access: str = "Required", **given: str
+) -> Server:
+    config = RuntimeConfig.model_validate(
+        {"model": {"name": "m", "path": "/m"}, "authentication": access}
+    )
     environment = Environment.model_validate({**given, "database_url": url})
     return assemble(Settings(config, environment), ModelSource(never, never, never), file)
 
@@ -45,12 +50,22 @@ def test_a_key_file_is_the_only_source_and_there_is_no_management(tmp_path: Path
     assert found.management is None
 
 
-def test_a_key_file_of_a_deployment_without_authentication_asks_for_no_key_and_brings_its_tiers(tmp_path: Path) -> None:
+def test_a_key_file_of_a_deployment_without_authentication_asks_for_no_key_and_brings_its_tiers(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "keys.json"
-    file.write_text('{"salt": "s", "tiers": [{"name": "all", "requestsPerMinute": 7}], "defaultTier": "all"}')
+    file.write_text(
+        '{"salt": "s", "tiers": [{"name": "all", "requestsPerMinute": 7}], "defaultTier": "all"}'
+    )
     found = assembled(file, access="Disabled")
-    caller = found.callers.identify(HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)}))
-    assert (caller.id, caller.tier.requests_per_minute, found.management) == ("ip:10.0.0.7", 7, None)
+    caller = found.callers.identify(
+        HTTPConnection({"type": "http", "headers": [], "client": ("10.0.0.7", 4711)})
+    )
+    assert (caller.id, caller.tier.requests_per_minute, found.management) == (
+        "ip:10.0.0.7",
+        7,
+        None,
+    )
 
 
 def test_without_a_file_the_environment_and_the_database_work_together(tmp_path: Path) -> None:
@@ -68,7 +83,11 @@ def test_without_a_file_the_environment_and_the_database_work_together(tmp_path:
 def test_the_environment_is_enough() -> None:
     found = assembled(api_key="k")
     assert found.callers.keys
-    assert (bool(found.callers.keys.find("k")), found.callers.keys.find("other"), found.database) == (True, None, None)
+    assert (
+        bool(found.callers.keys.find("k")),
+        found.callers.keys.find("other"),
+        found.database,
+    ) == (True, None, None)
 
 
 def test_a_server_that_could_never_have_a_key_does_not_start() -> None:
@@ -98,7 +117,16 @@ def url(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
     for seed, name in enumerate(("first", "second")):
         tiny_model.make(tmp_path / name, seed=seed)
     port = free_port()
-    command = [sys.executable, "-m", "llm_runtime", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_runtime",
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
@@ -117,23 +145,35 @@ def _status(url: str) -> int:
 
 
 @pytest.mark.torch
-def test_a_whole_life_without_an_operator(url: str, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_whole_life_without_an_operator(
+    url: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
     def command(*words: str) -> str:
         line = [sys.executable, "-m", "llm_runtime", *words]
-        return subprocess.run(line, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            line, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
 
     def post(path: str, key: str, **body: Any) -> httpx.Response:
-        return httpx.post(url + path, json=body, headers={"X-API-Key": key}, trust_env=False, timeout=120)
+        return httpx.post(
+            url + path, json=body, headers={"X-API-Key": key}, trust_env=False, timeout=120
+        )
 
     def says(key: str, model: str) -> int:
         return post("/v1/chat/completions", key, **chat_body(model=model, max_tokens=5)).status_code
 
     made = json.loads(command("keys", "create", "web", "--json"))
-    eventually(lambda: httpx.get(f"{url}/v1/key", headers={"X-API-Key": made["api_key"]}).status_code == 200)
+    eventually(
+        lambda: (
+            httpx.get(f"{url}/v1/key", headers={"X-API-Key": made["api_key"]}).status_code == 200
+        )
+    )
     assert says(made["api_key"], "first") == 200, "the first request has loaded the model"
     boss = "the-administrators-key"
     other = post("/generate_apikey", boss, username="myuser").json()["api_key"]
-    loaded = post("/load_model", boss, model_name=str(tmp_path / "second"), device="cpu", hf_token=None)
+    loaded = post(
+        "/load_model", boss, model_name=str(tmp_path / "second"), device="cpu", hf_token=None
+    )
     assert (loaded.status_code, loaded.json()["model_name"]) == (200, "second")
     assert (says(other, "second"), says(other, "first")) == (200, 404)
     broken = post("/load_model", boss, model_name=str(tmp_path))

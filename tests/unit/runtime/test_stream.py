@@ -23,7 +23,9 @@ async def test_events_arrive_one_by_one(live: Any) -> None:
     with live(ScriptedEngine(token_seconds=0.1)) as api:
         loop = asyncio.get_running_loop()
         arrivals = []
-        async with api.client.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as response:
+        async with api.client.stream(
+            "POST", "/v1/chat/completions", json=chat_body(stream=True)
+        ) as response:
             async for line in response.aiter_lines():
                 if line:
                     arrivals.append(loop.time())
@@ -34,8 +36,12 @@ async def test_events_arrive_one_by_one(live: Any) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_frees_the_engine_at_once(live: Any, stream: bool) -> None:
     with live(slow()) as api:
-        asking = asyncio.create_task(api.client.post("/v1/chat/completions", json=chat_body(stream=stream, n=2)))
-        await until(lambda: [choice.position > 1 for choice in list(api.engine.running)] == [True, True])
+        asking = asyncio.create_task(
+            api.client.post("/v1/chat/completions", json=chat_body(stream=stream, n=2))
+        )
+        await until(
+            lambda: [choice.position > 1 for choice in list(api.engine.running)] == [True, True]
+        )
         asking.cancel()
         await asyncio.wait([asking])
         eventually(lambda: len(api.engine.cancelled) == 2 and api.rows)
@@ -50,7 +56,11 @@ async def test_time_that_runs_out_is_a_503_or_an_event(run: Any) -> None:
         whole = await api.chat()
         streamed = await api.chat(stream=True)
     error = whole.json()["error"]
-    assert (whole.status_code, error["code"], whole.headers["x-should-retry"]) == (503, "request_timeout", "false")
+    assert (whole.status_code, error["code"], whole.headers["x-should-retry"]) == (
+        503,
+        "request_timeout",
+        "false",
+    )
     assert events(streamed.text)[-1]["error"]["code"] == "request_timeout"
     assert "[DONE]" not in streamed.text
     assert [row.outcome for row in api.rows] == ["timeout", "timeout"]
@@ -62,7 +72,9 @@ async def test_silence_is_filled_with_comments() -> None:
         await asyncio.sleep(0.1)
         yield b"data: late\n\n"
 
-    sent = await send(EventStream(Owner(), late(), fault=lambda _: b"", timeout_seconds=5, heartbeat_seconds=0.03))
+    sent = await send(
+        EventStream(Owner(), late(), fault=lambda _: b"", timeout_seconds=5, heartbeat_seconds=0.03)
+    )
     assert sent[:2] == [HEARTBEAT, HEARTBEAT]
     assert sent[-2:] == [b"data: late\n\n", b"data: [DONE]\n\n"]
 
@@ -127,17 +139,23 @@ async def test_openais_own_client_is_content(live: Any) -> None:
         assert [choice.message.content for choice in answer.choices] == ["Hello there!"] * 2
         assert answer.choices[0].logprobs.content[0].top_logprobs[1].token == "t1"
         text = ""
-        chunks = await client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+        chunks = await client.chat.completions.create(
+            **ask, stream=True, stream_options={"include_usage": True}
+        )
         async for chunk in chunks:
             text += "".join(choice.delta.content or "" for choice in chunk.choices)
         assert (text, chunk.usage.total_tokens) == ("Hello there!", 6)
-        completion = await client.completions.create(model="support-bot", prompt=["a", "b"], logprobs=1)
+        completion = await client.completions.create(
+            model="support-bot", prompt=["a", "b"], logprobs=1
+        )
         assert [choice.text for choice in completion.choices] == ["Hello there!"] * 2
         assert [model.id async for model in client.models.list()] == ["support-bot"]
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(**{**ask, "model": "other"})
         with pytest.raises(openai.BadRequestError, match="tools"):
-            await client.chat.completions.create(**ask, tools=[{"type": "function", "function": {"name": "f"}}])
+            await client.chat.completions.create(
+                **ask, tools=[{"type": "function", "function": {"name": "f"}}]
+            )
         with pytest.raises(openai.AuthenticationError):
             await client.with_options(api_key="wrong").models.list()
         await client.close()

@@ -1,4 +1,5 @@
-"""Chat templates in the manner of the families that people serve say here what they say in Transformers."""
+"""Chat templates in the manner of the families that people serve say here what they say in
+Transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,14 @@ CALL = {
     "type": "function",
     "function": {"name": "weather", "arguments": {"city": "Kiel", "days": 3}},
 }
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
-TOOL = {"type": "function", "function": {"name": "weather", "description": "Of <a> city", "parameters": PARAMETERS}}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+}
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Of <a> city", "parameters": PARAMETERS},
+}
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 ASKED = {"role": "user", "content": 'Weather in "Kiel" & <Köln>?'}
@@ -49,7 +56,9 @@ def name(file: Path) -> str:
 @pytest.mark.parametrize("prompt", [True, False], ids=["with a generation prompt", "without"])
 @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=list(CONVERSATIONS))
 @pytest.mark.parametrize("family", FAMILIES, ids=name)
-def test_a_family_is_rendered_as_transformers_renders_it(family: Path, conversation: Any, prompt: bool) -> None:
+def test_a_family_is_rendered_as_transformers_renders_it(
+    family: Path, conversation: Any, prompt: bool
+) -> None:
     template, (messages, tools) = family.read_text(encoding="utf-8"), conversation
     try:
         [expected], _ = transformers.render_jinja_template(
@@ -70,7 +79,11 @@ def test_a_family_is_rendered_as_transformers_renders_it(family: Path, conversat
 def test_every_family_renders_a_question(family: Path) -> None:
     text = render(family.read_text(encoding="utf-8"), [ASKED], [TOOL], SPECIAL)
     # Some write it escaped, or only count.
-    assert ASKED["content"] in text or family.stem in ("json-options", "dict-and-namespace", "generation-scope")
+    assert ASKED["content"] in text or family.stem in (
+        "json-options",
+        "dict-and-namespace",
+        "generation-scope",
+    )
 
 
 def test_there_are_fifty_families() -> None:
@@ -115,17 +128,30 @@ def test_a_template_that_wants_arguments_as_text_gets_them_as_text() -> None:
         render("{% for m in messages %}{{ 'a' + 5 }}{% endfor %}", CALLED, [TOOL])
 
 
-CALLERS = [family for family in FAMILIES if knows_tools(family.read_text()) and rendered_call(family.read_text())]
+CALLERS = [
+    family
+    for family in FAMILIES
+    if knows_tools(family.read_text()) and rendered_call(family.read_text())
+]
 
 
 @pytest.mark.parametrize("family", CALLERS, ids=name)
-@pytest.mark.parametrize("arguments", ['{"city": "Kiel", "da', '{"city": "Kiel', '["Kiel"', "Kiel, please", "", "{"])
-def test_a_call_that_was_cut_is_sent_back_and_goes_to_the_model_as_it_was(family: Path, arguments: str) -> None:
-    """What the answer gave, `finish_reason: length` and all, is part of the next request, as agents do it."""
+@pytest.mark.parametrize(
+    "arguments", ['{"city": "Kiel", "da', '{"city": "Kiel', '["Kiel"', "Kiel, please", "", "{"]
+)
+def test_a_call_that_was_cut_is_sent_back_and_goes_to_the_model_as_it_was(
+    family: Path, arguments: str
+) -> None:
+    """What the answer gave, `finish_reason: length` and all, is part of the next request,
+    as agents do it."""
     function = {"name": "weather", "arguments": arguments}
     said = [
         {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "abcDEF123", "function": function}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "abcDEF123", "function": function}],
+        },
         {"role": "tool", "tool_call_id": "abcDEF123", "content": "the arguments are no JSON"},
     ]
     messages = for_template([ChatMessage.model_validate(message) for message in said])
@@ -142,6 +168,15 @@ def test_what_a_tool_says_in_python_changes_no_call() -> None:
 
 
 def test_options_are_variables_but_take_the_place_of_no_other() -> None:
-    says = "{{ documents and documents[0].text }} {{ thinking }} {{ tools }} {{ messages | length }} {{ bos_token }}"
-    options = {"documents": [{"text": "d"}], "thinking": True, "tools": 1, "messages": [], "bos_token": "no"}
+    says = (
+        "{{ documents and documents[0].text }} {{ thinking }} {{ tools }} {{ messages | length }}"
+        " {{ bos_token }}"
+    )
+    options = {
+        "documents": [{"text": "d"}],
+        "thinking": True,
+        "tools": 1,
+        "messages": [],
+        "bos_token": "no",
+    }
     assert render(says, [ASKED], [], SPECIAL, options) == "d True None 1 <s>"

@@ -15,10 +15,21 @@ WEATHER = {
     "function": {
         "name": "weather",
         "description": "Of a city",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
-CALL = ["Sure", ".\n", "<tool_call>\n", '{"name": "weather", "arguments": ', '{"city": "Kiel"}}', "\n</tool_call>"]
+CALL = [
+    "Sure",
+    ".\n",
+    "<tool_call>\n",
+    '{"name": "weather", "arguments": ',
+    '{"city": "Kiel"}}',
+    "\n</tool_call>",
+]
 ASKED = [{"role": "user", "content": "weather in Kiel"}]
 
 
@@ -36,7 +47,10 @@ async def test_a_call_becomes_tool_calls_with_text_around_it(caller: Harness) ->
     [choice] = (await caller.chat(tools=[WEATHER])).json()["choices"]
     [call] = choice["message"]["tool_calls"]
     assert call.pop("id").startswith("call_")
-    assert call == {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Kiel"}'}}
+    assert call == {
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Kiel"}'},
+    }
     assert (choice["message"]["content"], choice["finish_reason"]) == ("Sure.", "tool_calls")
     assert caller.engine.codec.tools == [(WEATHER,)]
 
@@ -47,7 +61,11 @@ async def test_a_streamed_call_is_its_head_and_its_arguments(caller: Harness) ->
     assert "".join(delta.get("content") or "" for delta in deltas) == "Sure."
     head, arguments = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
     assert head.pop("id").startswith("call_")
-    assert head == {"index": 0, "type": "function", "function": {"name": "weather", "arguments": ""}}
+    assert head == {
+        "index": 0,
+        "type": "function",
+        "function": {"name": "weather", "arguments": ""},
+    }
     assert arguments == {"index": 0, "function": {"arguments": '{"city": "Kiel"}'}}
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
@@ -77,7 +95,11 @@ async def test_of_a_call_that_is_cut_short_there_is_what_was_written(
 ) -> None:
     choice = (await caller.chat(tools=[WEATHER], max_tokens=tokens)).json()["choices"][0]
     found = [call["function"]["arguments"] for call in choice["message"].get("tool_calls", [])]
-    assert (choice["finish_reason"], choice["message"]["content"].strip(), found) == ("length", "Sure.", calls)
+    assert (choice["finish_reason"], choice["message"]["content"].strip(), found) == (
+        "length",
+        "Sure.",
+        calls,
+    )
     chunks = events((await caller.chat(tools=[WEATHER], max_tokens=tokens, stream=True)).text)[:-1]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content") or "" for delta in deltas).strip() == "Sure."
@@ -89,7 +111,9 @@ async def test_of_a_call_that_is_cut_short_there_is_what_was_written(
 async def test_results_go_back_to_the_model_with_their_calls(caller: Harness) -> None:
     answered = (await caller.chat(tools=[WEATHER])).json()["choices"][0]["message"]
     result = {"role": "tool", "tool_call_id": answered["tool_calls"][0]["id"], "content": "rain"}
-    response = await caller.chat(tools=[WEATHER], messages=[*ASKED, {**answered, "content": None}, result])
+    response = await caller.chat(
+        tools=[WEATHER], messages=[*ASKED, {**answered, "content": None}, result]
+    )
     assert response.status_code == 200, response.text
     [_, call, told] = caller.engine.codec.chats[-1]
     assert call["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Kiel"}}
@@ -134,13 +158,19 @@ async def test_only_what_must_be_is_enforced(caller: Harness, fields: Any, bound
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     ],
 )
-async def test_tools_that_make_no_sense_are_refused_by_name(caller: Harness, fields: Any, param: str) -> None:
+async def test_tools_that_make_no_sense_are_refused_by_name(
+    caller: Harness, fields: Any, param: str
+) -> None:
     response = await caller.chat(**fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
 
 
-@pytest.mark.parametrize("arguments", ["{", "[]", "5", '{"a":' * 100 + "1" + "}" * 100, '{"a": "\\ud800"}'])
-async def test_arguments_that_are_no_object_go_back_as_the_model_wrote_them(caller: Harness, arguments: str) -> None:
+@pytest.mark.parametrize(
+    "arguments", ["{", "[]", "5", '{"a":' * 100 + "1" + "}" * 100, '{"a": "\\ud800"}']
+)
+async def test_arguments_that_are_no_object_go_back_as_the_model_wrote_them(
+    caller: Harness, arguments: str
+) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
     response = await caller.chat(messages=[*ASKED, {"role": "assistant", "tool_calls": [call]}])
     assert response.status_code == 200, response.text
@@ -150,7 +180,9 @@ async def test_arguments_that_are_no_object_go_back_as_the_model_wrote_them(call
 async def test_a_schema_too_deep_to_be_written_is_refused(caller: Harness) -> None:
     for depth in (70, 900, 5000):
         deep = '{"items":' * depth + "{}" + "}" * depth
-        body = json.dumps(chat_body(tools=[WEATHER])).replace('"required": ["city"]', f'"x": {deep}')
+        body = json.dumps(chat_body(tools=[WEATHER])).replace(
+            '"required": ["city"]', f'"x": {deep}'
+        )
         response = await caller.client.post(
             "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
         )
@@ -192,7 +224,8 @@ async def test_a_thought_is_reasoning_content_and_no_call(run: Any, stream: bool
     if stream:
         deltas = [chunk["choices"][0]["delta"] for chunk in events(answer.text)[:-1]]
         message = {
-            name: "".join(delta.get(name) or "" for delta in deltas) for name in ("content", "reasoning_content")
+            name: "".join(delta.get(name) or "" for delta in deltas)
+            for name in ("content", "reasoning_content")
         }
         assert not any("tool_calls" in delta for delta in deltas)
     else:
@@ -202,7 +235,9 @@ async def test_a_thought_is_reasoning_content_and_no_call(run: Any, stream: bool
     assert message["reasoning_content"] == "I could " + "".join(CALL[2:])
 
 
-async def test_words_of_calls_and_thoughts_show_to_their_reader_though_they_are_special_tokens(run: Any) -> None:
+async def test_words_of_calls_and_thoughts_show_to_their_reader_though_they_are_special_tokens(
+    run: Any,
+) -> None:
     asked = engine(template=THINKING)
     asked.codec.control_ids = {"<tool_call>": 7, "</tool_call>": 8, "<think>": 9, "<|end|>": 10}
     async with run(asked) as api:

@@ -1,4 +1,5 @@
-"""Spans of generation requests: whose child they are, what they say, what they never say, and how they travel."""
+"""Spans of generation requests: whose child they are, what they say, what they never say,
+and how they travel."""
 
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -64,14 +65,21 @@ async def test_a_chat_is_a_span_of_its_callers_trace(
     }
 
 
-async def test_no_span_holds_a_prompt_an_answer_or_a_key(traced: Harness, spans: InMemorySpanExporter) -> None:
+async def test_no_span_holds_a_prompt_an_answer_or_a_key(
+    traced: Harness, spans: InMemorySpanExporter
+) -> None:
     await traced.client.post("/predict", json={"prompt": "my secret", "max_length": 3})
     [span] = spans.get_finished_spans()
-    assert (span.name, (span.attributes or {})["gen_ai.request.max_tokens"]) == ("text_completion support-bot", 3)
+    assert (span.name, (span.attributes or {})["gen_ai.request.max_tokens"]) == (
+        "text_completion support-bot",
+        3,
+    )
     assert not any(word in span.to_json() for word in ("secret", "Hello", "llmk_", "web"))
 
 
-async def test_a_refusal_is_a_span_with_its_status(traced: Harness, spans: InMemorySpanExporter) -> None:
+async def test_a_refusal_is_a_span_with_its_status(
+    traced: Harness, spans: InMemorySpanExporter
+) -> None:
     await traced.chat(model="other")
     await traced.client.get("/livez")
     [span] = spans.get_finished_spans()
@@ -87,7 +95,11 @@ def receiver() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
 
     class Collector(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            received.append(ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"]))))
+            received.append(
+                ExportTraceServiceRequest.FromString(
+                    self.rfile.read(int(self.headers["Content-Length"]))
+                )
+            )
             self.send_response(200)
             self.end_headers()
 
@@ -128,6 +140,8 @@ def test_without_an_address_there_is_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_address_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1/v1/traces")
-    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.setitem(
+        __import__("sys").modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None
+    )
     with pytest.raises(errors.ConfigInvalid, match=r"install llm-operator\[runtime,tracing\]"):
         tracing.from_environment()

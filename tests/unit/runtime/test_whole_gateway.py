@@ -1,4 +1,5 @@
-"""What the gateway promises, held against whole processes: no limit is exceeded, and no row is lost."""
+"""What the gateway promises, held against whole processes:
+no limit is exceeded, and no row is lost."""
 
 import asyncio
 import signal
@@ -39,15 +40,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def one(url: str = "", **options: Any) -> Whole:
             folder = tmp_path / f"server-{next(number)}"
-            return running.enter_context(server(folder, url or f"sqlite:///{tmp_path}/usage.db", **options))
+            return running.enter_context(
+                server(folder, url or f"sqlite:///{tmp_path}/usage.db", **options)
+            )
 
         yield one
 
 
-async def volley(servers: list[Whole], calls: int, body: dict[str, Any] = BODY) -> list[httpx.Response]:
+async def volley(
+    servers: list[Whole], calls: int, body: dict[str, Any] = BODY
+) -> list[httpx.Response]:
     """So many calls at the same time, in turns to all servers."""
     limits = httpx.Limits(max_connections=calls)
-    async with httpx.AsyncClient(headers=HEADERS, trust_env=False, timeout=30, limits=limits) as client:
+    async with httpx.AsyncClient(
+        headers=HEADERS, trust_env=False, timeout=30, limits=limits
+    ) as client:
         urls = [f"{servers[call % len(servers)].url}/v1/chat/completions" for call in range(calls)]
         return await asyncio.gather(*(client.post(url, json=body) for url in urls))
 
@@ -67,11 +74,14 @@ def admitted(answers: list[httpx.Response]) -> int:
         ({"tokensPerMonth": 100}, 100 // COST),
     ],
 )
-async def test_fifty_calls_at_once_never_exceed_a_limit(start: Start, limit: dict[str, int], most: int) -> None:
+async def test_fifty_calls_at_once_never_exceed_a_limit(
+    start: Start, limit: dict[str, int], most: int
+) -> None:
     one = start(tier={"maxConcurrent": 5, **limit})
     began = time.monotonic()
     answers = await volley([one], 50)
-    # A minute's limit comes back while the calls run: at this pace a second gives less than one request.
+    # A minute's limit comes back while the calls run:
+    # at this pace a second gives less than one request.
     refilled = int((time.monotonic() - began) * most / 60)
     assert most <= admitted(answers) <= most + refilled
     refused = next(answer for answer in answers if answer.status_code == 429)
@@ -102,7 +112,9 @@ async def test_a_client_that_leaves_while_it_waits_gives_its_turn_to_the_next(st
         assert (await first).status_code == 200
         assert (await client.post(url, json=BODY)).status_code == 200
         standing = (await client.get(f"{one.url}/v1/key")).json()["data"]["standing"]
-    assert one.metric("prompt_tokens_total") == 2 * WORDS, "nothing was generated for the one that left"
+    assert one.metric("prompt_tokens_total") == 2 * WORDS, (
+        "nothing was generated for the one that left"
+    )
     assert (standing["running"], standing["waiting"]) == (0, 0)
 
 
@@ -124,7 +136,9 @@ async def test_three_replicas_keep_a_minutes_limit_within_the_documented_bound(
 ) -> None:
     url = postgres_server.create()
     limit = 120
-    replicas = [start(url, tier={"maxConcurrent": 50, "requestsPerMinute": limit}) for _ in range(3)]
+    replicas = [
+        start(url, tier={"maxConcurrent": 50, "requestsPerMinute": limit}) for _ in range(3)
+    ]
     began = time.monotonic()
     total = 0
     while (elapsed := time.monotonic() - began) < 5:
@@ -146,12 +160,16 @@ async def rows(url: str) -> tuple[int, int]:
 
 
 async def answered_until(one: Whole, end: signal.Signals) -> list[float]:
-    """The times of whole answers under the load of ten clients, until the server is told to end after two seconds."""
+    """The times of whole answers under the load of ten clients,
+    until the server is told to end after two seconds."""
     answered: list[float] = []
 
     async def ask() -> None:
-        # Each call on a connection of its own: one that a server closes under a request would be ambiguous.
-        async with httpx.AsyncClient(headers={**HEADERS, "Connection": "close"}, trust_env=False, timeout=10) as client:
+        # Each call on a connection of its own:
+        # one that a server closes under a request would be ambiguous.
+        async with httpx.AsyncClient(
+            headers={**HEADERS, "Connection": "close"}, trust_env=False, timeout=10
+        ) as client:
             while True:
                 try:
                     answer = await client.post(f"{one.url}/v1/chat/completions", json=BODY)
@@ -195,7 +213,11 @@ async def test_kill_loses_the_rows_of_the_flush_window_only(
     killed = answered[-1]
     stored, summed = await rows(url)
     assert stored == summed
-    assert stored >= sum(moment < killed - window_seconds - writing_seconds for moment in answered) > 100
+    assert (
+        stored
+        >= sum(moment < killed - window_seconds - writing_seconds for moment in answered)
+        > 100
+    )
 
 
 @pytest.fixture
@@ -209,9 +231,13 @@ async def test_requests_go_on_while_the_database_is_away_and_their_rows_are_caug
     start: Start, own_postgres: Postgres
 ) -> None:
     url = own_postgres.create()
-    one = start(url, tier={"maxConcurrent": 50, "tokensPerMonth": 1_000_000, "requestsPerMinute": 10_000})
+    one = start(
+        url, tier={"maxConcurrent": 50, "tokensPerMonth": 1_000_000, "requestsPerMinute": 10_000}
+    )
     total = admitted(await volley([one], 50))
-    own_postgres.psql("postgres", "CHECKPOINT")  # It is stopped as by a crash, and keeps its log lazily in tests.
+    own_postgres.psql(
+        "postgres", "CHECKPOINT"
+    )  # It is stopped as by a crash, and keeps its log lazily in tests.
     own_postgres.stop()
     for _ in range(4):
         total += admitted(await volley([one], 50))
@@ -225,7 +251,9 @@ async def test_requests_go_on_while_the_database_is_away_and_their_rows_are_caug
     assert await rows(url) == (total, total)
 
 
-async def test_a_server_starts_without_its_database_and_finds_it_later(start: Start, own_postgres: Postgres) -> None:
+async def test_a_server_starts_without_its_database_and_finds_it_later(
+    start: Start, own_postgres: Postgres
+) -> None:
     url = own_postgres.create()
     own_postgres.psql("postgres", "CHECKPOINT")
     own_postgres.stop()
@@ -236,12 +264,16 @@ async def test_a_server_starts_without_its_database_and_finds_it_later(start: St
     assert await rows(url) == (total, total) == (20, 20)
 
 
-async def test_a_stream_cut_at_a_token_is_billed_for_as_many_as_cancelled(start: Start, tmp_path: Path) -> None:
+async def test_a_stream_cut_at_a_token_is_billed_for_as_many_as_cancelled(
+    start: Start, tmp_path: Path
+) -> None:
     url = f"sqlite:///{tmp_path}/usage.db"
     one = start(url, tier={"maxConcurrent": 5, "tokensPerMonth": 1000}, token_seconds=0.05)
     async with (
         httpx.AsyncClient(headers=HEADERS, trust_env=False) as client,
-        client.stream("POST", f"{one.url}/v1/chat/completions", json={**BODY, "stream": True}) as answer,
+        client.stream(
+            "POST", f"{one.url}/v1/chat/completions", json={**BODY, "stream": True}
+        ) as answer,
     ):
         seen = 0
         async for line in answer.aiter_lines():

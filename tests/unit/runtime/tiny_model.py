@@ -1,6 +1,8 @@
-"""A random two-layer Llama with grouped-query attention and a byte-level tokenizer, made in a second.
+"""A random two-layer Llama with grouped-query attention and a byte-level tokenizer,
+made in a second.
 
-`make(folder)` leaves a complete model folder; its answers are nonsense, but always the same nonsense.
+`make(folder)` leaves a complete model folder;
+its answers are nonsense, but always the same nonsense.
 """
 
 import json
@@ -15,7 +17,13 @@ EOS = "<|end|>"
 MAX_POSITIONS = 512
 
 
-def make(folder: Path, seed: int = 0, max_positions: int = MAX_POSITIONS, tied: bool = True, layers: int = 2) -> Path:
+def make(
+    folder: Path,
+    seed: int = 0,
+    max_positions: int = MAX_POSITIONS,
+    tied: bool = True,
+    layers: int = 2,
+) -> Path:
     """Write config, weights (safetensors) and tokenizer; another seed gives another model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -53,11 +61,15 @@ def make_tokenizer(folder: Path) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     if not (folder / "config.json").exists():
         size = len(_byte_vocabulary())
-        (folder / "config.json").write_text(json.dumps({"vocab_size": size + len(SPECIAL), "eos_token_id": size}))
+        (folder / "config.json").write_text(
+            json.dumps({"vocab_size": size + len(SPECIAL), "eos_token_id": size})
+        )
     return folder
 
 
 def _byte_vocabulary() -> dict[str, int]:
     from tokenizers import pre_tokenizers
 
-    return {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    return {
+        symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }

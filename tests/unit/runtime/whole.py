@@ -1,4 +1,5 @@
-"""Whole servers for tests: the runtime's own command line in a process, with a mock in the place of its model."""
+"""Whole servers for tests: the runtime's own command line in a process,
+with a mock in the place of its model."""
 
 import os
 import subprocess
@@ -37,23 +38,47 @@ class Whole:
 
     def metric(self, name: str) -> float:
         lines = httpx.get(f"{self.url}/metrics", trust_env=False).text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+        return sum(
+            float(line.rpartition(" ")[2])
+            for line in lines
+            if line.startswith((f"{name} ", f"{name}{{"))
+        )
 
 
 @contextmanager
 def server(
-    folder: Path, database_url: str, *, tier: dict[str, Any], token_seconds: float = 0, pod: str = "", **config: Any
+    folder: Path,
+    database_url: str,
+    *,
+    tier: dict[str, Any],
+    token_seconds: float = 0,
+    pod: str = "",
+    **config: Any,
 ) -> Iterator[Whole]:
-    """A server whose one key, `harness.KEY`, has the limits of `tier`; ended at once at the end, if it still runs.
+    """A server whose one key, `harness.KEY`, has the limits of `tier`;
+    ended at once at the end, if it still runs.
 
     `pod`: the name of the pod that it thinks it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "keys.json").write_text(key_file(record(KEY)))
-    settings = {"model": {"name": "mock", "path": "mock"}, "tiers": [{"name": "standard", **tier}], **config}
+    settings = {
+        "model": {"name": "mock", "path": "mock"},
+        "tiers": [{"name": "standard", **tier}],
+        **config,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     port = free_port()
-    command = [sys.executable, "-m", "bench.mock", "serve", "--config", "config.yaml", "--keys", "keys.json"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.mock",
+        "serve",
+        "--config",
+        "config.yaml",
+        "--keys",
+        "keys.json",
+    ]
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
@@ -65,7 +90,11 @@ def server(
     log = folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, cwd=folder, stdout=out, stderr=out
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            cwd=folder,
+            stdout=out,
+            stderr=out,
         )
     whole = Whole(f"http://127.0.0.1:{port}", process, log)
     try:

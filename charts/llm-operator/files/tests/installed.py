@@ -1,7 +1,7 @@
 """What `helm test` asks: does the operator answer, and does the API server serve its kinds to it?
 
-Runs in the operator's own image, with Python's standard library alone. Says one line for each check, and exits with 1 when
-any of them failed.
+Runs in the operator's own image, with Python's standard library alone. Says one line for each
+check, and exits with 1 when any of them failed.
 """
 
 import json
@@ -13,7 +13,10 @@ import urllib.error
 import urllib.request
 
 SERVICE = os.environ["SERVICE_URL"]
-HOST, PORT = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+HOST, PORT = (
+    os.environ.get("KUBERNETES_SERVICE_HOST", ""),
+    os.environ.get("KUBERNETES_SERVICE_PORT", "443"),
+)
 API = os.environ.get("API_URL") or f"https://{f'[{HOST}]' if ':' in HOST else HOST}:{PORT}"
 ACCOUNT = os.environ["ACCOUNT_FOLDER"]
 GROUP = "/apis/llm-operator.dev/v1alpha1"
@@ -24,16 +27,24 @@ OPEN = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def get(address, headers=None, context=None):
     request = urllib.request.Request(address, headers=headers or {})
-    opener = OPEN if context is None else urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    opener = (
+        OPEN
+        if context is None
+        else urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
     )
     try:
         with opener.open(request, timeout=5) as answer:
             return answer.read().decode()
     except urllib.error.HTTPError as error:
-        raise RuntimeError(f"{address} answers {error.code}: {error.read().decode(errors='replace')[:500]}") from error
+        raise RuntimeError(
+            f"{address} answers {error.code}: {error.read().decode(errors='replace')[:500]}"
+        ) from error
     except OSError as error:
-        raise RuntimeError(f"{address} can't be reached: {getattr(error, 'reason', error)}") from error
+        raise RuntimeError(
+            f"{address} can't be reached: {getattr(error, 'reason', error)}"
+        ) from error
 
 
 def asked(path):
@@ -51,7 +62,9 @@ def ready():
 
 def metrics():
     if "llm_operator_leader" not in get(f"{SERVICE}/metrics"):
-        raise RuntimeError(f"{SERVICE}/metrics is not the operator's: it has no llm_operator_leader")
+        raise RuntimeError(
+            f"{SERVICE}/metrics is not the operator's: it has no llm_operator_leader"
+        )
     return "the operator's metrics can be scraped"
 
 
@@ -59,7 +72,10 @@ def kinds():
     served = {each["name"] for each in asked(GROUP)["resources"]}
     missing = {"llmdeployments", "llmdeployments/status", "apikeys", "apikeys/status"} - served
     if missing:
-        raise RuntimeError(f"the API server does not serve {', '.join(sorted(missing))}: apply the chart's files/crds")
+        raise RuntimeError(
+            f"the API server does not serve {', '.join(sorted(missing))}: apply the chart's"
+            " files/crds"
+        )
     return "the API server serves LLMDeployment and ApiKey"
 
 

@@ -7,25 +7,36 @@ means   two more: more tokens, or more memory, than so many times stable's?
 loadprobe  the same load on both, before there is traffic
 watched all trials of one candidate, fed with what its pods say of themselves
 
-How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a likelihood ratio,
-averaged over several sizes of the difference: a non-negative supermartingale while nothing is wrong. By Ville's
-inequality it ever reaches 1 / a in at most a share `a` of all roll-outs, whatever the number of looks (Robbins 1970;
-Johari, Pekelis, Walsh 2017, mixture SPRT; Howard, Ramdas, McAuliffe, Sekhon 2021, confidence sequences; Waudby-Smith,
-Ramdas 2024, betting). Inverting the test gives an interval that holds at all looks at once.
+How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a
+likelihood ratio, averaged over several sizes of the difference: a non-negative supermartingale
+while nothing is wrong. By Ville's inequality it ever reaches 1 / a in at most a share `a` of all
+roll-outs, whatever the number of looks (Robbins 1970; Johari, Pekelis, Walsh 2017, mixture SPRT;
+Howard, Ramdas, McAuliffe, Sekhon 2021, confidence sequences; Waudby-Smith, Ramdas 2024, betting).
+Inverting the test gives an interval that holds at all looks at once.
 
-The order of requests between two looks is unknown: each look enters by its counts alone. Candidate and stable are
-compared within each look, on how many of its bad requests are the candidate's: what happens to both sides at once has
-no effect, nor has a share of the traffic that changes. Given the number of bad requests, the candidate's are
-hypergeometric, and a binomial's generating function is never below that (Hoeffding 1963, theorem 4), so that the
-binomial ratio stays a supermartingale.
+The order of requests between two looks is unknown: each look enters by its counts alone. Candidate
+and stable are compared within each look, on how many of its bad requests are the candidate's: what
+happens to both sides at once has no effect, nor has a share of the traffic that changes. Given the
+number of bad requests, the candidate's are hypergeometric, and a binomial's generating function is
+never below that (Hoeffding 1963, theorem 4), so that the binomial ratio stays a supermartingale.
 
-Latency is compared as a share, too: "the candidate's 95th percentile is at most r times stable's" says that no more
-of the candidate's requests take longer than r·t than of stable's take longer than t, at stable's 95th percentile t
-(Howard, Ramdas 2022, quantiles as shares). t comes from what stable did before the look.
+Latency is compared as a share, too: "the candidate's 95th percentile is at most r times stable's"
+says that no more of the candidate's requests take longer than r·t than of stable's take longer than
+t, at stable's 95th percentile t (Howard, Ramdas 2022, quantiles as shares). t comes from what
+stable did before the look.
 """
 
 from llm_operator.plans.evidence.buckets import Buckets
 from llm_operator.plans.evidence.means import MeanTrial, MemoryTrial
 from llm_operator.plans.evidence.trials import Answer, Counts, ErrorTrial, LatencyTrial, Rules
 
-__all__ = ["Answer", "Buckets", "Counts", "ErrorTrial", "LatencyTrial", "MeanTrial", "MemoryTrial", "Rules"]
+__all__ = [
+    "Answer",
+    "Buckets",
+    "Counts",
+    "ErrorTrial",
+    "LatencyTrial",
+    "MeanTrial",
+    "MemoryTrial",
+    "Rules",
+]

@@ -44,21 +44,25 @@ class Buckets:
         return self.samples - self.upto[index] if index < len(self.upto) else 0.0
 
     def __add__(self, other: "Buckets") -> "Buckets":
-        """Both together; where bounds differ (runtimes of two ages in one revision), by those that both know."""
+        """Both together; where bounds differ (runtimes of two ages in one revision),
+        by those that both know."""
         if not self.bounds or not other.bounds:
             return self if self.bounds else other
         if self.bounds == other.bounds:
             return Buckets(self.bounds, tuple(map(add, self.upto, other.upto)))
         mine = dict(zip(self.bounds, self.upto, strict=True))
         theirs = dict(zip(other.bounds, other.upto, strict=True))
-        return Buckets.of({bound: mine[bound] + theirs[bound] for bound in mine.keys() & theirs.keys()})
+        return Buckets.of(
+            {bound: mine[bound] + theirs[bound] for bound in mine.keys() & theirs.keys()}
+        )
 
     def halved(self) -> "Buckets":
         """Each sample counted half."""
         return Buckets(self.bounds, tuple(each / 2 for each in self.upto))
 
     def near(self, quantile: float) -> float:
-        """The finite bound whose share of samples beyond it is nearest to 1 - quantile, and no more than a half."""
+        """The finite bound whose share of samples beyond it is nearest to 1 - quantile,
+        and no more than a half."""
         finite = len(self.bounds) - (self.bounds[-1] == inf)
         above = bisect_left(self.upto, quantile * self.samples, 0, finite)
         if above >= finite:

@@ -1,8 +1,9 @@
-"""How much less samples say that come in clumps: bursts of errors, slow minutes, tokens of one answer.
+"""How much less samples say that come in clumps:
+bursts of errors, slow minutes, tokens of one answer.
 
-The spread between blocks of looks is measured against what independent requests would have ("batch means", with
-neighbouring blocks' covariance as Newey and West 1987 weigh it). Blocks are joined in pairs as they get many, so they
-grow with time, and with them the longest clump that is seen.
+The spread between blocks of looks is measured against what independent requests would have ("batch
+means", with neighbouring blocks' covariance as Newey and West 1987 weigh it). Blocks are joined in
+pairs as they get many, so they grow with time, and with them the longest clump that is seen.
 """
 
 from dataclasses import dataclass, field
@@ -49,16 +50,23 @@ class Clumps:
         return len(self.excess) >= LEAST_BLOCKS
 
     def factor(self, unit: float = 1.0) -> float:
-        """How many times the variance of independent requests; at least 1. `unit` scales the expected variances."""
+        """How many times the variance of independent requests;
+        at least 1. `unit` scales the expected variances."""
         blocks = len(self.excess)
         expected = sum(self.variance) * unit
         if blocks < 2 or expected <= 0:
             return 1.0
         mean = sum(self.excess) / sum(self.weight)
-        rest = [excess - mean * weight for excess, weight in zip(self.excess, self.weight, strict=True)]
+        rest = [
+            excess - mean * weight for excess, weight in zip(self.excess, self.weight, strict=True)
+        ]
         alone = together = sum(each * each for each in rest)
         for lag in range(1, min(LAGS, blocks - 1) + 1):
-            together += 2 * (1 - lag / (LAGS + 1)) * sum(a * b for a, b in zip(rest, rest[lag:], strict=False))
+            together += (
+                2
+                * (1 - lag / (LAGS + 1))
+                * sum(a * b for a, b in zip(rest, rest[lag:], strict=False))
+            )
         found = max(alone, together) / expected * blocks / (blocks - 1)
         # Of few blocks the figure is itself uncertain.
         return max(1.0, found * (1 + 1 / sqrt(blocks)))

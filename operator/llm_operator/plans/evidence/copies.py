@@ -1,4 +1,5 @@
-"""What the gates of one candidate have seen of the copies that it was sent, as stable's pods count them. Pure."""
+"""What the gates of one candidate have seen of the copies that it was sent,
+as stable's pods count them. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,8 @@ K = TypeVar("K", str, float)
 
 @dataclass
 class Copies:
-    """All gates of one candidate that judge copies. In memory: an operator that restarts counts anew."""
+    """All gates of one candidate that judge copies.
+    In memory: an operator that restarts counts anew."""
 
     revision: str
     last: dict[str, Shadowed] = field(default_factory=dict)
@@ -48,7 +50,9 @@ class Copies:
         for key, spec in judging.items():
             assert spec.shadow_agreement is not None
             if key not in self.trials:
-                rules = Rules(false_alarm=FALSE_ALARM / gates.counted(specs), least=spec.min_requests)
+                rules = Rules(
+                    false_alarm=FALSE_ALARM / gates.counted(specs), least=spec.min_requests
+                )
                 self.trials[key] = _trial(spec.shadow_agreement, rules)
                 self.began[key] = at
                 # One that is added later judges what was counted before, too.
@@ -56,7 +60,9 @@ class Copies:
             else:
                 seen = new
             _enter(self.trials[key], spec.shadow_agreement, list(seen))
-            verdicts[key] = _verdict(spec.shadow_agreement, self.trials[key].answer(), self.began[key], self._results())
+            verdicts[key] = _verdict(
+                spec.shadow_agreement, self.trials[key].answer(), self.began[key], self._results()
+            )
         return verdicts
 
     def _results(self) -> str:
@@ -111,7 +117,8 @@ def _verdict(spec: ShadowAgreement, answer: Answer, began: str, results: str) ->
 
 
 def since(now: Shadowed, before: Shadowed) -> Shadowed:
-    """What was counted since `before`. Where counters went back a process began anew: it counts from its start."""
+    """What was counted since `before`.
+    Where counters went back a process began anew: it counts from its start."""
     went_back = any(now.results.get(name, 0) < count for name, count in before.results.items())
     if went_back or before.candidate != now.candidate:
         return now

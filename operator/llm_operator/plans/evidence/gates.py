@@ -1,4 +1,5 @@
-"""What a candidate must show. Pure: figures, answers and thresholds in, a verdict for each gate out."""
+"""What a candidate must show.
+Pure: figures, answers and thresholds in, a verdict for each gate out."""
 
 import math
 from collections.abc import Iterable
@@ -6,7 +7,14 @@ from collections.abc import Iterable
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import EvaluationSpec, GateSpec, PrometheusQuery, SmokePrompts
 from llm_operator.plans.evidence import loadprobe
-from llm_operator.state import Estimate, EvaluationOutcome, Evidence, Measured, ProbeOutcome, SmokeOutcome
+from llm_operator.state import (
+    Estimate,
+    EvaluationOutcome,
+    Evidence,
+    Measured,
+    ProbeOutcome,
+    SmokeOutcome,
+)
 
 LOAD_PROBE = loadprobe.NAME
 
@@ -21,7 +29,10 @@ def judge(gates: Iterable[GateSpec], evidence: Evidence) -> tuple[GateVerdict, .
 def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
     if gate.smoke_prompts is not None:
         found = evidence.smoke.get(gate.smoke_prompts.config_map)
-        return _smoke(gate.smoke_prompts, found or SmokeOutcome(waiting="no pod of the candidate is ready yet"))
+        return _smoke(
+            gate.smoke_prompts,
+            found or SmokeOutcome(waiting="no pod of the candidate is ready yet"),
+        )
     if gate.load_probe is not None:
         probed = evidence.probes.get(gate.load_probe)
         return loadprobe.verdict(
@@ -32,13 +43,23 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
     if gate.evaluation is not None:
         made = evidence.evaluations.get(key(gate))
-        return _evaluation(gate.evaluation, made or EvaluationOutcome(waiting="no pod of the candidate is ready yet"))
+        return _evaluation(
+            gate.evaluation,
+            made or EvaluationOutcome(waiting="no pod of the candidate is ready yet"),
+        )
     if gate.shadow_agreement is not None:
         name, most = gate.shadow_agreement.bound
-        none = GateVerdict(name=f"{SHADOW} {name}", state="Inconclusive", threshold=text(most), message="no copies yet")
+        none = GateVerdict(
+            name=f"{SHADOW} {name}",
+            state="Inconclusive",
+            threshold=text(most),
+            message="no copies yet",
+        )
         return evidence.shadow.get(key(gate), none)
     name, most, _ = traffic_gate(gate)
-    none = GateVerdict(name=name, state="Inconclusive", threshold=text(most), message="no traffic yet")
+    none = GateVerdict(
+        name=name, state="Inconclusive", threshold=text(most), message="no traffic yet"
+    )
     return evidence.traffic.get(key(gate), none)
 
 
@@ -64,7 +85,8 @@ def by_traffic(gate: GateSpec) -> bool:
 
 
 def counted(specs: Iterable[GateSpec]) -> int:
-    """Gates that share out the false alarms that a roll-out may have: those that judge by counts."""
+    """Gates that share out the false alarms that a roll-out may have:
+    those that judge by counts."""
     return sum(by_traffic(each) or each.shadow_agreement is not None for each in specs)
 
 
@@ -84,12 +106,16 @@ def settled(verdict: Iterable[GateVerdict]) -> bool:
 
 
 def undecided(verdict: Iterable[GateVerdict], *, shadow: bool = False) -> tuple[GateVerdict, ...]:
-    """The gates that are neither surely passed nor surely failed: those that judge copies, or the others."""
-    return tuple(each for each in verdict if each.state == "Inconclusive" and by_shadow(each) == shadow)
+    """The gates that are neither surely passed nor surely failed:
+    those that judge copies, or the others."""
+    return tuple(
+        each for each in verdict if each.state == "Inconclusive" and by_shadow(each) == shadow
+    )
 
 
 def kept(verdict: Iterable[GateVerdict], before: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
-    """With what the gates that judge copies said before the candidate had traffic: since then there are none."""
+    """With what the gates that judge copies said before the candidate had traffic:
+    since then there are none."""
     known = {(each.name, each.threshold): each for each in before if by_shadow(each)}
     return tuple(known.get((each.name, each.threshold), each) for each in verdict)
 
@@ -112,15 +138,20 @@ def told(verdict: GateVerdict) -> str:
     """A gate for its reader: which one, figure, interval, threshold."""
     measured = _measured(verdict)
     allowed = f", allowed is {verdict.threshold}" if measured and verdict.threshold else ""
-    return f"gate {verdict.name}{measured}{allowed}" + (f": {verdict.message}" if verdict.message else "")
+    return f"gate {verdict.name}{measured}{allowed}" + (
+        f": {verdict.message}" if verdict.message else ""
+    )
 
 
 def _measured(verdict: GateVerdict) -> str:
-    """Figure and interval. A figure far from the threshold, beyond where it is looked for, has the interval alone."""
+    """Figure and interval. A figure far from the threshold,
+    beyond where it is looked for, has the interval alone."""
     low = verdict.low
     high = verdict.high
     if verdict.estimate:
-        return f" is {verdict.estimate}" + (f" (between {low or '0'} and {high or 'any'})" if low or high else "")
+        return f" is {verdict.estimate}" + (
+            f" (between {low or '0'} and {high or 'any'})" if low or high else ""
+        )
     if low:
         return f" is above {low}"
     return f" is below {high}" if high else ""
@@ -134,14 +165,22 @@ def smoke_name(config_map: str) -> str:
 def _smoke(gate: SmokePrompts, found: SmokeOutcome) -> GateVerdict:
     name = smoke_name(gate.config_map)
     if found.waiting:
-        return GateVerdict(name=name, state="Waiting", samples=found.pods or None, message=found.waiting)
+        return GateVerdict(
+            name=name, state="Waiting", samples=found.pods or None, message=found.waiting
+        )
     total = found.passed + len(found.failures)
     if found.failures:
         said = "; ".join(found.failures)
         return GateVerdict(
-            name=name, state="Failed", estimate=f"{found.passed} of {total} passed", threshold=str(total), message=said
+            name=name,
+            state="Failed",
+            estimate=f"{found.passed} of {total} passed",
+            threshold=str(total),
+            message=said,
         )
-    return GateVerdict(name=name, state="Passed", estimate=f"{total} of {total} passed", samples=found.pods or None)
+    return GateVerdict(
+        name=name, state="Passed", estimate=f"{total} of {total} passed", samples=found.pods or None
+    )
 
 
 def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
@@ -153,12 +192,21 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
         said = "the query found no samples"
         return GateVerdict(name=name, state="Inconclusive", threshold=threshold, message=said)
     failed = found.value > gate.max
-    # Whoever writes a query must not read what is not theirs: of other namespaces' series no figure is told.
+    # Whoever writes a query must not read what is not theirs:
+    # of other namespaces' series no figure is told.
     figure = text(found.value) if found.told else None
-    message = None if found.told else f"the figure is {'above' if failed else 'at most'} {threshold}"
+    message = (
+        None if found.told else f"the figure is {'above' if failed else 'at most'} {threshold}"
+    )
     state = "Failed" if failed else "Passed"
     return GateVerdict.model_validate(
-        {"name": name, "state": state, "estimate": figure, "threshold": threshold, "message": message}
+        {
+            "name": name,
+            "state": state,
+            "estimate": figure,
+            "threshold": threshold,
+            "message": message,
+        }
     )
 
 
@@ -179,7 +227,8 @@ def without_traffic(verdict: GateVerdict) -> bool:
 
 _EVALUATION = "evaluation "
 CLEARLY = 0.05
-"""A score that is lower than allowed by this much, or by as much again as is allowed, is clearly too low."""
+"""A score that is lower than allowed by this much,
+or by as much again as is allowed, is clearly too low."""
 
 
 def _evaluation(gate: EvaluationSpec, found: EvaluationOutcome) -> GateVerdict:
@@ -201,7 +250,9 @@ def _evaluation(gate: EvaluationSpec, found: EvaluationOutcome) -> GateVerdict:
         state = _checked(failed=figure.low > most, passed=figure.figure <= most and excluded)
         checks.append((state, "the drop below stable", figure, most))
     if not checks:
-        return GateVerdict(name=name, state="Inconclusive", samples=found.samples, message=found.message)
+        return GateVerdict(
+            name=name, state="Inconclusive", samples=found.samples, message=found.message
+        )
     state, what, figure, threshold = min(checks, key=lambda check: _WORST.index(check[0]))
     others = [f"{other[1]} is {text(other[2].figure)}" for other in checks if other[1] != what]
     return GateVerdict.model_validate(

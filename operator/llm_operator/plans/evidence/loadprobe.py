@@ -1,12 +1,14 @@
-"""Is a candidate slower than stable under the same short load? Blocks in turns, compared in pairs. Pure.
+"""Is a candidate slower than stable under the same short load? Blocks in turns, compared in pairs.
+Pure.
 
-A pair of blocks gives one ratio, and its logarithms one mean with an interval by Student's t (1908): both blocks have
-the same minute of the machine, so that a bad one has no effect. The number of blocks is fixed beforehand and they are
-looked at once, at their end: this needs no sequential test. The quantile of t is Cornish and Fisher's expansion
-(Abramowitz, Stegun 1964, 26.7.5), within 0.3 % of the tables for the five blocks and more that there are.
+A pair of blocks gives one ratio, and its logarithms one mean with an interval by Student's t
+(1908): both blocks have the same minute of the machine, so that a bad one has no effect. The number
+of blocks is fixed beforehand and they are looked at once, at their end: this needs no sequential
+test. The quantile of t is Cornish and Fisher's expansion (Abramowitz, Stegun 1964, 26.7.5), within
+0.3 % of the tables for the five blocks and more that there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import NormalDist, fmean, stdev
@@ -40,15 +42,35 @@ class Compared:
 
     @property
     def state(self) -> str:
-        """Whether it passes: as the gates on traffic, what passes has excluded SLACK times the allowed ratio."""
+        """Whether it passes: as the gates on traffic,
+        what passes has excluded SLACK times the allowed ratio."""
         if self.low > self.allowed:
             return "Failed"
-        return "Passed" if self.ratio <= self.allowed and self.high < SLACK * self.allowed else "Inconclusive"
+        return (
+            "Passed"
+            if self.ratio <= self.allowed and self.high < SLACK * self.allowed
+            else "Inconclusive"
+        )
 
     @property
     def told(self) -> str:
         ends = f"{self.low:.3g} to {self.high:.3g}, allowed {self.allowed:.3g}"
         return f"{self.title} {self.ratio:.3g} times stable's ({ends})"
+
+
+def kept(
+    probe: LoadProbe, wanted: Sequence[LoadProbe], told: Iterable[GateVerdict]
+) -> GateVerdict | None:
+    """What the status tells of a probe that was made; None where it tells nothing sure.
+
+    `wanted`: those of all gates, in whose order the verdicts are. Another number of verdicts was
+    told of other gates.
+    """
+    own = [each for each in told if each.name == NAME]
+    if len(own) != len(wanted):
+        return None
+    found = own[wanted.index(probe)]
+    return None if found.state == "Waiting" else found
 
 
 def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
@@ -59,12 +81,17 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
         return GateVerdict(name=NAME, state="Waiting", message=found.waiting)
     compared = [each for each in _compared(gate, found.blocks) if each is not None]
     if found.message or len(compared) < _asked(gate):
-        few = f"too few of the {len(found.blocks)} blocks had answers: more seconds or fewer tokens would have"
+        few = (
+            f"too few of the {len(found.blocks)} blocks had answers: more seconds or fewer tokens"
+            " would have"
+        )
         return GateVerdict(name=NAME, state="Inconclusive", message=found.message or few)
     order = ("Failed", "Inconclusive", "Passed")
     worst = min(compared, key=lambda each: (order.index(each.state), -each.ratio / each.allowed))
     busy = fmean(stable.busy for _, stable in found.blocks)
-    meanwhile = f"; stable's pod answered clients in {busy:.0%} of the time, which makes it look slower"
+    meanwhile = (
+        f"; stable's pod answered clients in {busy:.0%} of the time, which makes it look slower"
+    )
     note = meanwhile if busy > BUSY else ""
     return GateVerdict.model_validate(
         {
@@ -82,22 +109,34 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
 
 
 def _asked(gate: LoadProbe) -> int:
-    ratios = (gate.max_time_to_first_token_ratio, gate.max_inter_token_ratio, gate.min_tokens_per_second_ratio)
+    ratios = (
+        gate.max_time_to_first_token_ratio,
+        gate.max_inter_token_ratio,
+        gate.min_tokens_per_second_ratio,
+    )
     return sum(each is not None for each in ratios)
 
 
-def _compared(gate: LoadProbe, blocks: Sequence[tuple[LoadFigures, LoadFigures]]) -> list[Compared | None]:
+def _compared(
+    gate: LoadProbe, blocks: Sequence[tuple[LoadFigures, LoadFigures]]
+) -> list[Compared | None]:
     """By each ratio that the gate names; None where there are too few blocks with answers."""
     found = []
     sure = Rules(false_alarm=Rules.false_alarm / max(1, _asked(gate)))
     if (allowed := gate.max_time_to_first_token_ratio) is not None:
-        pairs = [_ratio(own.first_token_seconds, stable.first_token_seconds) for own, stable in blocks]
+        pairs = [
+            _ratio(own.first_token_seconds, stable.first_token_seconds) for own, stable in blocks
+        ]
         found.append(_by_pairs("first token", allowed, pairs, sure))
     if (allowed := gate.max_inter_token_ratio) is not None:
-        pairs = [_ratio(own.inter_token_seconds, stable.inter_token_seconds) for own, stable in blocks]
+        pairs = [
+            _ratio(own.inter_token_seconds, stable.inter_token_seconds) for own, stable in blocks
+        ]
         found.append(_by_pairs("between tokens", allowed, pairs, sure))
     if (least := gate.min_tokens_per_second_ratio) is not None:
-        pairs = [_ratio((stable.tokens_per_second,), (own.tokens_per_second,)) for own, stable in blocks]
+        pairs = [
+            _ratio((stable.tokens_per_second,), (own.tokens_per_second,)) for own, stable in blocks
+        ]
         found.append(_by_pairs("time for a token of all", 1 / least, pairs, sure))
     return found
 
@@ -106,7 +145,9 @@ def _ratio(own: tuple[float, ...] | None, stable: tuple[float, ...] | None) -> f
     return log(own[0] / stable[0]) if own and stable and min(own[0], stable[0]) > LEAST else None
 
 
-def _by_pairs(title: str, allowed: float, pairs: Sequence[float | None], sure: Rules) -> Compared | None:
+def _by_pairs(
+    title: str, allowed: float, pairs: Sequence[float | None], sure: Rules
+) -> Compared | None:
     logs = [each for each in pairs if each is not None]
     if len(logs) < LEAST_BLOCKS:
         return None

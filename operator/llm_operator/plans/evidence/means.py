@@ -1,9 +1,10 @@
 """Is the candidate's mean more than so many times stable's? Valid at every look, for large samples.
 
-The mean of the candidate less a ratio times stable's, weighed by look, is a sum whose mean is zero where that is the
-ratio. Its evidence is Robbins' normal mixture (Robbins 1970; Howard, Ramdas, McAuliffe, Sekhon 2021, section 3.2).
-The variance is measured, so that the promise is that of the central limit theorem: an asymptotic confidence sequence
-(Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas 2024, Time-uniform central limit theory). `clumps` widens it.
+The mean of the candidate less a ratio times stable's, weighed by look, is a sum whose mean is zero
+where that is the ratio. Its evidence is Robbins' normal mixture (Robbins 1970; Howard, Ramdas,
+McAuliffe, Sekhon 2021, section 3.2). The variance is measured, so that the promise is that of the
+central limit theorem: an asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy,
+Ramdas 2024, Time-uniform central limit theory). `clumps` widens it.
 """
 
 from dataclasses import dataclass, field
@@ -115,7 +116,9 @@ class MeanTrial:
         self.weight += weight
         self.own_weight += own_weight
         self.stable_weight += stable_weight
-        chance = own_weight * self.own.variance + stable_weight * self.allowed**2 * self.stable.variance
+        chance = (
+            own_weight * self.own.variance + stable_weight * self.allowed**2 * self.stable.variance
+        )
         self.clumps.add(weight * (mine.mean - self.allowed * beside), weight, chance)
 
     def answer(self) -> Answer:
@@ -166,12 +169,18 @@ class MeanTrial:
         """Its log, that the ratio of the means is above (sign 1) or below (-1) this one."""
         beside = self.theirs
         if self.switched:
-            # Stable's mean is known from another time: its end on the candidate's side is taken for it.
+            # Stable's mean is known from another time:
+            # its end on the candidate's side is taken for it.
             counted = self.stable.samples * BEFORE_COUNTS
             spread = sqrt(self.stable.variance / counted) if counted else inf
-            beside = self.weight * max(0.0, self.stable.mean - sign * NormalDist().inv_cdf(error) * spread)
+            beside = self.weight * max(
+                0.0, self.stable.mean - sign * NormalDist().inv_cdf(error) * spread
+            )
         excess = sign * (self.mine - ratio * beside)
-        variance = self.own_weight * self.own.variance + self.stable_weight * ratio**2 * self.stable.variance
+        variance = (
+            self.own_weight * self.own.variance
+            + self.stable_weight * ratio**2 * self.stable.variance
+        )
         if not self.weight or excess <= 0:
             return -inf
         if not variance:
@@ -187,7 +196,8 @@ LOOKS = 5
 
 @dataclass
 class MemoryTrial:
-    """Does the candidate's largest pod take more than `allowed` times the memory of stable's largest?
+    """Does the candidate's largest pod take more than `allowed` times the memory of stable's
+    largest?
 
     Nothing is drawn by chance here: memory moves, so that several looks in a row must agree.
     """
@@ -201,7 +211,8 @@ class MemoryTrial:
     other: float = 0.0
 
     def look(self, own: float | None, stable: float | None, samples: float, other: float) -> None:
-        """Memory of both sides' largest pods in bytes, and how many answers both sides' pods have given."""
+        """Memory of both sides' largest pods in bytes,
+        and how many answers both sides' pods have given."""
         self.samples = samples
         self.other = other
         if own and stable and min(samples, other) >= self.rules.least:
@@ -219,6 +230,12 @@ class MemoryTrial:
         elif low is None or high is None or len(self.ratios) < LOOKS:
             message = f"too few looks to judge: {LOOKS} are needed"
         else:
-            state = "Failed" if low > self.allowed else "Passed" if high <= self.allowed else "Inconclusive"
+            state = (
+                "Failed"
+                if low > self.allowed
+                else "Passed"
+                if high <= self.allowed
+                else "Inconclusive"
+            )
             message = f"at the last {LOOKS} looks; {counts}"
         return Answer(state, last, low, high, self.samples, self.other, message)

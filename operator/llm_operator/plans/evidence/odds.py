@@ -11,14 +11,17 @@ HALVINGS = 40
 
 
 def cost(odds: Sequence[float], share: float) -> list[float]:
-    """By odds ratio: what each of the total takes from the evidence (log of the generating function, per trial)."""
+    """By odds ratio: what each of the total takes from the evidence (log of the generating
+    function, per trial)."""
     return [log(1 - share + share * each) for each in odds]
 
 
 def mixed(scores: Iterable[float], clumping: float = 1.0) -> float:
-    """Log of the evidence: the mean of the likelihood ratios with these logs, each to the power 1 / clumping.
+    """Log of the evidence: the mean of the likelihood ratios with these logs,
+    each to the power 1 / clumping.
 
-    A supermartingale to a power below one is one still (Jensen), so a `clumping` above one is never less careful.
+    A supermartingale to a power below one is one still (Jensen),
+    so a `clumping` above one is never less careful.
     """
     logs = [score / clumping for score in scores]
     top = max(logs)
@@ -26,11 +29,14 @@ def mixed(scores: Iterable[float], clumping: float = 1.0) -> float:
 
 
 def score(odds: Sequence[float], count: float, costs: Iterable[float]) -> list[float]:
-    """Log likelihood ratios of a count, by odds ratio; `costs` are the sums of total times `cost`."""
+    """Log likelihood ratios of a count, by odds ratio;
+    `costs` are the sums of total times `cost`."""
     return [count * log(each) - taken for each, taken in zip(odds, costs, strict=True)]
 
 
-def evidence(odds: Sequence[float], count: float, total: float, share: float, clumping: float = 1.0) -> float:
+def evidence(
+    odds: Sequence[float], count: float, total: float, share: float, clumping: float = 1.0
+) -> float:
     """Log evidence that `count` of `total` is more (odds MORE) or less (LESS) than `share`."""
     if share >= 1:
         return inf if odds is LESS and count < total else -inf
@@ -40,19 +46,25 @@ def evidence(odds: Sequence[float], count: float, total: float, share: float, cl
 
 
 def low(count: float, total: float, error: float, clumping: float = 1.0) -> float:
-    """Lower end for a share: at any look, the true share is below it with probability `error` at most."""
+    """Lower end for a share: at any look,
+    the true share is below it with probability `error` at most."""
     if not count:
         return 0.0
     needed = log(1 / error)
-    return _edge(0.0, count / total, lambda share: evidence(MORE, count, total, share, clumping) >= needed)
+    return _edge(
+        0.0, count / total, lambda share: evidence(MORE, count, total, share, clumping) >= needed
+    )
 
 
 def high(count: float, total: float, error: float, clumping: float = 1.0) -> float:
-    """Upper end for a share: at any look, the true share is above it with probability `error` at most."""
+    """Upper end for a share: at any look,
+    the true share is above it with probability `error` at most."""
     if count >= total:
         return 1.0
     needed = log(1 / error)
-    return _edge(1.0, count / total, lambda share: evidence(LESS, count, total, share, clumping) >= needed)
+    return _edge(
+        1.0, count / total, lambda share: evidence(LESS, count, total, share, clumping) >= needed
+    )
 
 
 def _edge(outside: float, inside: float, refuted: Callable[[float], bool]) -> float:

@@ -1,6 +1,7 @@
 """Smoke prompts: what a ConfigMap's entries ask, and whether an answer is as expected. Pure.
 
-Their authors are tenants: all of it is bounded here, and the operator has it done in a process of its own (`confined`).
+Their authors are tenants: all of it is bounded here,
+and the operator has it done in a process of its own (`confined`).
 """
 
 import itertools
@@ -22,7 +23,8 @@ MAX_CHARACTERS = 64 << 10
 MAX_DEPTH = 32
 MAX_REFERENCES = 1000
 MAX_STEPS = 5000
-"""Keywords of a schema that are looked at for one answer: nested ones may ask for each other twice at each level."""
+"""Keywords of a schema that are looked at for one answer:
+nested ones may ask for each other twice at each level."""
 MAX_ANSWER_CHARACTERS = 64 << 10
 _SHOWN = 120
 SCHEMA_UNUSABLE = "jsonSchema can't be used"
@@ -30,7 +32,9 @@ SCHEMA_UNUSABLE = "jsonSchema can't be used"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+    )
 
 
 class Expectation(_Section):
@@ -70,8 +74,11 @@ class Prompt(_Section):
         return self
 
     def body(self) -> dict[str, Any]:
-        """The OpenAI request but for the model's name: greedy, so that the same model answers the same."""
-        asked = {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+        """The OpenAI request but for the model's name:
+        greedy, so that the same model answers the same."""
+        asked = (
+            {"messages": self.messages} if self.messages is not None else {"prompt": self.prompt}
+        )
         return {**asked, "max_tokens": self.max_tokens, "temperature": 0}
 
 
@@ -95,7 +102,10 @@ def _entry(name: str, text: str) -> Prompt:
         where = ".".join(str(part) for part in first["loc"])
         said = first["msg"]
         if first["type"] == "extra_forbidden":
-            said = f"unknown; there are {_known(Expectation if first['loc'][0] == 'expect' else Prompt)}"
+            said = (
+                "unknown; there are"
+                f" {_known(Expectation if first['loc'][0] == 'expect' else Prompt)}"
+            )
         raise ValueError(f"entry {name}: {where + ': ' if where else ''}{said}") from error
 
 
@@ -108,10 +118,13 @@ def _check_size(name: str, text: str) -> None:
         raise ValueError(f"entry {name} has {len(text)} characters: write at most {MAX_CHARACTERS}")
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        # A few aliases of aliases become a document without an end as soon as it is written as JSON.
+        # A few aliases of aliases become a document without an end as soon as it is written as
+        # JSON.
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"entry {name} has YAML aliases (*name): write what they stand for")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         if depth > MAX_DEPTH:
             raise ValueError(f"entry {name} is nested too deeply: write at most {MAX_DEPTH} levels")
 
@@ -120,7 +133,9 @@ def fault(expect: Expectation, answer: str) -> str | None:
     """What is wrong with the answer, or None."""
     if expect.exact is not None:
         return (
-            None if answer.strip() == expect.exact.strip() else f"expected {_short(expect.exact)}, got {_short(answer)}"
+            None
+            if answer.strip() == expect.exact.strip()
+            else f"expected {_short(expect.exact)}, got {_short(answer)}"
         )
     if expect.regex is not None:
         found = re2.search(expect.regex, answer)
@@ -129,14 +144,23 @@ def fault(expect: Expectation, answer: str) -> str | None:
         found = re2.search(expect.not_regex, answer)
         return f"{_short(found[0])} matches notRegex in {_short(answer)}" if found else None
     if len(answer) > MAX_ANSWER_CHARACTERS:
-        return f"the answer has {len(answer)} characters: at most {MAX_ANSWER_CHARACTERS} are compared with jsonSchema"
+        return (
+            f"the answer has {len(answer)} characters: at most {MAX_ANSWER_CHARACTERS} are compared"
+            " with jsonSchema"
+        )
     try:
         _validator(expect.json_schema or {}).validate(json.loads(answer))
     except json.JSONDecodeError:
         return f"expected JSON, got {_short(answer)}"
     except jsonschema.ValidationError as error:
         return f"{_short(answer)} is not as jsonSchema says: {error.message[:200]}"
-    except (jsonschema.SchemaError, referencing.exceptions.Unresolvable, RecursionError, _TooMuch, re2.error) as error:
+    except (
+        jsonschema.SchemaError,
+        referencing.exceptions.Unresolvable,
+        RecursionError,
+        _TooMuch,
+        re2.error,
+    ) as error:
         return f"{SCHEMA_UNUSABLE}: {type(error).__name__}: {str(error)[:200]}"
     return None
 
@@ -147,10 +171,13 @@ def _pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Any:
 
 
 def _pattern_properties(_validator: Any, _patterns: Any, _instance: Any, _schema: Any) -> Any:
-    yield jsonschema.ValidationError("patternProperties is not supported in smoke prompts: name the properties")
+    yield jsonschema.ValidationError(
+        "patternProperties is not supported in smoke prompts: name the properties"
+    )
 
 
-# Patterns come from whoever may write ConfigMaps: RE2 takes linear time, Python's own engine may take for ever.
+# Patterns come from whoever may write ConfigMaps:
+# RE2 takes linear time, Python's own engine may take for ever.
 _Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
     jsonschema.Draft202012Validator, {"pattern": _pattern, "patternProperties": _pattern_properties}
 )
@@ -161,7 +188,8 @@ class _TooMuch(Exception):
 
 
 def _validator(schema: dict[str, Any]) -> Any:
-    """One that takes so many steps and no more: a handful of keywords can stand for any number of checks."""
+    """One that takes so many steps and no more:
+    a handful of keywords can stand for any number of checks."""
     references = itertools.count(MAX_REFERENCES, -1)
     steps = itertools.count(MAX_STEPS, -1)
 

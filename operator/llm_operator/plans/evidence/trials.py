@@ -1,4 +1,5 @@
-"""What a gate asks of a candidate's traffic: too many errors? too slow? Answers are valid at every look."""
+"""What a gate asks of a candidate's traffic:
+too many errors? too slow? Answers are valid at every look."""
 
 from dataclasses import dataclass, field
 from math import exp, log
@@ -23,7 +24,8 @@ LEAST_REFERENCE = 20
 MOST_REFERENCE = 1000
 """Samples of stable that its 95th percentile is taken from: the last 500 to 1,000."""
 BEFORE_COUNTS = 0.5
-"""What a sample of stable from before the switch counts: it is from another time than the candidate's."""
+"""What a sample of stable from before the switch counts:
+it is from another time than the candidate's."""
 
 State = Literal["Passed", "Failed", "Inconclusive"]
 
@@ -33,9 +35,11 @@ class Rules:
     """How sure a gate must be."""
 
     false_alarm: float = 0.01
-    """Share of roll-outs of a candidate within the threshold that may fail by this gate, all looks together."""
+    """Share of roll-outs of a candidate within the threshold that may fail by this gate,
+    all looks together."""
     false_pass: float = 0.05
-    """Share of roll-outs of a candidate that is worse by the excluded size that may pass, at any look."""
+    """Share of roll-outs of a candidate that is worse by the excluded size that may pass,
+    at any look."""
     least: float = 50
     """Samples that each side must have."""
 
@@ -98,7 +102,8 @@ class Pairs:
     clumps: Clumps = field(default_factory=Clumps)
 
     def add(self, own: Counts, other: Counts) -> None:
-        """Note the candidate's excess of bad requests in one look, its weight, its variance by chance."""
+        """Note the candidate's excess of bad requests in one look,
+        its weight, its variance by chance."""
         total = own.requests + other.requests
         bad = own.bad + other.bad
         weight = own.requests * other.requests / total
@@ -129,10 +134,14 @@ class Shared:
     count: float = 0.0
     taken: list[float] = field(default_factory=list)
 
-    def add(self, own: Counts, other: Counts, costs: list[float], inverse_costs: list[float]) -> None:
-        """One look, with the candidate's share in `costs`. Of bad and good requests the rarer count.
+    def add(
+        self, own: Counts, other: Counts, costs: list[float], inverse_costs: list[float]
+    ) -> None:
+        """One look, with the candidate's share in `costs`.
+        Of bad and good requests the rarer count.
 
-        The bound by the binomial is close while they are few, and to be more often bad is to be less often good.
+        The bound by the binomial is close while they are few,
+        and to be more often bad is to be less often good.
         """
         bad = own.bad + other.bad
         good = own.good + other.good
@@ -167,7 +176,8 @@ def less() -> Shared:
 class ErrorTrial:
     """Is the candidate's share of errors above what is allowed, and above stable's?
 
-    Failing takes both: errors that stable has as well, in the same looks, are not the candidate's fault.
+    Failing takes both: errors that stable has as well,
+    in the same looks, are not the candidate's fault.
     """
 
     allowed: float
@@ -231,19 +241,32 @@ class ErrorTrial:
         own = self.own
         rules = self.rules
         if own.requests < rules.least:
-            return "Inconclusive", f"too few requests to judge: {own.requests:.0f}, {rules.least:.0f} are needed"
+            return (
+                "Inconclusive",
+                f"too few requests to judge: {own.requests:.0f}, {rules.least:.0f} are needed",
+            )
         if not self.clumps.judgeable:
-            return "Inconclusive", f"too few looks with requests to judge: {LEAST_BLOCKS} are needed"
+            return (
+                "Inconclusive",
+                f"too few looks with requests to judge: {LEAST_BLOCKS} are needed",
+            )
         said = f"{round(own.bad, 1):.15g} of {own.requests:.0f} answers {self.bad}"
         clumping = self.clumps.factor(own.variance)
         if own.share > self.allowed:
-            if odds.evidence(odds.MORE, own.bad, own.requests, self.allowed, clumping) < log(1 / rules.false_alarm):
+            if odds.evidence(odds.MORE, own.bad, own.requests, self.allowed, clumping) < log(
+                1 / rules.false_alarm
+            ):
                 return "Inconclusive", f"{said}, which may be chance"
             if self._worse(clumping):
                 return "Failed", said
             other = f"{self.other.bad:.0f} of {self.other.requests:.0f}"
-            return "Inconclusive", f"{said}; stable had {other}, so it may not be the candidate's fault"
-        if odds.evidence(odds.LESS, own.bad, own.requests, self.excluded, clumping) < log(1 / rules.false_pass):
+            return (
+                "Inconclusive",
+                f"{said}; stable had {other}, so it may not be the candidate's fault",
+            )
+        if odds.evidence(odds.LESS, own.bad, own.requests, self.excluded, clumping) < log(
+            1 / rules.false_pass
+        ):
             return "Inconclusive", f"{said}: a rate of {self.excluded:.4g} is not excluded yet"
         return "Passed", f"{said}: a rate of {self.excluded:.4g} is excluded"
 
@@ -256,7 +279,9 @@ class ErrorTrial:
             return other.share <= self.allowed
         if self.switched:
             usual = other.high(error / 2)
-            return odds.evidence(odds.MORE, own.bad, own.requests, usual, clumping) >= log(2 / error)
+            return odds.evidence(odds.MORE, own.bad, own.requests, usual, clumping) >= log(
+                2 / error
+            )
         if self.pairs.own.requests < own.requests / 2:
             return True
         return self.shared.evidence(self.pairs.clumping) >= log(1 / error)
@@ -266,7 +291,8 @@ class ErrorTrial:
 class LatencyTrial:
     """Is the candidate's 95th percentile more than `allowed` times stable's?
 
-    Asked as shares: of the candidate's samples beyond allowed times t, and of stable's beyond t, its 95th percentile.
+    Asked as shares: of the candidate's samples beyond allowed times t,
+    and of stable's beyond t, its 95th percentile.
     """
 
     allowed: float
@@ -371,7 +397,9 @@ class LatencyTrial:
         clumping = self._clumping
         state, message = self.state()
         lows = [ratio for index, ratio in enumerate(self.ratios) if self._exceeds(index, clumping)]
-        highs = [ratio for index, ratio in enumerate(self.ratios) if self._excludes(index, clumping)]
+        highs = [
+            ratio for index, ratio in enumerate(self.ratios) if self._excludes(index, clumping)
+        ]
         low = max(lows, default=None)
         high = min(highs, default=None)
         return Answer(state, self._estimate(), low, high, self.samples, self.other, message)
@@ -400,12 +428,17 @@ class LatencyTrial:
         return self.clumps.factor(self.late.variance) if self.switched else self.pairs.clumping
 
     def _exceeds(self, index: int, clumping: float) -> bool:
-        """Whether the ratio of this index is surely exceeded. After the switch, half of the error is stable's."""
-        return self._more[index].evidence(clumping) >= log((1 + self.switched) / self.rules.false_alarm)
+        """Whether the ratio of this index is surely exceeded.
+        After the switch, half of the error is stable's."""
+        return self._more[index].evidence(clumping) >= log(
+            (1 + self.switched) / self.rules.false_alarm
+        )
 
     def _excludes(self, index: int, clumping: float) -> bool:
         """Whether the candidate's ratio is surely below that of this index."""
-        return self._less[index].evidence(clumping) >= log((1 + self.switched) / self.rules.false_pass)
+        return self._less[index].evidence(clumping) >= log(
+            (1 + self.switched) / self.rules.false_pass
+        )
 
     def _estimate(self) -> float | None:
         """The ratio at which the candidate has its share of late samples, no more and no less."""
@@ -414,5 +447,7 @@ class LatencyTrial:
             under = self._excess[index]
             if over > 0 >= under:
                 part = over / (over - under)
-                return self.ratios[index - 1] * exp(part * log(self.ratios[index] / self.ratios[index - 1]))
+                return self.ratios[index - 1] * exp(
+                    part * log(self.ratios[index] / self.ratios[index - 1])
+                )
         return None

@@ -1,4 +1,5 @@
-"""What the gates of one candidate have seen of the traffic: figures of pods in, a verdict for each gate out."""
+"""What the gates of one candidate have seen of the traffic:
+figures of pods in, a verdict for each gate out."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,8 @@ from llm_operator.plans.evidence.trials import Counts, ErrorTrial, LatencyTrial,
 from llm_operator.state import Figures
 
 FALSE_ALARM = 0.01
-"""Share of roll-outs of a candidate within all thresholds that may be taken back, by all gates and looks together."""
+"""Share of roll-outs of a candidate within all thresholds that may be taken back,
+by all gates and looks together."""
 
 
 @dataclass
@@ -25,7 +27,8 @@ class Running:
     since: str
     """When it began."""
     earlier: Figures
-    """What stable's pods had counted when it began: what is usual, where the time since has too little."""
+    """What stable's pods had counted when it began:
+    what is usual, where the time since has too little."""
     settled: bool
     """Whether `earlier` was used, or is not needed."""
     untold: str = ""
@@ -33,11 +36,17 @@ class Running:
 
     def enter(self, own: Figures, stable: Figures, *, traffic: bool) -> None:
         """What happened in one look."""
-        silent = (side for side, each in (("candidate", own), ("stable", stable)) if getattr(each, self.figure) is None)
+        silent = (
+            side
+            for side, each in (("candidate", own), ("stable", stable))
+            if getattr(each, self.figure) is None
+        )
         self.untold = next(silent, "")
         if isinstance(self.trial, MemoryTrial):
             if traffic:
-                self.trial.look(own.memory_bytes, stable.memory_bytes, own.requests, stable.requests)
+                self.trial.look(
+                    own.memory_bytes, stable.memory_bytes, own.requests, stable.requests
+                )
             return None
         if isinstance(self.trial, ErrorTrial):
             if not traffic:
@@ -61,7 +70,10 @@ class Running:
         name, most, _ = gates.traffic_gate(spec)
         answer = self.trial.answer()
         if self.untold:
-            why = f"the runtime of a {self.untold} pod is too old to tell it: use a newer image, or remove the gate"
+            why = (
+                f"the runtime of a {self.untold} pod is too old to tell it: use a newer image, or"
+                " remove the gate"
+            )
             answer = replace(answer, state="Inconclusive", message=why)
         figure = answer.estimate
         low = answer.low
@@ -85,7 +97,8 @@ class Running:
 
 @dataclass
 class Watched:
-    """All gates of one candidate that judge by traffic. In memory: an operator that restarts counts anew."""
+    """All gates of one candidate that judge by traffic.
+    In memory: an operator that restarts counts anew."""
 
     revision: str
     switched: bool
@@ -105,10 +118,12 @@ class Watched:
         traffic: bool,
         at: str,
     ) -> dict[str, GateVerdict]:
-        """One look at the candidate's `own` pods and the `stable` ones. `traffic`: the candidate has had some."""
+        """One look at the candidate's `own` pods and the `stable` ones.
+        `traffic`: the candidate has had some."""
         judging = {gates.key(each): each for each in specs if gates.by_traffic(each)}
         if self.last:
-            # A pod that is new since the last look counts from its start, and so does one that began anew.
+            # A pod that is new since the last look counts from its start,
+            # and so does one that began anew.
             mine = added(since(now[pod], self.last.get(pod)) for pod in own if pod in now)
             theirs = added(since(now[pod], self.last.get(pod)) for pod in stable if pod in now)
             for running in self.running.values():
@@ -120,8 +135,14 @@ class Watched:
         for key, spec in judging.items():
             if key not in self.running:
                 earlier = added(now[pod] for pod in stable if pod in now)
-                self.running[key] = _begun(spec, gates.counted(specs), earlier, switched=self.switched, at=at)
-        self.last = {pod: figures for pod, figures in {**self.last, **now}.items() if pod in own or pod in stable}
+                self.running[key] = _begun(
+                    spec, gates.counted(specs), earlier, switched=self.switched, at=at
+                )
+        self.last = {
+            pod: figures
+            for pod, figures in {**self.last, **now}.items()
+            if pod in own or pod in stable
+        }
         return {key: self.running[key].verdict(spec) for key, spec in judging.items()}
 
 
@@ -157,7 +178,8 @@ def _text(number: float | None) -> str | None:
 
 
 def since(now: Figures, before: Figures | None) -> Figures:
-    """What one pod did since `before`. Where counters went back a process began anew: it counts from its start."""
+    """What one pod did since `before`.
+    Where counters went back a process began anew: it counts from its start."""
     if before is None or now.requests < before.requests or _went_back(now, before):
         return now
     return replace(
@@ -167,7 +189,11 @@ def since(now: Figures, before: Figures | None) -> Figures:
         first_token=_minus(now.first_token, before.first_token),
         inter_token=_minus(now.inter_token, before.inter_token),
         token_gap=None if now.token_gap is None else _minus(now.token_gap, before.token_gap or {}),
-        answer_tokens=None if now.answer_tokens is None else _minus(now.answer_tokens, before.answer_tokens or {}),
+        answer_tokens=(
+            None
+            if now.answer_tokens is None
+            else _minus(now.answer_tokens, before.answer_tokens or {})
+        ),
     )
 
 
@@ -194,7 +220,11 @@ def added(figures: Iterable[Figures]) -> Figures:
         inter_token=_joined(part.inter_token for part in parts),
         token_gap=_known([part.token_gap for part in parts]),
         answer_tokens=_known([part.answer_tokens for part in parts]),
-        memory_bytes=max((part.memory_bytes or 0.0 for part in parts), default=0.0) if _tell_memory(parts) else None,
+        memory_bytes=(
+            max((part.memory_bytes or 0.0 for part in parts), default=0.0)
+            if _tell_memory(parts)
+            else None
+        ),
     )
 
 

@@ -13,7 +13,9 @@ def pinned(observed: Observed) -> tuple[AdapterStatus, ...]:
     """The version of each adapter that the pods are to have. One that never had any is left out."""
     known = {each.name: each for each in observed.status.adapters}
     return tuple(
-        found for adapter in observed.adapters if (found := _pin(adapter, known.get(adapter.spec.name))) is not None
+        found
+        for adapter in observed.adapters
+        if (found := _pin(adapter, known.get(adapter.spec.name))) is not None
     )
 
 
@@ -24,7 +26,11 @@ def _pin(adapter: ResolvedAdapter, known: AdapterStatus | None) -> AdapterStatus
     asked = adapter.spec.mlflow
     assert model is not None
     made = model.registered_at or None
-    before = known if known and _numbered(known) == (asked.connection, model.name, model.version) else None
+    before = (
+        known
+        if known and _numbered(known) == (asked.connection, model.name, model.version)
+        else None
+    )
     return AdapterStatus(
         name=adapter.spec.name,
         model=model.name,
@@ -50,7 +56,8 @@ def _anew(before: AdapterStatus, made: str | None) -> str | None:
 
 
 def secret(observed: Observed) -> Manifest:
-    """What pods with a container that fetches adapters mount: the server the list, that container both."""
+    """What pods with a container that fetches adapters mount:
+    the server the list, that container both."""
     listed = _file(observed, _address)
     registries = contract.RegistriesFile(connections=_used(observed, _access))
     return {
@@ -58,14 +65,18 @@ def secret(observed: Observed) -> Manifest:
         "kind": "Secret",
         "metadata": names.metadata(observed.meta, names.adapters_secret(observed.meta)),
         "type": "Opaque",
-        "data": keys.encode({contract.ADAPTERS_FILE: listed, contract.REGISTRIES_FILE: _text(registries)}),
+        "data": keys.encode(
+            {contract.ADAPTERS_FILE: listed, contract.REGISTRIES_FILE: _text(registries)}
+        ),
     }
 
 
 def beside_keys(observed: Observed) -> str:
-    """The list as pods without such a container mount it: with the credentials, as long as some know no other way."""
+    """The list as pods without such a container mount it:
+    with the credentials, as long as some know no other way."""
     fetching = observed.adapters_beside_keys and any(
-        each.wanted and not workload.fetches_adapters(revision.template(each)) for each in observed.revisions.values()
+        each.wanted and not workload.fetches_adapters(revision.template(each))
+        for each in observed.revisions.values()
     )
     return _file(observed, _access) if fetching else _text(contract.AdapterFile())
 
@@ -102,7 +113,9 @@ def _text(file: contract.AdapterFile | contract.RegistriesFile) -> str:
 
 def _address(connection: Connection) -> contract.RegistryAccess:
     """What the server knows of it: which version of which registry answers."""
-    return contract.RegistryAccess(tracking_uri=connection.tracking_uri, workspace=connection.workspace)
+    return contract.RegistryAccess(
+        tracking_uri=connection.tracking_uri, workspace=connection.workspace
+    )
 
 
 def _access(connection: Connection) -> contract.RegistryAccess:
@@ -129,7 +142,11 @@ def fault(observed: Observed) -> Fault | None:
     assert found is not None
     kept = known.get(first.spec.name)
     keeps = f"; its version {kept.version} stays in the pods" if kept else ""
-    others = f"; nor are {', '.join(each.spec.name for each in faulty[1:])}" if len(faulty) > 1 else ""
+    others = (
+        f"; nor are {', '.join(each.spec.name for each in faulty[1:])}" if len(faulty) > 1 else ""
+    )
     return Fault(
-        found.reason, f"adapter {first.spec.name} is not resolved: {found.message}{keeps}{others}", found.terminal
+        found.reason,
+        f"adapter {first.spec.name} is not resolved: {found.message}{keeps}{others}",
+        found.terminal,
     )

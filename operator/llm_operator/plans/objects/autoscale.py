@@ -1,4 +1,5 @@
-"""The HorizontalPodAutoscaler, which scales the LLMDeployment itself and so survives every change of revision."""
+"""The HorizontalPodAutoscaler, which scales the LLMDeployment itself and so survives every change
+of revision."""
 
 from llm_operator.crds import API_VERSION
 from llm_operator.crds.llmdeployment import AutoscalingMetric, AutoscalingSpec
@@ -35,4 +36,7 @@ def _metric(metric: AutoscalingMetric) -> Manifest:
         target: Manifest = {"type": "Utilization", "averageUtilization": metric.target}
         return {"type": "Resource", "resource": {"name": "cpu", "target": target}}
     target = {"type": "AverageValue", "averageValue": str(metric.target)}
-    return {"type": "Pods", "pods": {"metric": {"name": POD_METRICS[metric.type]}, "target": target}}
+    return {
+        "type": "Pods",
+        "pods": {"metric": {"name": POD_METRICS[metric.type]}, "target": target},
+    }

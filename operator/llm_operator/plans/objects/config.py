@@ -45,41 +45,57 @@ REVISION_FIELDS = {
     "pod": True,
     "rollout": {"drain_seconds"},
 }
-"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change without new pods; so do
-the tiers, which travel in the key file.
+"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change
+without new pods; so do the tiers, which travel in the key file.
 """
 
 
-def revision_id(spec: LLMDeploymentSpec, model: ModelVersion, anew: str = "", *, adapters: bool = False) -> str:
+def revision_id(
+    spec: LLMDeploymentSpec, model: ModelVersion, anew: str = "", *, adapters: bool = False
+) -> str:
     """Ten hexadecimal digits over the user's inputs and the resolved version.
 
-    Fields at their defaults are left out, so that a newer operator with more fields computes the same id and restarts
-    no pod. `anew` marks a number that was registered anew. `adapters`: whether the pods have a container that fetches
-    some; which ones is no part of a revision.
+    Fields at their defaults are left out, so that a newer operator with more fields computes the
+    same id and restarts no pod. `anew` marks a number that was registered anew. `adapters`: whether
+    the pods have a container that fetches some; which ones is no part of a revision.
     """
     inputs = spec.model_dump(mode="json", include=REVISION_FIELDS, exclude_defaults=True)  # type: ignore[arg-type]
     # A revision is one version, whichever of alias, stage or number led to it.
-    version = {"version": model.version} | ({"anew": anew} if anew else {}) | ({"adapters": True} if adapters else {})
+    version = (
+        {"version": model.version}
+        | ({"anew": anew} if anew else {})
+        | ({"adapters": True} if adapters else {})
+    )
     canonical = json.dumps({**version, **_pruned(inputs)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
 def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
     """Without sections of which nothing is left: whether they were written at all shapes no pod."""
-    kept = {name: _pruned(value) if isinstance(value, dict) else value for name, value in inputs.items()}
+    kept = {
+        name: _pruned(value) if isinstance(value, dict) else value for name, value in inputs.items()
+    }
     return {name: value for name, value in kept.items() if value != {}}
 
 
 def runtime_config(
-    name: str, spec: LLMDeploymentSpec, model: ModelVersion, connection: Connection | None, anew: str = ""
+    name: str,
+    spec: LLMDeploymentSpec,
+    model: ModelVersion,
+    connection: Connection | None,
+    anew: str = "",
 ) -> RuntimeConfig:
-    """The file that the pods of one revision read. `connection`: of a model in MLflow; `anew` as in `revision_id`."""
+    """The file that the pods of one revision read.
+    `connection`: of a model in MLflow; `anew` as in `revision_id`."""
     cache = spec.model_cache
-    # An older runtime does not know the field, and in a pod's own volume there is no earlier version.
+    # An older runtime does not know the field,
+    # and in a pod's own volume there is no earlier version.
     kept = cache is not None and cache.persistent_volume_claim is not None
     return RuntimeConfig(
         model=_model(name, spec.model, model, connection, (anew or None) if kept else None),
-        engine=_section(EngineConfig, spec.engine, kv_cache_bytes=_bytes(spec.engine.kv_cache_memory)),
+        engine=_section(
+            EngineConfig, spec.engine, kv_cache_bytes=_bytes(spec.engine.kv_cache_memory)
+        ),
         server=_server(spec.server, spec.rollout.drain_seconds),
         authentication=spec.access.authentication,
         # The address is a secret: it comes through the environment.
@@ -105,7 +121,10 @@ def _model(
 
 
 def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
-    own = tuple(FilterPattern(name=pattern.name, regex=pattern.regex) for pattern in spec.filters.patterns or ())
+    own = tuple(
+        FilterPattern(name=pattern.name, regex=pattern.regex)
+        for pattern in spec.filters.patterns or ()
+    )
     return _section(
         ServerConfig,
         spec,
@@ -118,8 +137,13 @@ def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
 
 
 def _section(made: type[Made], spec: Section, **own: Any) -> Made:
-    """A section of the configuration: each field that `spec` has under the same name and says, and `own` besides."""
-    same = {name: value for name in made.model_fields if (value := getattr(spec, name, None)) is not None}
+    """A section of the configuration: each field that `spec` has under the same name and says,
+    and `own` besides."""
+    same = {
+        name: value
+        for name in made.model_fields
+        if (value := getattr(spec, name, None)) is not None
+    }
     return made(**{**same, **own})
 
 

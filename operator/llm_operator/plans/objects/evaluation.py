@@ -1,4 +1,5 @@
-"""The Job of an evaluation, in the operator's own namespace, and the Secret with what it has to do."""
+"""The Job of an evaluation, in the operator's own namespace,
+and the Secret with what it has to do."""
 
 import copy
 
@@ -9,14 +10,17 @@ from llm_operator.state import Manifest, Meta
 TASK_FILE = "task.json"
 TASK_MOUNT = "/etc/llm-operator/task"
 REPORT = "/dev/termination-log"
-"""Where Kubernetes reads a container's last word. Written out: the process node has another file in its place."""
+"""Where Kubernetes reads a container's last word.
+Written out: the process node has another file in its place."""
 MARGIN_SECONDS = 300
 """Of the Job's deadline beyond the evaluation's own: for its start, the dataset and the run."""
 KEPT_SECONDS = 7 * 86_400
 """An ended Job is deleted with its roll-out; this is for one that is forgotten."""
 
 
-def job(owner: Meta, name: str, namespace: str, template: Manifest, deadline_seconds: int) -> Manifest:
+def job(
+    owner: Meta, name: str, namespace: str, template: Manifest, deadline_seconds: int
+) -> Manifest:
     """The Job. `template`: of its pods, as the platform has configured it."""
     pod = copy.deepcopy(template)
     marks = {
@@ -27,7 +31,10 @@ def job(owner: Meta, name: str, namespace: str, template: Manifest, deadline_sec
     pod["metadata"] = {**pod.get("metadata", {}), "labels": marks}
     spec = pod["spec"]
     spec["restartPolicy"] = "Never"
-    spec["volumes"] = [*(spec.get("volumes") or []), {"name": "task", "secret": {"secretName": name}}]
+    spec["volumes"] = [
+        *(spec.get("volumes") or []),
+        {"name": "task", "secret": {"secretName": name}},
+    ]
     container = spec["containers"][0]
     told = [f"--task={TASK_MOUNT}/{TASK_FILE}", f"--report={REPORT}"]
     container["args"] = [*(container.get("args") or []), "evaluate", *told]
@@ -52,9 +59,16 @@ def job(owner: Meta, name: str, namespace: str, template: Manifest, deadline_sec
 
 
 def task_secret(made: Manifest, task: str) -> Manifest:
-    """What the Job has to do, which is deleted with it. `made`: the Job as the API server has it."""
+    """What the Job has to do, which is deleted with it.
+    `made`: the Job as the API server has it."""
     about = made["metadata"]
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": about["name"], "uid": about["uid"], "controller": True}
+    owner = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "name": about["name"],
+        "uid": about["uid"],
+        "controller": True,
+    }
     return {
         "apiVersion": "v1",
         "kind": "Secret",

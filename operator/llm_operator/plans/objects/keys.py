@@ -1,4 +1,5 @@
-"""Secrets: the runtime's key file, the registry credentials of the fetching container, and an ApiKey's own Secret."""
+"""Secrets: the runtime's key file, the registry credentials of the fetching container,
+and an ApiKey's own Secret."""
 
 import base64
 import hashlib
@@ -32,16 +33,25 @@ def decode(secret: Manifest, field: str) -> str | None:
         return None
 
 
-def key_file(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], room: int = ROOM_BYTES) -> str:
-    """What the runtime mounts: digests only, in a stable order so that nothing is written when nothing changed."""
-    tiers = tuple(contract.FileTier(name=tier.name, **_figures(tier)) for tier in access.tiers or ())
-    return _filled(contract.KeyFile(salt=meta.uid, tiers=tiers, default_tier=access.default_tier), keys, room)
+def key_file(
+    meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], room: int = ROOM_BYTES
+) -> str:
+    """What the runtime mounts: digests only,
+    in a stable order so that nothing is written when nothing changed."""
+    tiers = tuple(
+        contract.FileTier(name=tier.name, **_figures(tier)) for tier in access.tiers or ()
+    )
+    return _filled(
+        contract.KeyFile(salt=meta.uid, tiers=tiers, default_tier=access.default_tier), keys, room
+    )
 
 
 def _filled(file: contract.KeyFile, keys: Iterable[HeldKey], room: int) -> str:
-    """The file with those of the keys for which it has room: revocations first, then who was there first.
+    """The file with those of the keys for which it has room:
+    revocations first, then who was there first.
 
-    A key that is suspended is refused when it is not in the file, too, so it makes room for one that works.
+    A key that is suspended is refused when it is not in the file, too,
+    so it makes room for one that works.
     """
     ordered = sorted(keys, key=lambda key: (key.meta.name, key.key_id))
     text = _text(file.model_copy(update={"keys": tuple(map(record, ordered))}))
@@ -87,8 +97,11 @@ def record(key: HeldKey) -> contract.KeyRecord:
     )
 
 
-def given(secret: Manifest, before: Given | None = None, keys: Iterable[HeldKey] | None = None) -> Given:
-    """What a key file gives, and which of `keys` it has no room for. A file that can't be read gives nothing."""
+def given(
+    secret: Manifest, before: Given | None = None, keys: Iterable[HeldKey] | None = None
+) -> Given:
+    """What a key file gives, and which of `keys` it has no room for.
+    A file that can't be read gives nothing."""
     mark = digest(secret)
     if before is not None and before.digest == mark:
         records = before.records
@@ -118,20 +131,32 @@ def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
     return {name: getattr(limits, name) for name in contract.Limits.model_fields}
 
 
-def keys_secret(meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str, shadow: str = "") -> Manifest:
-    """The key file as the pods mount it, and beside it the adapters of those that fetch them by themselves.
+def keys_secret(
+    meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str, shadow: str = ""
+) -> Manifest:
+    """The key file as the pods mount it,
+    and beside it the adapters of those that fetch them by themselves.
 
-    With `shadow`, also who copies requests to whom: all pods of a deployment mount this Secret whole, so that reaches
-    those that run.
+    With `shadow`, also who copies requests to whom: all pods of a deployment mount this Secret
+    whole, so that reaches those that run.
     """
     text = key_file(meta, access, keys, ROOM_BYTES - _size(adapters) - _size(shadow))
     beside = {contract.SHADOW_FILE: shadow} if shadow else {}
-    return _mounted(meta, encode({contract.KEYS_FILE: text, contract.ADAPTERS_FILE: adapters, **beside}))
+    return _mounted(
+        meta, encode({contract.KEYS_FILE: text, contract.ADAPTERS_FILE: adapters, **beside})
+    )
 
 
-def with_keys(secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[HeldKey]) -> Manifest:
-    """The same Secret with these keys, and all else as it was; `access` is for a key file that can't be read."""
-    others = {name: text for name, text in (secret.get("data") or {}).items() if name != contract.KEYS_FILE}
+def with_keys(
+    secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[HeldKey]
+) -> Manifest:
+    """The same Secret with these keys, and all else as it was;
+    `access` is for a key file that can't be read."""
+    others = {
+        name: text
+        for name, text in (secret.get("data") or {}).items()
+        if name != contract.KEYS_FILE
+    }
     room = ROOM_BYTES - sum(len(text) * 3 // 4 for text in others.values())
     try:
         file = contract.KeyFile.model_validate_json(decode(secret, contract.KEYS_FILE) or "")
@@ -153,7 +178,9 @@ def _mounted(meta: Meta, data: dict[str, str]) -> Manifest:
 
 def digest(secret: Manifest) -> str:
     """A short mark by which changed content of the Secret is recognised."""
-    return hashlib.sha256(json.dumps(secret.get("data") or {}, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(secret.get("data") or {}, sort_keys=True).encode()
+    ).hexdigest()[:16]
 
 
 def untold(pod: Manifest, digest: str) -> bool:
@@ -174,7 +201,9 @@ def registry_secret(meta: Meta, connection: Connection | None) -> Manifest:
         contract.ENV_MLFLOW_PASSWORD: account.password,
         contract.ENV_MLFLOW_TOKEN: account.token,
         contract.ENV_MLFLOW_WORKSPACE: connection.workspace if connection else "",
-        contract.ENV_MLFLOW_CA_FILE: f"{REGISTRY_MOUNT}/{CA_FILE}" if connection and connection.ca else "",
+        contract.ENV_MLFLOW_CA_FILE: (
+            f"{REGISTRY_MOUNT}/{CA_FILE}" if connection and connection.ca else ""
+        ),
         CA_FILE: connection.ca if connection else "",
         contract.ENV_ARTIFACT_HOSTS: ",".join(connection.artifact_hosts) if connection else "",
     }
@@ -230,4 +259,9 @@ def operator_key(meta: Meta, key_id: str, digest: str) -> HeldKey:
     most |= dict.fromkeys(("requests_per_month", "tokens_per_month"), 10**15)
     limits = LimitsSpec(max_concurrent=100_000, **most)
     spec = ApiKeySpec(owner="llm-operator", deployments=(meta.name,), limits=limits)
-    return HeldKey(key_id, digest, Meta("Secret", meta.namespace, names.operator_key_secret(meta), meta.uid, 0), spec)
+    return HeldKey(
+        key_id,
+        digest,
+        Meta("Secret", meta.namespace, names.operator_key_secret(meta), meta.uid, 0),
+        spec,
+    )

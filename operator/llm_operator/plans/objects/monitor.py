@@ -16,7 +16,8 @@ def service_monitor(meta: Meta, spec: LLMDeploymentSpec) -> Manifest:
         "kind": "ServiceMonitor",
         "metadata": metadata,
         "spec": {
-            # All runtimes are one job: the alerts and dashboards of the chart and of compose know it by this name.
+            # All runtimes are one job: the alerts and dashboards of the chart and of compose know
+            # it by this name.
             "jobLabel": "app.kubernetes.io/name",
             "selector": {
                 "matchLabels": names.selector(meta),
@@ -24,6 +25,8 @@ def service_monitor(meta: Meta, spec: LLMDeploymentSpec) -> Manifest:
             },
             "targetLabels": [names.DEPLOYMENT_LABEL],
             "podTargetLabels": [names.REVISION_LABEL],
-            "endpoints": [{"port": "http", "path": contract.METRICS_PATH, "interval": settings.interval}],
+            "endpoints": [
+                {"port": "http", "path": contract.METRICS_PATH, "interval": settings.interval}
+            ],
         },
     }

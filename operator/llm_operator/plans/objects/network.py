@@ -1,4 +1,5 @@
-"""What the pods are reached and protected by: Services, HTTPRoute, ServiceAccount, PodDisruptionBudget."""
+"""What the pods are reached and protected by:
+Services, HTTPRoute, ServiceAccount, PodDisruptionBudget."""
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.rollout import HttpRouteSpec
@@ -20,32 +21,49 @@ def service(meta: Meta, spec: LLMDeploymentSpec, serving: tuple[str, ...]) -> Ma
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata,
-        "spec": {"type": spec.service.type, "selector": selector(meta, serving), "ports": [_port(spec)]},
+        "spec": {
+            "type": spec.service.type,
+            "selector": selector(meta, serving),
+            "ports": [_port(spec)],
+        },
     }
 
 
 def side_service(meta: Meta, spec: LLMDeploymentSpec, name: str, revision: str) -> Manifest:
-    """One revision by a name of its own: for previews, smoke prompts and the weights of an HTTPRoute."""
+    """One revision by a name of its own:
+    for previews, smoke prompts and the weights of an HTTPRoute."""
     metadata = names.metadata(meta, name)
     metadata["labels"][names.PREVIEW_LABEL] = "true"
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata,
-        "spec": {"type": "ClusterIP", "selector": names.selector(meta, revision), "ports": [_port(spec)]},
+        "spec": {
+            "type": "ClusterIP",
+            "selector": names.selector(meta, revision),
+            "ports": [_port(spec)],
+        },
     }
 
 
 def _port(spec: LLMDeploymentSpec) -> Manifest:
-    return {"name": "http", "port": spec.service.port, "targetPort": contract.PORT, "protocol": "TCP"}
+    return {
+        "name": "http",
+        "port": spec.service.port,
+        "targetPort": contract.PORT,
+        "protocol": "TCP",
+    }
 
 
 def selector(meta: Meta, serving: tuple[str, ...]) -> dict[str, str]:
-    """The labels of the pods that serve: of one revision, or while two share the traffic of the whole deployment."""
+    """The labels of the pods that serve: of one revision,
+    or while two share the traffic of the whole deployment."""
     return names.selector(meta, serving[0] if len(serving) == 1 else None)
 
 
-def http_route(meta: Meta, spec: LLMDeploymentSpec, route: HttpRouteSpec, weight: int, *, candidate: bool) -> Manifest:
+def http_route(
+    meta: Meta, spec: LLMDeploymentSpec, route: HttpRouteSpec, weight: int, *, candidate: bool
+) -> Manifest:
     """Exact shares of the traffic: `weight` percent for the candidate."""
     backends = [_backend(names.stable_service(meta), spec, 100 - weight)]
     if candidate:
@@ -69,7 +87,8 @@ def _backend(name: str, spec: LLMDeploymentSpec, weight: int) -> Manifest:
 def service_account(meta: Meta, pull_secrets: tuple[str, ...]) -> Manifest:
     """An identity without a token: the runtime never talks to the API server.
 
-    Pods that name no pull secrets get those of their account when they are made, so these change no revision.
+    Pods that name no pull secrets get those of their account when they are made,
+    so these change no revision.
     """
     account = {
         "apiVersion": "v1",
@@ -78,7 +97,11 @@ def service_account(meta: Meta, pull_secrets: tuple[str, ...]) -> Manifest:
         "automountServiceAccountToken": False,
     }
     # Absent where there are none: a field that is not written stays as others have set it.
-    return {**account, "imagePullSecrets": [{"name": name} for name in pull_secrets]} if pull_secrets else account
+    return (
+        {**account, "imagePullSecrets": [{"name": name} for name in pull_secrets]}
+        if pull_secrets
+        else account
+    )
 
 
 def disruption_budget(meta: Meta, serving: tuple[str, ...]) -> Manifest:

@@ -22,29 +22,37 @@ class Memory:
 
 
 def wanted(observed: Observed) -> Wanted | None:
-    """The revision that the specification asks for; its image is the one that it was first made with.
+    """The revision that the specification asks for;
+    its image is the one that it was first made with.
 
-    That is spec.image, which the revision's id covers, or else what the operator's configuration said at that time.
+    That is spec.image, which the revision's id covers,
+    or else what the operator's configuration said at that time.
     """
     model = observed.resolution.model
     if model is None:
         return None
     revision = _id(observed, model)
-    return Wanted(revision, model.version, _image(observed, revision) or observed.spec.image or observed.image)
+    return Wanted(
+        revision, model.version, _image(observed, revision) or observed.spec.image or observed.image
+    )
 
 
 def _id(observed: Observed, model: ModelVersion) -> str:
-    plain, fetching = (revision_id(observed.spec, model, anew(observed), adapters=each) for each in (False, True))
+    plain, fetching = (
+        revision_id(observed.spec, model, anew(observed), adapters=each) for each in (False, True)
+    )
     run = {name for name, each in observed.revisions.items() if each.wanted}
     if observed.spec.adapters is None:
-        # The last adapter that goes restarts no pod: a server-side apply of an empty list takes the field away, too.
+        # The last adapter that goes restarts no pod:
+        # a server-side apply of an empty list takes the field away, too.
         return fetching if fetching in run and plain not in run else plain
     # Nor does an upgrade: these pods fetch by themselves.
     return plain if observed.adapters_beside_keys and plain in run else fetching
 
 
 def anew(observed: Observed) -> str:
-    """What tells a version from an earlier one of the same number, which was deleted while it was in use.
+    """What tells a version from an earlier one of the same number,
+    which was deleted while it was in use.
 
     Empty for every other version: a number is its identity then, as it always was.
     """
@@ -56,7 +64,8 @@ def anew(observed: Observed) -> str:
 
 
 def fresh(observed: Observed, model: ModelVersion) -> str:
-    """The mark of a version that was registered under the number in use since; empty for any other."""
+    """The mark of a version that was registered under the number in use since;
+    empty for any other."""
     known = observed.status.model
     if known is None or not _same_number(observed, model):
         return ""
@@ -80,7 +89,11 @@ def _same_number(observed: Observed, model: ModelVersion) -> bool:
     reference = observed.spec.model.mlflow
     if known is None or reference is None:
         return False
-    return (known.name, known.version, known.connection) == (model.name, model.version, reference.connection)
+    return (known.name, known.version, known.connection) == (
+        model.name,
+        model.version,
+        reference.connection,
+    )
 
 
 def kept(observed: Observed) -> dict[str, Wanted]:
@@ -88,7 +101,10 @@ def kept(observed: Observed) -> dict[str, Wanted]:
     served = [entry for entry in observed.status.history if entry.served]
     stable = observed.status.stable
     versions = {entry.revision: entry.version for entry in reversed(served)}
-    order = [*([stable.revision] if stable else []), *dict.fromkeys(entry.revision for entry in served)]
+    order = [
+        *([stable.revision] if stable else []),
+        *dict.fromkeys(entry.revision for entry in served),
+    ]
     if stable:
         versions[stable.revision] = stable.version
     return {
@@ -99,23 +115,40 @@ def kept(observed: Observed) -> dict[str, Wanted]:
 
 
 def memory(observed: Observed, revision: str) -> Memory | None:
-    """The revision as remembered, else rebuilt from the specification if it is still the wanted one."""
+    """The revision as remembered, else rebuilt from the specification if it is still the wanted
+    one."""
     children = observed.revisions.get(revision)
     stored = (children.config or {}).get("data", {}) if children else {}
     if contract.CONFIG_FILE in stored and workload.TEMPLATE_FILE in stored:
-        return Memory(_readdressed(observed, stored[contract.CONFIG_FILE]), json.loads(stored[workload.TEMPLATE_FILE]))
+        return Memory(
+            _readdressed(observed, stored[contract.CONFIG_FILE]),
+            json.loads(stored[workload.TEMPLATE_FILE]),
+        )
     target = wanted(observed)
-    if target is None or target.revision != revision or (observed.connection is None and observed.spec.model.mlflow):
+    if (
+        target is None
+        or target.revision != revision
+        or (observed.connection is None and observed.spec.model.mlflow)
+    ):
         return None
     model = observed.resolution.model
     assert model is not None
     running = (children.deployment or {}).get("spec", {}).get("template") if children else None
     return Memory(
-        config_text(runtime_config(observed.meta.name, observed.spec, model, observed.connection, anew(observed))),
+        config_text(
+            runtime_config(
+                observed.meta.name, observed.spec, model, observed.connection, anew(observed)
+            )
+        ),
         # A template that runs is kept as it is: a newer operator's would restart the pods.
         running
         or workload.pod_template(
-            observed.meta, observed.spec, revision, target.image, observed.fetch_resources, observed.app_armor_profile
+            observed.meta,
+            observed.spec,
+            revision,
+            target.image,
+            observed.fetch_resources,
+            observed.app_armor_profile,
         ),
     )
 
@@ -124,7 +157,11 @@ def _readdressed(observed: Observed, config: str) -> str:
     """The stored file with the registry's present address, for pods that are still to come."""
     stored = json.loads(config)
     mlflow = (stored.get("model") or {}).get("mlflow")
-    if mlflow is None or observed.connection is None or mlflow.get("trackingUri") == observed.connection.tracking_uri:
+    if (
+        mlflow is None
+        or observed.connection is None
+        or mlflow.get("trackingUri") == observed.connection.tracking_uri
+    ):
         return config
     mlflow["trackingUri"] = observed.connection.tracking_uri
     return json.dumps(stored, indent=2)
@@ -132,7 +169,9 @@ def _readdressed(observed: Observed, config: str) -> str:
 
 def _image(observed: Observed, revision: str) -> str | None:
     known = (observed.status.stable, observed.status.candidate)
-    pinned = next((r.image for r in known if r is not None and r.revision == revision and r.image), None)
+    pinned = next(
+        (r.image for r in known if r is not None and r.revision == revision and r.image), None
+    )
     children = observed.revisions.get(revision)
     if pinned or children is None:
         return pinned

@@ -7,7 +7,8 @@ from llm_runtime import contract
 
 
 def file(observed: Observed, decision: Decision) -> str:
-    """Its text; empty while nothing is to be copied, or the candidate's Service has no address yet."""
+    """Its text; empty while nothing is to be copied,
+    or the candidate's Service has no address yet."""
     spec = observed.spec.rollout.shadow
     stable = decision.stable
     candidate = decision.candidate
@@ -27,7 +28,9 @@ def file(observed: Observed, decision: Decision) -> str:
 def _url(observed: Observed) -> str:
     """The candidate's Service, by its address: a copy needs no DNS."""
     wanted = ("Service", names.candidate_service(observed.meta))
-    found = (each for each in observed.children if (each["kind"], each["metadata"]["name"]) == wanted)
+    found = (
+        each for each in observed.children if (each["kind"], each["metadata"]["name"]) == wanted
+    )
     service: Manifest = next(found, {})
     address = (service.get("spec") or {}).get("clusterIP") or "None"
     host = f"[{address}]" if ":" in address else address

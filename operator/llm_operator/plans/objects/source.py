@@ -13,7 +13,8 @@ VERSION_DIGITS = 12
 
 
 def version(uri: str) -> ModelVersion:
-    """The version that `uri` stands for: the commit on the Hub, else a digest of the address, which is all there is."""
+    """The version that `uri` stands for: the commit on the Hub, else a digest of the address,
+    which is all there is."""
     if uri.startswith(HUB):
         repository, _, commit = uri.removeprefix(HUB).partition("@")
         return ModelVersion(repository, commit[:VERSION_DIGITS], uri)
@@ -27,7 +28,8 @@ def claim(uri: str) -> str | None:
 
 
 def path(uri: str | None) -> list[Manifest]:
-    """The variable that tells both containers where the claim's folder lies: paths are not for configuration files."""
+    """The variable that tells both containers where the claim's folder lies:
+    paths are not for configuration files."""
     if not claim(uri or ""):
         return []
     folder = (uri or "").removeprefix(CLAIM).rstrip("/")
@@ -37,13 +39,21 @@ def path(uri: str | None) -> list[Manifest]:
 def volume(uri: str | None) -> list[Manifest]:
     """The claim as a volume of the pod, which may not write to it."""
     name = claim(uri or "")
-    return [{"name": "source", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}] if name else []
+    return (
+        [{"name": "source", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}]
+        if name
+        else []
+    )
 
 
 def mount(uri: str | None) -> list[Manifest]:
     """Where the containers find it."""
     name = claim(uri or "")
-    return [{"name": "source", "mountPath": f"{CLAIMS_MOUNT}/{name}", "readOnly": True}] if name else []
+    return (
+        [{"name": "source", "mountPath": f"{CLAIMS_MOUNT}/{name}", "readOnly": True}]
+        if name
+        else []
+    )
 
 
 def configured(model: dict[str, Any]) -> str:

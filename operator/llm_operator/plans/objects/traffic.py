@@ -8,7 +8,8 @@ from llm_operator.state import Fault, Manifest, Observed
 
 
 def objects(observed: Observed, decision: Decision) -> list[Manifest]:
-    """Services, budget and route. They come before the Deployments: clients turn before old pods are told to go."""
+    """Services, budget and route.
+    They come before the Deployments: clients turn before old pods are told to go."""
     meta = observed.meta
     spec = observed.spec
     found = list[Manifest]()
@@ -17,11 +18,19 @@ def objects(observed: Observed, decision: Decision) -> list[Manifest]:
         found.append(network.disruption_budget(meta, decision.serving))
     candidate = decision.candidate if decision.rolling_out else None
     if candidate is not None and decision.stable is not None:
-        found.append(network.side_service(meta, spec, names.candidate_service(meta), candidate.revision))
+        found.append(
+            network.side_service(meta, spec, names.candidate_service(meta), candidate.revision)
+        )
     if decision.stable is not None and (route := spec.rollout.http_route) is not None:
-        found.append(network.side_service(meta, spec, names.stable_service(meta), decision.stable.revision))
+        found.append(
+            network.side_service(meta, spec, names.stable_service(meta), decision.stable.revision)
+        )
         if observed.http_routes:
-            found.append(network.http_route(meta, spec, route, decision.weight, candidate=candidate is not None))
+            found.append(
+                network.http_route(
+                    meta, spec, route, decision.weight, candidate=candidate is not None
+                )
+            )
     return found
 
 
@@ -37,6 +46,7 @@ def fault(observed: Observed) -> Fault | None:
         return None
     return Fault(
         Reason.GatewayApiMissing,
-        "spec.rollout.canary.httpRoute is written but the cluster has no HTTPRoute CRD: install the Gateway API, or "
-        "remove it; until then the share of a canary follows from the numbers of pods",
+        "spec.rollout.canary.httpRoute is written but the cluster has no HTTPRoute CRD: install the"
+        " Gateway API, or remove it; until then the share of a canary follows from the numbers of"
+        " pods",
     )

@@ -28,11 +28,16 @@ def plain(section: Section | tuple[Any, ...] | None) -> Any:
     """A part of the specification as Kubernetes' own YAML, without what was not written."""
     if isinstance(section, tuple):
         return [plain(item) for item in section]
-    return section.model_dump(mode="json", by_alias=True, exclude_none=True) if section is not None else None
+    return (
+        section.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if section is not None
+        else None
+    )
 
 
 def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Manifest:
-    """Immutable memory of a revision: drift is repaired and undo is done from here, not from newer operator code."""
+    """Immutable memory of a revision: drift is repaired and undo is done from here,
+    not from newer operator code."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -42,7 +47,9 @@ def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Ma
     }
 
 
-def deployment(meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Manifest, replicas: int) -> Manifest:
+def deployment(
+    meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Manifest, replicas: int
+) -> Manifest:
     """The Deployment of one revision. Its template never changes; only `replicas` does."""
     strategy: Manifest = (
         {"type": "Recreate"}
@@ -65,14 +72,19 @@ def deployment(meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Man
 
 
 def pod_template(
-    meta: Meta, spec: LLMDeploymentSpec, revision: str, image: str, fetch_resources: Manifest, app_armor: str = ""
+    meta: Meta,
+    spec: LLMDeploymentSpec,
+    revision: str,
+    image: str,
+    fetch_resources: Manifest,
+    app_armor: str = "",
 ) -> Manifest:
     """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile.
 
     With spec.adapters, be it empty, another container fetches these while the first serves.
 
-    `fetch_resources` are those of the init container where the specification has none. `app_armor`: the profile to
-    write, if any.
+    `fetch_resources` are those of the init container where the specification has none. `app_armor`:
+    the profile to write, if any.
     """
     pod = spec.pod
     optional = {
@@ -93,7 +105,9 @@ def pod_template(
             "serviceAccountName": meta.name,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": spec.rollout.drain_seconds + PRE_STOP_SECONDS + GRACE_MARGIN_SECONDS,
+            "terminationGracePeriodSeconds": spec.rollout.drain_seconds
+            + PRE_STOP_SECONDS
+            + GRACE_MARGIN_SECONDS,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": 65532,
@@ -105,7 +119,11 @@ def pod_template(
             },
             "initContainers": [
                 _fetch(image, meta, spec, fetch_resources),
-                *([_fetch_adapters(image, spec, fetch_resources)] if spec.adapters is not None else []),
+                *(
+                    [_fetch_adapters(image, spec, fetch_resources)]
+                    if spec.adapters is not None
+                    else []
+                ),
             ],
             "containers": [_serve(image, spec)],
             "volumes": _volumes(meta, spec, revision),
@@ -121,7 +139,8 @@ def fetches_adapters(template: Manifest | None) -> bool:
 
 
 def uses(template: Manifest) -> Iterator[tuple[str, str, bool]]:
-    """What pods of this template take by its name and the operator makes: kind, name, and whether they go without."""
+    """What pods of this template take by its name and the operator makes:
+    kind, name, and whether they go without."""
     spec = template["spec"]
     yield "ServiceAccount", spec["serviceAccountName"], False
     for volume in spec["volumes"]:
@@ -138,28 +157,40 @@ def reads(meta: Meta, template: Manifest) -> Iterator[str]:
     yield from (each["secretRef"]["name"] for each in fetch.get("envFrom") or ())
     for container, own in ((fetch, names.registry_secret(meta)), (serve, None)):
         sources = [each.get("valueFrom") or {} for each in container["env"]]
-        yield from {each["secretKeyRef"]["name"] for each in sources if "secretKeyRef" in each} - {own}
+        yield from {each["secretKeyRef"]["name"] for each in sources if "secretKeyRef" in each} - {
+            own
+        }
 
 
 def store_secret(template: Manifest) -> str | None:
     """The Secret of an artifact store's credentials, of which only some keys are read."""
-    found = (each for each in template["spec"]["initContainers"][0]["env"] if each["name"] == STORE_VARIABLES[0])
+    found = (
+        each
+        for each in template["spec"]["initContainers"][0]["env"]
+        if each["name"] == STORE_VARIABLES[0]
+    )
     return next((str(each["valueFrom"]["secretKeyRef"]["name"]) for each in found), None)
 
 
 def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
     selector = {"labelSelector": {"matchLabels": names.selector(meta)}}
-    return [{**selector, **constraint} for constraint in plain(spec.pod.topology_spread_constraints) or []] or None
+    return [
+        {**selector, **constraint}
+        for constraint in plain(spec.pod.topology_spread_constraints) or []
+    ] or None
 
 
-def _container(name: str, image: str, pod: PodSpec, command: tuple[str, ...], args: list[str]) -> Manifest:
+def _container(
+    name: str, image: str, pod: PodSpec, command: tuple[str, ...], args: list[str]
+) -> Manifest:
     return {
         "name": name,
         "image": image,
         **({"imagePullPolicy": pod.image_pull_policy} if pod.image_pull_policy else {}),
         "command": list(command),
         "args": [*args, contract.MODELS_FLAG, contract.MODELS_MOUNT],
-        # The last log line is a FatalReport: it reaches the pod's status without a path to agree on.
+        # The last log line is a FatalReport:
+        # it reaches the pod's status without a path to agree on.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -176,18 +207,31 @@ def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest)
     registry = bool(model.mlflow)
     config = [contract.CONFIG_FLAG, CONFIG_PATH]
     return _container(names.FETCH_CONTAINER, image, pod, contract.FETCH_COMMAND, config) | {
-        # Beside the registry's credentials no variable of a tenant's choice: it could bring code that reads them.
-        **({"envFrom": [{"secretRef": {"name": credentials.name}}]} if credentials and not registry else {}),
+        # Beside the registry's credentials no variable of a tenant's choice:
+        # it could bring code that reads them.
+        **(
+            {"envFrom": [{"secretRef": {"name": credentials.name}}]}
+            if credentials and not registry
+            else {}
+        ),
         "env": [
             _home(),
             *(_credential(names.registry_secret(meta), name) for name in _CREDENTIALS if registry),
-            *(_credential(credentials.name, name) for name in STORE_VARIABLES if credentials and registry),
+            *(
+                _credential(credentials.name, name)
+                for name in STORE_VARIABLES
+                if credentials and registry
+            ),
             *source.path(model.uri),
         ],
         "resources": plain(pod.fetch_resources) if pod.fetch_resources else resources,
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
-            *([{"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True}] if registry else []),
+            *(
+                [{"name": "registry", "mountPath": REGISTRY_MOUNT, "readOnly": True}]
+                if registry
+                else []
+            ),
             *source.mount(model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             _scratch("fetch-tmp"),
@@ -197,13 +241,18 @@ def _fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest)
 
 def _fetch_adapters(image: str, spec: LLMDeploymentSpec, resources: Manifest) -> Manifest:
     """Stays as long as the pod, and alone has the registries' credentials."""
-    listed, registries = (f"{contract.ADAPTERS_MOUNT}/{f}" for f in (contract.ADAPTERS_FILE, contract.REGISTRIES_FILE))
+    listed, registries = (
+        f"{contract.ADAPTERS_MOUNT}/{f}" for f in (contract.ADAPTERS_FILE, contract.REGISTRIES_FILE)
+    )
     args = [contract.ADAPTERS_FLAG, listed, contract.REGISTRIES_FLAG, registries]
     args += [contract.FETCHED_FLAG, contract.FETCHED_MOUNT]
     given = plain(spec.pod.fetch_resources) if spec.pod.fetch_resources else resources
-    # It is idle but for a moment: what it may take is the other's, what is kept for it is what it takes when idle.
+    # It is idle but for a moment: what it may take is the other's,
+    # what is kept for it is what it takes when idle.
     limits = {name: most for name, most in (given.get("limits") or {}).items() if name in IDLE}
-    return _container(names.ADAPTERS_CONTAINER, image, spec.pod, contract.FETCH_ADAPTERS_COMMAND, args) | {
+    return _container(
+        names.ADAPTERS_CONTAINER, image, spec.pod, contract.FETCH_ADAPTERS_COMMAND, args
+    ) | {
         "restartPolicy": "Always",
         "env": [_home()],
         "resources": {"requests": IDLE, **({"limits": limits} if limits else {})},
@@ -236,7 +285,8 @@ STORE_VARIABLES = (
     "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCESS_KEY",
     "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID",
 )  # fmt: skip
-"""What spec.model.credentialsSecretRef may hold beside a model in MLflow: of the store behind it."""
+"""What spec.model.credentialsSecretRef may hold beside a model in MLflow:
+of the store behind it."""
 
 
 def _home() -> Manifest:
@@ -244,7 +294,8 @@ def _home() -> Manifest:
 
 
 def _scratch(volume: str) -> Manifest:
-    """HOME and working folder, each container's own: Python and libraries look there for code and settings."""
+    """HOME and working folder, each container's own:
+    Python and libraries look there for code and settings."""
     return {"name": volume, "mountPath": contract.SCRATCH_MOUNT}
 
 
@@ -262,17 +313,28 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
         args += [contract.FETCHED_FLAG, contract.FETCHED_MOUNT]
     told = (("adapters", contract.ADAPTERS_MOUNT), ("fetched", contract.FETCHED_MOUNT))
     return _container(names.RUNTIME_CONTAINER, image, spec.pod, contract.SERVE_COMMAND, args) | {
-        "env": [_home(), *source.path(spec.model.uri), *_databases(spec.database), *(plain(spec.pod.env) or [])],
+        "env": [
+            _home(),
+            *source.path(spec.model.uri),
+            *_databases(spec.database),
+            *(plain(spec.pod.env) or []),
+        ],
         "ports": [{"name": "http", "containerPort": contract.PORT, "protocol": "TCP"}],
         **({"resources": plain(spec.resources)} if spec.resources else {}),
-        "startupProbe": _probe(contract.LIVE_PATH, period_seconds=2, failures=_startup_failures(spec)),
+        "startupProbe": _probe(
+            contract.LIVE_PATH, period_seconds=2, failures=_startup_failures(spec)
+        ),
         "livenessProbe": _probe(contract.LIVE_PATH, period_seconds=10, failures=6),
         "readinessProbe": _probe(contract.READY_PATH, period_seconds=2, failures=2),
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         "volumeMounts": [
             {"name": "config", "mountPath": contract.CONFIG_MOUNT, "readOnly": True},
             {"name": "keys", "mountPath": contract.KEYS_MOUNT, "readOnly": True},
-            *({"name": name, "mountPath": path, "readOnly": True} for name, path in told if adapters),
+            *(
+                {"name": name, "mountPath": path, "readOnly": True}
+                for name, path in told
+                if adapters
+            ),
             *source.mount(spec.model.uri),
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             _scratch("tmp"),
@@ -281,16 +343,27 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
 
 
 def _databases(spec: DatabaseSpec) -> list[Manifest]:
-    """Addresses as the runtime reads them. Not optional: a pod that kept usage elsewhere would not be noticed."""
+    """Addresses as the runtime reads them.
+    Not optional: a pod that kept usage elsewhere would not be noticed."""
 
     def variable(name: str, source: SecretKey) -> Manifest:
-        return {"name": name, "valueFrom": {"secretKeyRef": {"name": source.name, "key": source.key}}}
+        return {
+            "name": name,
+            "valueFrom": {"secretKeyRef": {"name": source.name, "key": source.key}},
+        }
 
     if spec.secret_ref:
         found = [variable(contract.ENV_DATABASE_URL, spec.secret_ref)]
     else:
         found = [{"name": contract.ENV_DATABASE_URL, "value": POD_DATABASE}]
-    return [*found, *([variable(contract.ENV_REDIS_URL, spec.redis_secret_ref)] if spec.redis_secret_ref else [])]
+    return [
+        *found,
+        *(
+            [variable(contract.ENV_REDIS_URL, spec.redis_secret_ref)]
+            if spec.redis_secret_ref
+            else []
+        ),
+    ]
 
 
 def _startup_failures(spec: LLMDeploymentSpec) -> int:
@@ -307,7 +380,10 @@ def _probe(path: str, *, period_seconds: int, failures: int) -> Manifest:
 
 
 def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifest]:
-    registry = {"name": "registry", "secret": {"secretName": names.registry_secret(meta), "optional": True}}
+    registry = {
+        "name": "registry",
+        "secret": {"secretName": names.registry_secret(meta), "optional": True},
+    }
     return [
         {"name": "config", "configMap": {"name": names.child(meta, revision)}},
         {"name": "keys", "secret": {"secretName": names.keys_secret(meta)}},
@@ -323,7 +399,10 @@ def _adapters(meta: Meta) -> list[Manifest]:
     """The server gets the list out of the Secret, and nothing else in it."""
     listed = [{"key": contract.ADAPTERS_FILE, "path": contract.ADAPTERS_FILE}]
     return [
-        {"name": "adapters", "secret": {"secretName": names.adapters_secret(meta), "items": listed}},
+        {
+            "name": "adapters",
+            "secret": {"secretName": names.adapters_secret(meta), "items": listed},
+        },
         {"name": "registries", "secret": {"secretName": names.adapters_secret(meta)}},
         {"name": "fetched", "emptyDir": {}},
         {"name": "adapters-tmp", "emptyDir": {}},

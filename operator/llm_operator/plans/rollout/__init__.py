@@ -1,4 +1,5 @@
-"""Which revisions serve, which one is on its way, how many pods each has. Pure: time is an argument.
+"""Which revisions serve, which one is on its way, how many pods each has.
+Pure: time is an argument.
 
 Steps, in order                                     Nouns
 pin     annotation: back to a kept revision         situation  what is wanted, and what there is
@@ -8,8 +9,8 @@ select  by which strategy                           decision   what the steps ha
 judge   promoted, given up, or a step further       room       has a pod a place, would stopping an old one make one
 share   pods and traffic, when to look again
 
-A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that answers what strategy.py
-asks, and one line in select.STRATEGIES.
+A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that
+answers what strategy.py asks, and one line in select.STRATEGIES.
 """
 
 from llm_operator.plans.rollout.choose import choose

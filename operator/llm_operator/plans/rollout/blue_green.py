@@ -1,4 +1,5 @@
-"""BlueGreen: all new pods beside the old, then the Service turns in one write; the old ones stay to turn back to."""
+"""BlueGreen: all new pods beside the old, then the Service turns in one write;
+the old ones stay to turn back to."""
 
 from llm_operator.plans.rollout.move import Candidate, Move, Share
 from llm_operator.plans.rollout.states import State
@@ -50,13 +51,20 @@ class BlueGreen(Strategy):
     def describe(self, move: Move) -> str:
         if not _switched(move.candidate):
             return ""
-        return f"it has the traffic; the old pods stay until it has had it for {self.hold_seconds(move):.0f} s"
+        return (
+            "it has the traffic; the old pods stay until it has had it for"
+            f" {self.hold_seconds(move):.0f} s"
+        )
 
 
 def _steady(move: Move) -> bool:
-    """Whether it has had its pods for long enough since the switch: those that come and go are no progress."""
+    """Whether it has had its pods for long enough since the switch:
+    those that come and go are no progress."""
     began = move.candidate.step_started_at
-    return began is not None and move.situation.since(began) >= move.situation.spec.progress_deadline_seconds
+    return (
+        began is not None
+        and move.situation.since(began) >= move.situation.spec.progress_deadline_seconds
+    )
 
 
 def _switched(candidate: Candidate) -> bool:

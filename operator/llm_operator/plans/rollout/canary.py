@@ -11,7 +11,8 @@ from llm_operator.plans.rollout.strategy import Next, Strategy
 
 
 class Canary(Strategy):
-    """The share follows from the numbers of pods, or is exact where an HTTPRoute divides the traffic."""
+    """The share follows from the numbers of pods,
+    or is exact where an HTTPRoute divides the traffic."""
 
     mixes = True
 
@@ -44,13 +45,19 @@ class Canary(Strategy):
         size = self.size(move)
         answering = situation.answering(move.new)
         if situation.routed:
-            answers = move.enters and answering > 0 and (answering >= size or bool(move.candidate.weight))
+            answers = (
+                move.enters and answering > 0 and (answering >= size or bool(move.candidate.weight))
+            )
         else:
-            # The worst case counts: all of its pods ready, and of the stable ones only those that are now.
+            # The worst case counts: all of its pods ready,
+            # and of the stable ones only those that are now.
             mine = max(size, situation.staying(move.new))
             beside = min(situation.answering(move.old), situation.replicas)
-            # All pods of its first step are asked before one gets traffic: the Service can't tell them apart.
-            asked = move.state is State.TRAFFIC or answering >= size or not situation.spec.smoke_maps
+            # All pods of its first step are asked before one gets traffic:
+            # the Service can't tell them apart.
+            asked = (
+                move.state is State.TRAFFIC or answering >= size or not situation.spec.smoke_maps
+            )
             answers = move.enters and asked and 100 * mine <= _weight(move) * (mine + beside)
         serving = (move.old, move.new) if answers and not situation.routed else (move.old,)
         pods = {move.old: situation.replicas, move.new: size}
@@ -66,7 +73,9 @@ class Canary(Strategy):
         step = steps[candidate.step - 1]
         where = f"canary step {candidate.step} of {len(steps)}"
         if candidate.weight:
-            return f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
+            return (
+                f"{where}, at most {step.weight} % of the traffic{_until(move, step.hold_seconds)}"
+            )
         if candidate.step_started_at is None:
             why = _waits_for(move)
         else:
@@ -92,12 +101,14 @@ def _weight(move: Move) -> int:
     if (step := _step(move)) is not None:
         return step.weight
     last = move.situation.spec.steps[-1].weight
-    # It has shown what the steps asked for: as many pods as the stable revision has may come in beside it.
+    # It has shown what the steps asked for:
+    # as many pods as the stable revision has may come in beside it.
     return last if move.situation.routed else max(last, 50)
 
 
 def _waits_for(move: Move) -> str:
-    """What keeps the candidate from its traffic, while nothing says that its share would be too large."""
+    """What keeps the candidate from its traffic,
+    while nothing says that its share would be too large."""
     if move.state is State.READY and not move.proven:
         return "its smoke prompts or evaluations are not passed yet"
     if move.state is State.READY and move.third:
@@ -110,7 +121,8 @@ def _waits_for(move: Move) -> str:
 
 
 def _most_pods(move: Move, weight: int) -> int:
-    """The most pods whose share beside the stable ones is not above `weight`; 0 where one would be too many.
+    """The most pods whose share beside the stable ones is not above `weight`;
+    0 where one would be too many.
 
     With an HTTPRoute the share does not depend on them: as many as carry their weight.
     """

@@ -1,4 +1,5 @@
-"""Which revision is to be rolled out, if any: the candidate is kept, begun anew, or replaced by a newer wish."""
+"""Which revision is to be rolled out, if any:
+the candidate is kept, begun anew, or replaced by a newer wish."""
 
 from dataclasses import replace
 
@@ -28,7 +29,9 @@ def choose(decision: Decision) -> Decision:
     if decision.stable is not None and (asleep or decision.stable.revision == wanted.revision):
         return replace(decision, candidate=None)
     fresh = Candidate(wanted.revision, wanted.version, wanted.image)
-    return _begin(decision, fresh, f"revision {wanted.revision} with model version {wanted.version}")
+    return _begin(
+        decision, fresh, f"revision {wanted.revision} with model version {wanted.version}"
+    )
 
 
 def _begin(decision: Decision, fresh: Candidate, message: str) -> Decision:
@@ -37,23 +40,35 @@ def _begin(decision: Decision, fresh: Candidate, message: str) -> Decision:
 
 
 def _resume(decision: Decision, candidate: Candidate) -> Decision:
-    """A failed candidate whose Deployment was deleted by hand is tried again; a replaced one goes on."""
+    """A failed candidate whose Deployment was deleted by hand is tried again;
+    a replaced one goes on."""
     if _replacement(decision, candidate):
         decision = replace(decision, history=decision.history[1:])
-    if candidate.outcome is None or decision.situation.children(candidate.revision).deployment is not None:
+    if (
+        candidate.outcome is None
+        or decision.situation.children(candidate.revision).deployment is not None
+    ):
         return decision
     fresh = Candidate(candidate.revision, candidate.version, candidate.image or "")
-    return _begin(decision, fresh, f"revision {candidate.revision} again, its failed Deployment was deleted")
+    return _begin(
+        decision, fresh, f"revision {candidate.revision} again, its failed Deployment was deleted"
+    )
 
 
 def _stays(decision: Decision, candidate: Candidate) -> bool:
-    """Whether the candidate, though another revision is wanted, answers until the stable one can again.
+    """Whether the candidate, though another revision is wanted,
+    answers until the stable one can again.
 
-    Rolling stops the old pods before its last gate has judged. Pods of the stable revision that have not come back
-    when the deadline is over are waited for no longer.
+    Rolling stops the old pods before its last gate has judged. Pods of the stable revision that
+    have not come back when the deadline is over are waited for no longer.
     """
     move = decision.move
-    if move is None or decision.stable is None or candidate.traffic_since is None or not move.needed:
+    if (
+        move is None
+        or decision.stable is None
+        or candidate.traffic_since is None
+        or not move.needed
+    ):
         return False
     replaced = _replacement(decision, candidate)
     waited = decision.situation.since(parse(replaced.ended_at)) if replaced else 0.0
@@ -61,7 +76,8 @@ def _stays(decision: Decision, candidate: Candidate) -> bool:
 
 
 def _replacement(decision: Decision, candidate: Candidate) -> HistoryEntry | None:
-    """What history says of the candidate's being replaced; None while it is not, or if it was begun since."""
+    """What history says of the candidate's being replaced;
+    None while it is not, or if it was begun since."""
     last = next(iter(decision.history), None)
     sought = (candidate.revision, candidate.status().started_at, "Replaced")
     return last if last and (last.revision, last.started_at, last.outcome) == sought else None
@@ -74,12 +90,19 @@ def _replaced(decision: Decision, candidate: Candidate) -> Decision:
 
 
 def _give_way(decision: Decision, candidate: Candidate) -> Decision:
-    """The wanted revision is another one now. Where nothing else serves, ready pods are kept until it can."""
+    """The wanted revision is another one now.
+    Where nothing else serves, ready pods are kept until it can."""
     ready = decision.situation.children(candidate.revision).ready
     if decision.stable is None and ready and candidate.reason != Reason.GateFailed:
         return replace(decision, stable=candidate.served(candidate.started_at), candidate=None)
     move = decision.move
-    if candidate.outcome is None and candidate.traffic_since is not None and move is not None and move.needed:
-        # The stable revision did not come back in its time: what answers is what the wanted one is measured by.
+    if (
+        candidate.outcome is None
+        and candidate.traffic_since is not None
+        and move is not None
+        and move.needed
+    ):
+        # The stable revision did not come back in its time:
+        # what answers is what the wanted one is measured by.
         return replace(decision, stable=candidate.served(candidate.started_at), candidate=None)
     return replace(_replaced(decision, candidate), candidate=None)

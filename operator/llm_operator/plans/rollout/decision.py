@@ -22,7 +22,8 @@ class Decision:
     replicas: dict[str, int] = field(default_factory=dict)
     """Pods per kept revision; a revision that is not here is deleted."""
     serving: tuple[str, ...] = ()
-    """The one or two revisions that the Service selects; none yet: a first one that must pass its gates."""
+    """The one or two revisions that the Service selects;
+    none yet: a first one that must pass its gates."""
     occurrences: tuple[Occurrence, ...] = ()
     requeue_seconds: float | None = None
     directive: DirectiveStatus | None = None
@@ -45,9 +46,18 @@ class Decision:
 
     def ended(self, revision: RevisionStatus, outcome: str, message: str) -> "Decision":
         """With the line that history keeps of a revision."""
-        known = {"revision": revision.revision, "version": revision.version, "started_at": revision.started_at}
+        known = {
+            "revision": revision.revision,
+            "version": revision.version,
+            "started_at": revision.started_at,
+        }
         judged = revision.judged if isinstance(revision, StableStatus) else None
-        told = {"ended_at": stamp(self.situation.now), "outcome": outcome, "message": message, "judged": judged}
+        told = {
+            "ended_at": stamp(self.situation.now),
+            "outcome": outcome,
+            "message": message,
+            "judged": judged,
+        }
         return replace(self, history=(HistoryEntry.model_validate(known | told), *self.history))
 
     @property
@@ -70,7 +80,12 @@ class Decision:
     def copies(self) -> bool:
         """Whether stable's pods are to send the candidate copies of requests."""
         move = self.move
-        return move is not None and self.rolling_out and move.shadows and move.candidate.shadowed_since is not None
+        return (
+            move is not None
+            and self.rolling_out
+            and move.shadows
+            and move.candidate.shadowed_since is not None
+        )
 
     @property
     def paused(self) -> bool:
@@ -79,5 +94,11 @@ class Decision:
 
     def ordered(self, word: str) -> bool:
         """Whether `skip` or `abort` was said of this candidate."""
-        said, about = (self.directive.value, self.directive.revision) if self.directive else ("", None)
-        return self.candidate is not None and about == self.candidate.revision and said.partition(":")[0] == word
+        said, about = (
+            (self.directive.value, self.directive.revision) if self.directive else ("", None)
+        )
+        return (
+            self.candidate is not None
+            and about == self.candidate.revision
+            and said.partition(":")[0] == word
+        )

@@ -24,7 +24,11 @@ def judge(decision: Decision) -> Decision:
         return decision
     if move.situation.replicas == 0:
         # Its times stand still while it has no pods, as while it is paused.
-        return replace(decision, candidate=replace(move.candidate, paused=True)) if decision.rolling_out else decision
+        return (
+            replace(decision, candidate=replace(move.candidate, paused=True))
+            if decision.rolling_out
+            else decision
+        )
     if move.state is State.REPLACED:
         return decision
     if move.state is State.FAILED:
@@ -51,7 +55,9 @@ def _tried_on(decision: Decision, move: Move) -> Decision:
     """A failed candidate that nothing else could replace: its gates are asked as before."""
     candidate = replace(move.candidate, gates=_judged(move))
     if (verdict := gates.failed(candidate.gates)) is not None:
-        return _fail(decision, candidate, Fault(Reason.GateFailed, gates.told(verdict), terminal=True))
+        return _fail(
+            decision, candidate, Fault(Reason.GateFailed, gates.told(verdict), terminal=True)
+        )
     if move.complete and gates.settled(candidate.gates):
         return _promote(decision, candidate)
     return replace(decision, candidate=candidate)
@@ -65,7 +71,8 @@ def _judged(move: Move) -> tuple[GateVerdict, ...]:
 
 
 def _seen(move: Move, *, paused: bool) -> Candidate:
-    """The candidate with today's gates; a clock that was set back or a pause that ends begins its times anew."""
+    """The candidate with today's gates;
+    a clock that was set back or a pause that ends begins its times anew."""
     candidate = move.candidate
     now = move.situation.moment
     judged = _judged(move)
@@ -73,7 +80,9 @@ def _seen(move: Move, *, paused: bool) -> Candidate:
         judged = gates.kept(judged, candidate.gates)
     candidate = replace(candidate, gates=judged)
     if paused != candidate.paused:
-        candidate = replace(candidate, paused=paused, progressed_at=now, step_started_at=None, undecided_since=None)
+        candidate = replace(
+            candidate, paused=paused, progressed_at=now, step_started_at=None, undecided_since=None
+        )
     return replace(
         candidate,
         started_at=_at_most(now, candidate.started_at),
@@ -96,7 +105,11 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
     if move.state is State.TRAFFIC and crashes > 0:
         fault = move.situation.faults.get(move.new)
         why = f": {fault.message}" if fault else ""
-        return Fault(Reason.CandidateCrashed, f"a pod ended {crashes} times while it had traffic{why}", terminal=True)
+        return Fault(
+            Reason.CandidateCrashed,
+            f"a pod ended {crashes} times while it had traffic{why}",
+            terminal=True,
+        )
     if (verdict := gates.failed(move.candidate.gates)) is not None:
         return Fault(Reason.GateFailed, gates.told(verdict), terminal=True)
     return None
@@ -106,7 +119,11 @@ def _held(move: Move, strategy: Strategy) -> Move:
     """With the moment noted from which gates hold the candidate up though its hold is over."""
     undecided = not move.candidate.paused and bool(strategy.undecided(move))
     since = move.candidate.undecided_since
-    if undecided and since is None and (strategy.held(move) or (move.state is State.READY and move.shadow_done)):
+    if (
+        undecided
+        and since is None
+        and (strategy.held(move) or (move.state is State.READY and move.shadow_done))
+    ):
         return move.changed(undecided_since=move.situation.moment)
     if not undecided and since is not None and not strategy.interrupted(move):
         # The deadline, which stood still, begins anew.
@@ -115,9 +132,14 @@ def _held(move: Move, strategy: Strategy) -> Move:
 
 
 def _undecided(move: Move, strategy: Strategy) -> Fault:
-    undecided = strategy.undecided(move) or tuple(each for each in move.candidate.gates if each.state == "Inconclusive")
+    undecided = strategy.undecided(move) or tuple(
+        each for each in move.candidate.gates if each.state == "Inconclusive"
+    )
     said = "; ".join(map(gates.told, undecided))
-    advice = "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it go on"
+    advice = (
+        "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it"
+        " go on"
+    )
     message = f"neither surely good nor surely bad in the time it had: {said}; {advice}"
     return Fault(Reason.GateInconclusive, message, terminal=True)
 
@@ -125,7 +147,10 @@ def _undecided(move: Move, strategy: Strategy) -> Fault:
 def _tell_undecided(decision: Decision, move: Move, strategy: Strategy, left: float) -> Decision:
     names = ", ".join(each.name for each in strategy.undecided(move))
     until = stamp(move.situation.now + timedelta(seconds=left))
-    message = f"{names}: not decided at the end of the hold; revision {move.new} is held until {until} at most"
+    message = (
+        f"{names}: not decided at the end of the hold; revision {move.new} is held until {until} at"
+        " most"
+    )
     return decision.tell("Normal", "GateUndecided", message)
 
 
@@ -134,9 +159,16 @@ def _hopeless(move: Move, strategy: Strategy) -> Fault | None:
     fault = move.situation.faults.get(move.new)
     if fault is not None and fault.terminal:
         return fault
-    if strategy.stops_old_pods(move) and not move.candidate.paused and (lack := room.in_vain(move)) is not None:
-        # Old pods were stopped to make room and it was not enough: they come back, now and not at the deadline.
-        said, reason = (fault.message, fault.reason) if fault else (lack.message, Reason.PodUnschedulable)
+    if (
+        strategy.stops_old_pods(move)
+        and not move.candidate.paused
+        and (lack := room.in_vain(move)) is not None
+    ):
+        # Old pods were stopped to make room and it was not enough:
+        # they come back, now and not at the deadline.
+        said, reason = (
+            (fault.message, fault.reason) if fault else (lack.message, Reason.PodUnschedulable)
+        )
         message = f"stopping old pods ({move.candidate.strategy}) made no room for the new: {said}"
         return Fault(reason, message, terminal=True)
     left = strategy.deadline_left(move)
@@ -160,7 +192,9 @@ def _promote(decision: Decision, candidate: Candidate) -> Decision:
     before = ""
     if old is not None:
         back = decision.rollback is not None and decision.rollback.revision == stable.revision
-        outcome, why = ("RolledBack", ", as the annotation rollback-to asked") if back else ("Superseded", "")
+        outcome, why = (
+            ("RolledBack", ", as the annotation rollback-to asked") if back else ("Superseded", "")
+        )
         decision = decision.ended(old, outcome, f"by revision {stable.revision}{why}")
         before = f", version {old.version} leaves"
     note = f"; gates {stable.judged}" if stable.judged else ""
@@ -173,6 +207,8 @@ def _fail(decision: Decision, candidate: Candidate, fault: Fault) -> Decision:
     message = f"{fault.reason}: {fault.message}"
     keeps = f"; version {decision.stable.version} keeps serving" if decision.stable else ""
     decision = decision.ended(candidate.status(), "Failed", message)
-    failed = replace(candidate, outcome="Failed", reason=reason, message=fault.message, paused=False)
+    failed = replace(
+        candidate, outcome="Failed", reason=reason, message=fault.message, paused=False
+    )
     told = f"model version {candidate.version}: {message}{keeps}"
     return replace(decision, candidate=failed).tell("Warning", "RolloutFailed", told)

@@ -1,4 +1,5 @@
-"""A candidate on its way to the traffic: what every strategy is asked about, and what it answers."""
+"""A candidate on its way to the traffic:
+what every strategy is asked about, and what it answers."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,7 +11,14 @@ from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout.situation import Situation, parse, stamp
 from llm_operator.plans.rollout.states import State
 
-_MOMENTS = ("started_at", "shadowed_since", "step_started_at", "undecided_since", "traffic_since", "progressed_at")
+_MOMENTS = (
+    "started_at",
+    "shadowed_since",
+    "step_started_at",
+    "undecided_since",
+    "traffic_since",
+    "progressed_at",
+)
 
 
 SHADOWING = ("BlueGreen", "Canary")
@@ -19,7 +27,8 @@ SHADOWING = ("BlueGreen", "Canary")
 
 @dataclass(frozen=True)
 class Candidate:
-    """The revision on its way. CandidateStatus is its form in the API, and says what each field is."""
+    """The revision on its way.
+    CandidateStatus is its form in the API, and says what each field is."""
 
     revision: str
     version: str
@@ -46,7 +55,14 @@ class Candidate:
     @classmethod
     def read(cls, status: CandidateStatus) -> "Candidate":
         moments = {name: parse(getattr(status, name)) for name in _MOMENTS}
-        return cls(**{**dict(status), **moments, "paused": bool(status.paused), "gates": status.gates or ()})
+        return cls(
+            **{
+                **dict(status),
+                **moments,
+                "paused": bool(status.paused),
+                "gates": status.gates or (),
+            }
+        )
 
     def served(self, since: datetime | None) -> StableStatus:
         """It as the revision that serves."""
@@ -61,11 +77,14 @@ class Candidate:
     def status(self) -> CandidateStatus:
         """For the API, where an absent field is the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
-        return CandidateStatus(**{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None})
+        return CandidateStatus(
+            **{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None}
+        )
 
 
 def tries_on(status: LLMDeploymentStatus) -> bool:
-    """Whether its candidate has failed and goes on: nothing else serves, and it gave no wrong answer."""
+    """Whether its candidate has failed and goes on:
+    nothing else serves, and it gave no wrong answer."""
     candidate = status.candidate
     if candidate is None or candidate.outcome is None or status.stable is not None:
         return False
@@ -74,7 +93,8 @@ def tries_on(status: LLMDeploymentStatus) -> bool:
 
 @dataclass(frozen=True)
 class Move:
-    """A candidate on its way to replace the stable revision, if there is one: what strategies are asked about."""
+    """A candidate on its way to replace the stable revision, if there is one:
+    what strategies are asked about."""
 
     situation: Situation
     stable: StableStatus | None
@@ -112,7 +132,8 @@ class Move:
 
     @property
     def smoke_passed(self) -> bool:
-        """Its smoke prompts, if there are any, are answered as expected by every pod that is ready."""
+        """Its smoke prompts, if there are any,
+        are answered as expected by every pod that is ready."""
         passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
@@ -120,13 +141,18 @@ class Move:
     def evaluated(self) -> bool:
         """No evaluation is awaited or holds it up."""
         spec = self.situation.spec
-        names = {gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation}
-        over = {each.name for each in self.candidate.gates if each.state in ("Passed", "Inconclusive")}
+        names = {
+            gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation
+        }
+        over = {
+            each.name for each in self.candidate.gates if each.state in ("Passed", "Inconclusive")
+        }
         return names <= over and not any(gates.is_evaluation(each) for each in self.unproven)
 
     @property
     def shadows(self) -> bool:
-        """It is to be sent copies of requests: there is a revision that makes some, and it has no traffic yet."""
+        """It is to be sent copies of requests:
+        there is a revision that makes some, and it has no traffic yet."""
         able = self.candidate.strategy in SHADOWING and self.stable is not None
         return able and self.state is State.READY and self.situation.spec.shadows
 
@@ -140,7 +166,8 @@ class Move:
 
     @property
     def shadow_done(self) -> bool:
-        """No copies are needed, or it was sent them for long enough and the gates that judge these let it go on."""
+        """No copies are needed, or it was sent them for long enough and the gates that judge these
+        let it go on."""
         if not self.shadows or self.skips:
             return True
         if self.candidate.shadowed_since is None or self.shadow_left > 0:
@@ -157,13 +184,22 @@ class Move:
 
     @property
     def unproven(self) -> tuple[GateVerdict, ...]:
-        """Its evaluations and load probes that have not decided, where that holds it up before it gets traffic.
+        """Its evaluations and load probes that have not decided,
+        where that holds it up before it gets traffic.
 
-        None do where nobody else would answer the clients, or a person or the specification lets it go on.
+        None do where nobody else would answer the clients,
+        or a person or the specification lets it go on.
         """
-        if self.stable is None or self.needed or self.skips or self.situation.spec.on_inconclusive == "Promote":
+        if (
+            self.stable is None
+            or self.needed
+            or self.skips
+            or self.situation.spec.on_inconclusive == "Promote"
+        ):
             return ()
-        return tuple(each for each in gates.undecided(self.candidate.gates) if gates.without_traffic(each))
+        return tuple(
+            each for each in gates.undecided(self.candidate.gates) if gates.without_traffic(each)
+        )
 
     @property
     def probed(self) -> bool:
@@ -179,12 +215,18 @@ class Move:
     @property
     def smoke_begun(self) -> bool:
         """For each of its smoke prompts' ConfigMaps a pod has passed, and none has failed."""
-        begun = {each.name for each in self.candidate.gates if each.state != "Failed" and each.samples}
-        return self.smoke_passed or {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= begun
+        begun = {
+            each.name for each in self.candidate.gates if each.state != "Failed" and each.samples
+        }
+        return (
+            self.smoke_passed
+            or {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= begun
+        )
 
     @property
     def third(self) -> bool:
-        """Another revision has pods that stay: a Service of two revisions would select them, too."""
+        """Another revision has pods that stay:
+        a Service of two revisions would select them, too."""
         others = self.situation.revisions.keys() - {self.old, self.new}
         return any(self.situation.staying(revision) for revision in others)
 
@@ -206,17 +248,23 @@ class Move:
         return replace(self, candidate=replace(self.candidate, **change))
 
     def held(self, pods: int, *, judged: bool) -> "Move":
-        """With its hold begun or stopped: it runs while `pods` are ready and have what they are judged by."""
+        """With its hold begun or stopped: it runs while `pods` are ready and have what they are
+        judged by."""
         runs = judged and self.situation.answering(self.new) >= pods and not self.candidate.paused
         if runs == (self.candidate.step_started_at is not None):
             return self
         return self.changed(step_started_at=self.situation.moment if runs else None)
 
     def shadowed(self, pods: int) -> "Move":
-        """With the moment noted since which it is sent copies: when `pods` are ready, and answer smoke prompts."""
+        """With the moment noted since which it is sent copies:
+        when `pods` are ready, and answer smoke prompts."""
         if self.state is State.TRAFFIC:
             return self
-        ready = self.situation.answering(self.new) >= pods and self.smoke_passed and not self.candidate.paused
+        ready = (
+            self.situation.answering(self.new) >= pods
+            and self.smoke_passed
+            and not self.candidate.paused
+        )
         runs = self.shadows and ready
         if runs == (self.candidate.shadowed_since is not None):
             return self
@@ -224,7 +272,12 @@ class Move:
 
     def further(self, **change: Any) -> Candidate:
         """The candidate a step further: its hold and its deadline begin anew."""
-        begun = replace(self.candidate, progressed_at=self.situation.moment, step_started_at=None, undecided_since=None)
+        begun = replace(
+            self.candidate,
+            progressed_at=self.situation.moment,
+            step_started_at=None,
+            undecided_since=None,
+        )
         return replace(begun, **change)
 
 
@@ -242,7 +295,17 @@ class Share:
     def noted(self, move: Move) -> "Share":
         """With the moment written down at which the candidate first gets traffic."""
         reached = move.new in self.serving or (self.candidate is not None and self.candidate.weight)
-        if self.candidate is None or move.stable is None or move.state is State.TRAFFIC or not reached:
+        if (
+            self.candidate is None
+            or move.stable is None
+            or move.state is State.TRAFFIC
+            or not reached
+        ):
             return self
         restarts = move.situation.restarts(move.new)
-        return replace(self, candidate=replace(self.candidate, traffic_since=move.situation.moment, restarts=restarts))
+        return replace(
+            self,
+            candidate=replace(
+                self.candidate, traffic_since=move.situation.moment, restarts=restarts
+            ),
+        )

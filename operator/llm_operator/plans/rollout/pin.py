@@ -1,6 +1,8 @@
-"""The annotation rollback-to: a kept revision instead of what the specification and the registry say.
+"""The annotation rollback-to: a kept revision instead of what the specification and the registry
+say.
 
-It is read and never written. The status remembers what was wanted when it was first seen: a newer wish ends it.
+It is read and never written.
+The status remembers what was wanted when it was first seen: a newer wish ends it.
 """
 
 from dataclasses import replace
@@ -30,14 +32,19 @@ def pin(decision: Decision) -> Decision:
     instead_of = before.instead_of or (wanted.revision if wanted else None)
     if wanted is not None and wanted.revision != instead_of:
         return replace(decision, rollback=DirectiveStatus(value=asked, instead_of=instead_of))
-    return _pinned(decision, DirectiveStatus(value=asked, revision=before.revision, instead_of=instead_of))
+    return _pinned(
+        decision, DirectiveStatus(value=asked, revision=before.revision, instead_of=instead_of)
+    )
 
 
 def _first_seen(decision: Decision, asked: str) -> Decision:
     wanted = decision.situation.wanted
     target = decision.situation.kept.get(asked)
     if target is None:
-        message = f"the annotation {ROLLBACK} names revision {asked}, which is not kept: {_choices(decision.situation)}"
+        message = (
+            f"the annotation {ROLLBACK} names revision {asked}, which is not kept:"
+            f" {_choices(decision.situation)}"
+        )
         decision = replace(decision, rollback=DirectiveStatus(value=asked))
         return decision.tell("Warning", Reason.AnnotationIgnored, message).remark(message)
     message = f"to revision {asked} with model version {target.version}, as annotated"
@@ -50,12 +57,18 @@ def _pinned(decision: Decision, rollback: DirectiveStatus) -> Decision:
     decision = replace(decision, rollback=rollback)
     target = decision.situation.kept.get(rollback.revision or "")
     if target is None:
-        return decision.remark(f"revision {rollback.revision} is not kept any more: {_choices(decision.situation)}")
+        return decision.remark(
+            f"revision {rollback.revision} is not kept any more: {_choices(decision.situation)}"
+        )
     until = f"until the annotation {ROLLBACK} is removed or a newer version is promoted"
-    decision = decision.remark(f"held at revision {target.revision} with model version {target.version} {until}")
+    decision = decision.remark(
+        f"held at revision {target.revision} with model version {target.version} {until}"
+    )
     return replace(decision, situation=replace(decision.situation, wanted=target))
 
 
 def _choices(situation: Situation) -> str:
-    kept = ", ".join(f"{each.revision} (version {each.version})" for each in situation.kept.values())
+    kept = ", ".join(
+        f"{each.revision} (version {each.version})" for each in situation.kept.values()
+    )
     return f"write one of {kept}, or remove it" if kept else "no revision is kept; remove it"

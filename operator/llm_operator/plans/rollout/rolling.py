@@ -10,13 +10,16 @@ from llm_operator.plans.rollout.strategy import Next, Strategy
 
 
 class Rolling(Strategy):
-    """With one pod more at a time (surge 1), or where there is no room for it with one less (surge 0)."""
+    """With one pod more at a time (surge 1),
+    or where there is no room for it with one less (surge 0)."""
 
     mixes = True
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
         situation = move.situation
-        candidate = replace(move.candidate, replicas=max(1, before.replicas or situation.answering(move.new)))
+        candidate = replace(
+            move.candidate, replicas=max(1, before.replicas or situation.answering(move.new))
+        )
         if situation.replicas == 1:
             # The only pod that serves is never stopped for a new one.
             return replace(candidate, surge=1)
@@ -35,7 +38,11 @@ class Rolling(Strategy):
         return min(move.situation.replicas, move.candidate.replicas or 1)
 
     def hold_seconds(self, move: Move) -> float:
-        return 0.0 if all(each.state == "Passed" for each in move.candidate.gates) else float(JUDGED_SECONDS)
+        return (
+            0.0
+            if all(each.state == "Passed" for each in move.candidate.gates)
+            else float(JUDGED_SECONDS)
+        )
 
     def next(self, move: Move) -> Next:
         given = self.size(move)
@@ -45,7 +52,8 @@ class Rolling(Strategy):
             return move.candidate
         if given >= replicas:
             return super().next(move)
-        # The next pod only when the last has left: it would find no room and be taken for a lack of it.
+        # The next pod only when the last has left:
+        # it would find no room and be taken for a lack of it.
         present = move.situation.pods(move.old) + move.situation.pods(move.new)
         if present > replicas - 1 + (move.candidate.surge or 0):
             return move.candidate
@@ -68,7 +76,10 @@ class Rolling(Strategy):
         return Share(pods, (move.old, move.new) if both else (move.old,), move.candidate)
 
     def describe(self, move: Move) -> str:
-        return f"Rolling with {'one pod less' if self.stops_old_pods(move) else 'one pod more'} at a time"
+        return (
+            f"Rolling with {'one pod less' if self.stops_old_pods(move) else 'one pod more'} at a"
+            " time"
+        )
 
     def stops_old_pods(self, move: Move) -> bool:
         return move.candidate.surge == 0

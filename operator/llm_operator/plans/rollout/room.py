@@ -1,7 +1,8 @@
 """Whether a candidate's pods have a place to run, and whether stopping an old pod would make one.
 
-The scheduler and the API server are the judges: they alone know taints, affinities, volumes and quotas. What they say
-is read here, so that an old pod is stopped for a new one only where that can help.
+The scheduler and the API server are the judges: they alone know taints, affinities, volumes and
+quotas. What they say is read here, so that an old pod is stopped for a new one only where that can
+help.
 """
 
 import re
@@ -17,13 +18,16 @@ from llm_operator.plans.rollout.situation import exists, parse
 from llm_operator.state import Manifest
 
 PATIENCE_SECONDS = 30.0
-"""How long a pod must have had no place before that counts: evictions and scale-downs make room in this time."""
+"""How long a pod must have had no place before that counts:
+evictions and scale-downs make room in this time."""
 HELP_SECONDS = 60.0
 """How long a pod may still have no place after an old pod has had its time to stop."""
 NODE_SECONDS = 900.0
-"""How long a node that was ordered may take: the cluster autoscaler gives one up after 15 minutes."""
+"""How long a node that was ordered may take:
+the cluster autoscaler gives one up after 15 minutes."""
 ADDS = ("TriggeredScaleUp", "Nominated")
-"""Reasons of Events by which the cluster autoscaler and Karpenter say that a node will be there for the pod."""
+"""Reasons of Events by which the cluster autoscaler and Karpenter say that a node will be there for
+the pod."""
 ADDS_NOT = ("NotTriggerScaleUp",)
 """By which the former says that there won't."""
 NOT_HELPFUL = "Preemption is not helpful"
@@ -31,14 +35,16 @@ NOT_HELPFUL = "Preemption is not helpful"
 VICTIMS = "No preemption victims found"
 """Its words for a node where other pods stand in the way, none of them of a lower priority."""
 _HELD = re.compile(
-    r"too many pods|free ports|anti-affinity|topology spread constraints(?! .missing)|ReadWriteOncePod|volume count"
+    r"too many pods|free ports|anti-affinity|topology spread constraints(?!"
+    r" .missing)|ReadWriteOncePod|volume count"
     r"|available disk|cannot allocate all claims|not enough|enough resources",
     re.IGNORECASE,
 )
 """What an old pod may hold, besides resources with a name."""
 _INSUFFICIENT = re.compile(r"insufficient ([\w./-]*\w)", re.IGNORECASE)
 _QUOTA = re.compile(
-    r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>.+), used: .+, limited: (?P<limited>.+)"
+    r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>.+), used: .+, limited:"
+    r" (?P<limited>.+)"
 )
 
 
@@ -55,13 +61,16 @@ class Lack:
 
 
 def lack(move: Move) -> Lack | None:
-    """What keeps a pod of the candidate from having a place; None while all have one or nothing is said."""
+    """What keeps a pod of the candidate from having a place;
+    None while all have one or nothing is said."""
     children = move.situation.children(move.new)
     old = [pod for pod in move.situation.children(move.old).pods if exists(pod)]
     for pod in filter(exists, children.pods):
         if (said := unplaced(pod)) is not None:
             return Lack(said, freed(said, old), _coming(pod, move.situation.coming))
-    if move.situation.staying_pods(move.new) < children.wanted and (said := _refusal(children.deployment)):
+    if move.situation.staying_pods(move.new) < children.wanted and (
+        said := _refusal(children.deployment)
+    ):
         return Lack(said, bool(old) and _quota_frees(said))
     return None
 
@@ -93,20 +102,24 @@ def _waited(move: Move) -> float:
 
 
 def advice(move: Move, *, makes_room: bool) -> str:
-    """What the candidate waits for and how a person can help it; empty while it has room or an old pod makes some."""
+    """What the candidate waits for and how a person can help it;
+    empty while it has room or an old pod makes some."""
     found = lack(move)
     if found is None or move.stable is None:
         return ""
     if found.coming:
         return f"a node is on its way for it: {found.coming}"
     if not found.freed:
-        return "stopping an old pod would make no room for it: correct what is named, or add a node where it fits"
+        return (
+            "stopping an old pod would make no room for it: correct what is named, or add a node"
+            " where it fits"
+        )
     if makes_room:
         return ""
     if move.situation.replicas == 1:
         return (
-            "the one pod that serves is not stopped for it: free room, add a node, or permit an interruption by name, "
-            "rollout.strategy: Recreate"
+            "the one pod that serves is not stopped for it: free room, add a node, or permit an"
+            " interruption by name, rollout.strategy: Recreate"
         )
     if move.situation.spec.strategy in ("Auto", "Rolling"):
         return f"if there is none for {PATIENCE_SECONDS:.0f} s, one old pod at a time makes room"
@@ -117,17 +130,28 @@ def advice(move: Move, *, makes_room: bool) -> str:
 
 
 def coming(events: Iterable[Manifest], now: datetime) -> str:
-    """What a cluster autoscaler says about a node that it adds for a pod, from the pod's Events; empty: none comes."""
+    """What a cluster autoscaler says about a node that it adds for a pod, from the pod's Events;
+    empty: none comes."""
     known = [event for event in events if event.get("reason") in (*ADDS, *ADDS_NOT)]
     newest = max(known, key=_moment, default=None)
     at = parse(_moment(newest)) if newest else None
-    if newest is None or at is None or newest["reason"] in ADDS_NOT or (now - at).total_seconds() > NODE_SECONDS:
+    if (
+        newest is None
+        or at is None
+        or newest["reason"] in ADDS_NOT
+        or (now - at).total_seconds() > NODE_SECONDS
+    ):
         return ""
     return str(newest.get("message") or newest["reason"])[:512]
 
 
 def _moment(event: Manifest) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+    return str(
+        event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )
 
 
 def _coming(pod: Manifest, nodes: Mapping[str, str]) -> str:
@@ -138,10 +162,13 @@ def _coming(pod: Manifest, nodes: Mapping[str, str]) -> str:
 
 
 def unplaced(pod: Manifest) -> str | None:
-    """What the scheduler says of a pod that it finds no node for; None where it has one or has not been looked at."""
+    """What the scheduler says of a pod that it finds no node for;
+    None where it has one or has not been looked at."""
     for condition in (pod.get("status") or {}).get("conditions") or []:
         if (condition.get("type"), condition.get("reason")) == ("PodScheduled", "Unschedulable"):
-            return str(condition.get("message") or "") if condition.get("status") == "False" else None
+            return (
+                str(condition.get("message") or "") if condition.get("status") == "False" else None
+            )
     return None
 
 
@@ -156,7 +183,8 @@ def freed(said: str, old: Iterable[Manifest]) -> bool:
     scarce = _INSUFFICIENT.findall(reasons)
     if any(_holds(pod, resource) for pod in old for resource in scarce):
         return True
-    # Whatever the reason is called: for this node the scheduler says itself that another pod stands in the way.
+    # Whatever the reason is called: for this node the scheduler says itself that another pod stands
+    # in the way.
     stands = VICTIMS in preemption and not scarce
     return stands or _HELD.search(reasons) is not None
 
@@ -182,13 +210,16 @@ def _refusal(deployment: Manifest | None) -> str:
 
 
 def _quota_frees(said: str) -> bool:
-    """Whether a quota that is used up would hold the pod if another were gone; any other refusal stays."""
+    """Whether a quota that is used up would hold the pod if another were gone;
+    any other refusal stays."""
     match = _QUOTA.search(said)
     if match is None:
         return False
     requested = _amounts(match["requested"])
     limited = _amounts(match["limited"])
-    return bool(requested) and all(amount <= limited.get(name, 0) for name, amount in requested.items())
+    return bool(requested) and all(
+        amount <= limited.get(name, 0) for name, amount in requested.items()
+    )
 
 
 def _amounts(said: str) -> dict[str, Decimal]:

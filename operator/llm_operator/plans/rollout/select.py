@@ -23,7 +23,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def select(decision: Decision) -> Decision:
-    """The decision with the candidate's strategy, which is written down once there are pods to be moved."""
+    """The decision with the candidate's strategy,
+    which is written down once there are pods to be moved."""
     move = decision.move
     if move is None:
         return decision
@@ -33,7 +34,9 @@ def select(decision: Decision) -> Decision:
     before = move.candidate
     if move.state in (State.FAILED, State.REPLACED) or not move.situation.replicas:
         # Before operators wrote the strategy down, the specification's was the candidate's.
-        return replace(decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"]))
+        return replace(
+            decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"])
+        )
     name, reason = _automatic(move) if asked == "Auto" else (asked, "spec.rollout.strategy says so")
     strategy = STRATEGIES[name]
     changes = before.strategy not in (None, name)
@@ -46,17 +49,25 @@ def select(decision: Decision) -> Decision:
 
 
 def _automatic(move: Move) -> tuple[str, str]:
-    """BlueGreen until there is no room for it, then Rolling. It never interrupts: Recreate is asked for by name."""
+    """BlueGreen until there is no room for it, then Rolling.
+    It never interrupts: Recreate is asked for by name."""
     if move.candidate.strategy in ("Rolling", "Recreate"):
-        # Before 2026-11-28 Auto chose Recreate: then the old pods are gone already, and going on is the shortest way.
+        # Before 2026-11-28 Auto chose Recreate:
+        # then the old pods are gone already, and going on is the shortest way.
         return move.candidate.strategy, move.candidate.strategy_reason or ""
     lack = room.lasting(move)
     if lack is not None and move.situation.spec.shadows:
-        return "BlueGreen", "Auto: it waits for room, as rollout.shadow needs the new pods beside the old"
+        return (
+            "BlueGreen",
+            "Auto: it waits for room, as rollout.shadow needs the new pods beside the old",
+        )
     if lack is None:
         return "BlueGreen", "Auto: as long as the new pods find room beside the old"
     if move.situation.replicas == 1:
-        return "BlueGreen", "Auto: it waits for room, as stopping the only pod would be an interruption"
+        return (
+            "BlueGreen",
+            "Auto: it waits for room, as stopping the only pod would be an interruption",
+        )
     if not lack.freed:
         return "BlueGreen", "Auto: it waits for room, as stopping an old pod would make none"
     return "Rolling", f"Auto: no room for all new pods beside the old: {lack.message}"

@@ -1,4 +1,5 @@
-"""Pods per revision, who is behind the Service, and when to look again. It remembers nothing: what is suffices."""
+"""Pods per revision, who is behind the Service, and when to look again.
+It remembers nothing: what is suffices."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -22,11 +23,18 @@ def share(decision: Decision) -> Decision:
     decision = replace(decision, history=decision.history[:HISTORY_ENTRIES])
     kept, settling = _earlier(decision)
     found = _between(decision)
-    decision = replace(decision, candidate=found.candidate, replicas=kept | found.pods, serving=found.serving)
+    decision = replace(
+        decision, candidate=found.candidate, replicas=kept | found.pods, serving=found.serving
+    )
     looks = [decision.situation.settle_seconds] if settling else []
     move = decision.move
     strategy = decision.strategy
-    if move is not None and strategy is not None and decision.rolling_out and move.situation.replicas:
+    if (
+        move is not None
+        and strategy is not None
+        and decision.rolling_out
+        and move.situation.replicas
+    ):
         looks += _looks(move, strategy)
         decision = replace(decision, stage=_stage(move, strategy), advice=strategy.advice(move))
     elif move is not None and tries_on(decision.situation.status):
@@ -49,11 +57,14 @@ def _between(decision: Decision) -> Share:
 
 
 def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
-    """Pods of the revisions that are kept to go back to, and whether some of these stay a moment longer."""
+    """Pods of the revisions that are kept to go back to,
+    and whether some of these stay a moment longer."""
     situation = decision.situation
     current = {each.revision for each in (decision.stable, decision.candidate) if each}
     served = [each for each in decision.history if each.served and each.revision not in current]
-    kept = list(dict.fromkeys(entry.revision for entry in served))[: situation.spec.revision_history_limit]
+    kept = list(dict.fromkeys(entry.revision for entry in served))[
+        : situation.spec.revision_history_limit
+    ]
     settling = {
         entry.revision: pods
         for entry in served[:1]
@@ -73,7 +84,9 @@ def _looks(move: Move, strategy: Strategy) -> list[float]:
     if (candidate.step_started_at or move.shadow_left) and not candidate.paused:
         looks.append(max(1.0, strategy.hold_left(move) + 0.1))
     if room.lack(move) is not None:
-        looks += (seconds + 0.5 for seconds in (room.left(move), room.help_left(move)) if seconds > 0)
+        looks += (
+            seconds + 0.5 for seconds in (room.left(move), room.help_left(move)) if seconds > 0
+        )
     if (left := strategy.undecided_left(move)) is not None:
         looks.append(max(1.0, left + 0.5))
     looks += _gate_looks(move)
@@ -83,22 +96,35 @@ def _looks(move: Move, strategy: Strategy) -> list[float]:
 
 
 def _gate_looks(move: Move) -> list[float]:
-    return [GATE_LOOK_SECONDS] if move.situation.spec.gates and move.situation.answering(move.new) else []
+    return (
+        [GATE_LOOK_SECONDS]
+        if move.situation.spec.gates and move.situation.answering(move.new)
+        else []
+    )
 
 
 def _stage(move: Move, strategy: Strategy) -> str:
     """The step, what holds it up, and what the gates wait for."""
     if move.state is State.REPLACED:
-        return f"another revision is wanted; this one answers until pods of revision {move.old} are ready"
+        return (
+            f"another revision is wanted; this one answers until pods of revision {move.old} are"
+            " ready"
+        )
     parts = [strategy.describe(move), _copies(move)]
     if move.candidate.paused:
-        parts.append("paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or remove it")
+        parts.append(
+            "paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or"
+            " remove it"
+        )
     waiting = (gate for gate in move.candidate.gates if gate.state == "Waiting")
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
-    # Names alone: figures would be another text, and another write, at every look. They are in candidate.gates.
+    # Names alone: figures would be another text, and another write, at every look.
+    # They are in candidate.gates.
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
     if undecided:
-        parts.append(f"not decided yet: {undecided}{_held_until(move)} (see .status.candidate.gates)")
+        parts.append(
+            f"not decided yet: {undecided}{_held_until(move)} (see .status.candidate.gates)"
+        )
     return "; ".join(part for part in parts if part)
 
 
@@ -107,14 +133,21 @@ def _held_until(move: Move) -> str:
     since = move.candidate.undecided_since
     if since is None:
         return ""
-    return f", held for it until {stamp(since + timedelta(seconds=move.situation.spec.max_hold_seconds))} at most"
+    return (
+        ", held for it until"
+        f" {stamp(since + timedelta(seconds=move.situation.spec.max_hold_seconds))} at most"
+    )
 
 
 def _copies(move: Move) -> str:
-    """That it is sent copies. A moment, not what is left: that would be another text at every look."""
+    """That it is sent copies.
+    A moment, not what is left: that would be another text at every look."""
     spec = move.situation.spec.shadow
     since = move.candidate.shadowed_since
     if spec is None or since is None or not move.shadows:
         return ""
     until = since + timedelta(seconds=spec.hold_seconds)
-    return f"it is sent copies of {spec.percent} % of the requests, at least until {until:%H:%M:%S} UTC"
+    return (
+        f"it is sent copies of {spec.percent} % of the requests, at least until"
+        f" {until:%H:%M:%S} UTC"
+    )

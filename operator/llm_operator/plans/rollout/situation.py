@@ -72,7 +72,8 @@ class Situation:
         return sum(exists(pod) and bool((pod.get("spec") or {}).get("nodeName")) for pod in pods)
 
     def staying(self, revision: str) -> int:
-        """Pods that a Service may find: those that exist and are not leaving, or that are on order."""
+        """Pods that a Service may find: those that exist and are not leaving,
+        or that are on order."""
         return max(self.children(revision).wanted, self.staying_pods(revision))
 
     def answering(self, revision: str) -> int:
@@ -95,11 +96,15 @@ def _endings(pod: Manifest) -> int:
     found = 0
     for container in pod.get("status", {}).get("containerStatuses") or []:
         if container.get("name", names.RUNTIME_CONTAINER) != names.RUNTIME_CONTAINER:
-            continue  # Put into the pod by somebody else, a mesh or an agent: its end says nothing of the version.
+            # Put into the pod by somebody else, a mesh or an agent:
+            # its end says nothing of the version.
+            continue
         state = container.get("state") or {}
         waiting = (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
         # The count moves when the container starts again: until then its end is told by the state.
-        found += int(container.get("restartCount") or 0) + (1 if "terminated" in state or waiting else 0)
+        found += int(container.get("restartCount") or 0) + (
+            1 if "terminated" in state or waiting else 0
+        )
     return found
 
 

@@ -18,14 +18,22 @@ TRANSITIONS: tuple[tuple[State | None, State | None, str], ...] = (
     (None, State.STARTING, "alias moved, or spec changed"),
     (State.STARTING, State.READY, "a pod is ready"),
     (State.READY, State.STARTING, "no pod is ready any more"),
-    (State.READY, State.TRAFFIC, "smoke prompts answered, and evaluations, load probes and copies let it go on"),
+    (
+        State.READY,
+        State.TRAFFIC,
+        "smoke prompts answered, and evaluations, load probes and copies let it go on",
+    ),
     (State.STARTING, State.TRAFFIC, "Recreate, when the old pods are gone"),
     (State.TRAFFIC, State.TRAFFIC, "next step, hold over, no gate objects"),
     (State.READY, State.STABLE, "all pods ready, and gates passed, and nothing to hold"),
     (State.TRAFFIC, State.STABLE, "all pods ready, and gates passed"),
     (State.STARTING, State.FAILED, "deadline, broken model, no room or abort"),
     (State.READY, State.FAILED, "a gate failed or was undecided for too long, deadline or abort"),
-    (State.TRAFFIC, State.FAILED, "a gate failed or was undecided for too long, crash, deadline or abort"),
+    (
+        State.TRAFFIC,
+        State.FAILED,
+        "a gate failed or was undecided for too long, crash, deadline or abort",
+    ),
     (State.STARTING, State.REPLACED, "alias moved again"),
     (State.READY, State.REPLACED, "alias moved again"),
     (State.TRAFFIC, State.REPLACED, "alias moved again"),
@@ -41,5 +49,8 @@ TRANSITIONS: tuple[tuple[State | None, State | None, str], ...] = (
 
 def mermaid() -> str:
     """The diagram."""
-    lines = (f"    {source or '[*]'} --> {target or '[*]'}: {when}" for source, target, when in TRANSITIONS)
+    lines = (
+        f"    {source or '[*]'} --> {target or '[*]'}: {when}"
+        for source, target, when in TRANSITIONS
+    )
     return "\n".join(("stateDiagram-v2", *lines))

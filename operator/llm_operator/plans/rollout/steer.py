@@ -1,7 +1,7 @@
 """The annotation rollout, by which a person steers a roll-out: pause, resume, skip, abort.
 
-It is read and never written, and stays after it has been obeyed. So that it is not misread by the next roll-out, the
-status remembers what it was about when it was first seen.
+It is read and never written, and stays after it has been obeyed. So that it is not misread by the
+next roll-out, the status remembers what it was about when it was first seen.
 """
 
 from dataclasses import replace
@@ -14,7 +14,8 @@ STEER = f"{GROUP}/rollout"
 LEVELS = ("pause", "resume")
 """In force as long as they are written."""
 ONCE = ("skip", "abort")
-"""For the roll-out that is under way when they are first seen; or word:revision for that one alone."""
+"""For the roll-out that is under way when they are first seen;
+or word:revision for that one alone."""
 
 
 def steer(decision: Decision) -> Decision:
@@ -23,7 +24,11 @@ def steer(decision: Decision) -> Decision:
     if not value:
         return decision
     word, colon, named = value.partition(":")
-    about = decision.candidate.revision if decision.candidate and decision.rolling_out and word in ONCE else None
+    about = (
+        decision.candidate.revision
+        if decision.candidate and decision.rolling_out and word in ONCE
+        else None
+    )
     before = decision.situation.status.directive
     seen = DirectiveStatus(value=value, revision=named or about)
     known = before is not None and before.value == seen.value
@@ -31,7 +36,9 @@ def steer(decision: Decision) -> Decision:
     if value in LEVELS or (word in ONCE and bool(named) == bool(colon)):
         return decision
     message = (
-        f"the annotation {STEER} is {value[:100]!r} and has no effect: write pause, resume, skip, abort, "
-        "skip:<revision> or abort:<revision>"
+        f"the annotation {STEER} is {value[:100]!r} and has no effect: write pause, resume, skip,"
+        " abort, skip:<revision> or abort:<revision>"
     )
-    return (decision if known else decision.tell("Warning", Reason.AnnotationIgnored, message)).remark(message)
+    return (
+        decision if known else decision.tell("Warning", Reason.AnnotationIgnored, message)
+    ).remark(message)

@@ -23,7 +23,8 @@ class Strategy(ABC):
     """The candidate can wait before it gets traffic, while stable serves."""
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
-        """The candidate with what this strategy notes of it. `before`: perhaps of another strategy."""
+        """The candidate with what this strategy notes of it.
+        `before`: perhaps of another strategy."""
         return move.candidate
 
     def next(self, move: Move) -> Next:
@@ -59,7 +60,8 @@ class Strategy(ABC):
         return False
 
     def advice(self, move: Move) -> str:
-        """What a candidate without room waits for, and how a person can help it; empty: nobody need."""
+        """What a candidate without room waits for, and how a person can help it;
+        empty: nobody need."""
         return room.advice(move, makes_room=self.stops_old_pods(move))
 
     def hold_left(self, move: Move) -> float:
@@ -68,7 +70,9 @@ class Strategy(ABC):
             return move.shadow_left
         if move.candidate.step_started_at is None or move.skips:
             return 0.0
-        return max(0.0, self.hold_seconds(move) - move.situation.since(move.candidate.step_started_at))
+        return max(
+            0.0, self.hold_seconds(move) - move.situation.since(move.candidate.step_started_at)
+        )
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
         """The inconclusive gates that hold the candidate up."""
@@ -79,12 +83,19 @@ class Strategy(ABC):
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
         # A load probe has decided before there was traffic, or was let pass.
-        return tuple(each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE)
+        return tuple(
+            each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE
+        )
 
     def interrupted(self, move: Move) -> bool:
-        """Whether it has lost the pods or the traffic by which it is judged: that decides nothing."""
-        let_go = move.candidate.paused or move.skips or move.situation.spec.on_inconclusive == "Promote"
-        lost = move.state is State.STARTING or (move.state is State.TRAFFIC and not self.judged(move))
+        """Whether it has lost the pods or the traffic by which it is judged:
+        that decides nothing."""
+        let_go = (
+            move.candidate.paused or move.skips or move.situation.spec.on_inconclusive == "Promote"
+        )
+        lost = move.state is State.STARTING or (
+            move.state is State.TRAFFIC and not self.judged(move)
+        )
         return self.proves and lost and not let_go
 
     def cleared(self, move: Move) -> bool:
@@ -93,11 +104,15 @@ class Strategy(ABC):
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""
-        return move.complete and not move.candidate.paused and self.cleared(move) and move.shadow_done
+        return (
+            move.complete and not move.candidate.paused and self.cleared(move) and move.shadow_done
+        )
 
     def held(self, move: Move) -> bool:
         """Whether the step's hold has passed, or that of the copies."""
-        began = move.candidate.step_started_at if move.shadow_done else move.candidate.shadowed_since
+        began = (
+            move.candidate.step_started_at if move.shadow_done else move.candidate.shadowed_since
+        )
         return began is not None and self.hold_left(move) <= 0
 
     def over(self, move: Move) -> bool:
@@ -105,7 +120,8 @@ class Strategy(ABC):
         return self.held(move) and self.cleared(move)
 
     def undecided_left(self, move: Move) -> float | None:
-        """Seconds that inconclusive gates may still take; None where the candidate is not held for them."""
+        """Seconds that inconclusive gates may still take;
+        None where the candidate is not held for them."""
         if move.candidate.undecided_since is None:
             return None
         spec = move.situation.spec
@@ -113,7 +129,8 @@ class Strategy(ABC):
         return max(0.0, most - move.situation.since(move.candidate.undecided_since))
 
     def deadline_left(self, move: Move) -> float | None:
-        """Seconds until the candidate must have got further; None while it is told to wait, by a person or a hold."""
+        """Seconds until the candidate must have got further;
+        None while it is told to wait, by a person or a hold."""
         if move.candidate.paused or move.candidate.undecided_since or self.hold_left(move) > 0:
             return None
         began = move.candidate.progressed_at or move.candidate.started_at or move.situation.now

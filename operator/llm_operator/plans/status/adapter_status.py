@@ -1,4 +1,5 @@
-"""Where the adapters' versions answer: the status, the condition AdaptersReady, its Events, and when to look again."""
+"""Where the adapters' versions answer: the status, the condition AdaptersReady, its Events,
+and when to look again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,7 +60,12 @@ def _version(adapter: AdapterStatus) -> tuple[str, str, str, str | None, str | N
 
 
 def _standings(observed: Observed) -> list[_Standing]:
-    pods = [pod["metadata"]["name"] for each in observed.revisions.values() for pod in each.pods if faults.ready(pod)]
+    pods = [
+        pod["metadata"]["name"]
+        for each in observed.revisions.values()
+        for pod in each.pods
+        if faults.ready(pod)
+    ]
     return [_standing(observed, adapter, pods) for adapter in adapters.pinned(observed)]
 
 
@@ -74,12 +80,17 @@ def _standing(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -
             silent.append(pod)
         else:
             (answer if known[pod].adapters.get(name) == adapter.version else behind).append(pod)
-    failed = {pod: known[pod].adapter_failures[name] for pod in behind if name in known[pod].adapter_failures}
+    failed = {
+        pod: known[pod].adapter_failures[name]
+        for pod in behind
+        if name in known[pod].adapter_failures
+    }
     return _Standing(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
 
 
 def verdict(observed: Observed) -> tuple[str, str, str]:
-    """AdaptersReady: status, reason, message. Never a part of Ready: the model and the others answer all the same."""
+    """AdaptersReady: status, reason, message.
+    Never a part of Ready: the model and the others answer all the same."""
     if found := adapters.fault(observed):
         return ("False" if found.terminal else "Unknown"), found.reason, found.message
     standings = _standings(observed)
@@ -109,8 +120,8 @@ def _failure(observed: Observed, standing: _Standing) -> str:
     keeps = f"; version {', '.join(sorted(map(str, kept)))} goes on answering there" if kept else ""
     pods = tuple(standing.failed)
     return (
-        f"adapter {adapter.name}: {_what(adapter)} can't be loaded in {_names(pods)}: {', '.join(reasons)}; the pod's "
-        f"log says why (kubectl logs {pods[0]}){keeps}"
+        f"adapter {adapter.name}: {_what(adapter)} can't be loaded in {_names(pods)}:"
+        f" {', '.join(reasons)}; the pod's log says why (kubectl logs {pods[0]}){keeps}"
     )
 
 
@@ -130,11 +141,14 @@ def _names(pods: Sequence[str]) -> str:
 
 
 def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) -> float | None:
-    """Seconds until pods that are behind are asked again: soon at first, then ever more rarely. None: none is."""
+    """Seconds until pods that are behind are asked again: soon at first, then ever more rarely.
+    None: none is."""
     if not any(each.behind or each.silent for each in _standings(observed)):
         return None
     condition = next((each for each in after.conditions if each.type == "AdaptersReady"), None)
-    moments = [each.resolved_at for each in after.adapters] + ([condition.last_transition_time] if condition else [])
+    moments = [each.resolved_at for each in after.adapters] + (
+        [condition.last_transition_time] if condition else []
+    )
     newest = max((moment for each in moments if (moment := parse(each))), default=now)
     return min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
 
@@ -147,7 +161,11 @@ def events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occu
         old = known.get(each.name)
         if old is None or (old.model, old.version) != (each.model, each.version):
             was = f", was {_what(old)}" if old else ""
-            found.append(Occurrence("Normal", "AdapterResolved", f"adapter {each.name} is {_what(each)}{was}"))
+            found.append(
+                Occurrence(
+                    "Normal", "AdapterResolved", f"adapter {each.name} is {_what(each)}{was}"
+                )
+            )
     return found + _condition_events(_condition(before), _condition(after))
 
 

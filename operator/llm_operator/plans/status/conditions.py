@@ -1,6 +1,7 @@
 """Conditions of an LLMDeployment, from what was decided and seen.
 
-kstatus: a summary Ready, and Reconciling and Stalled that are true only when something is to be told.
+kstatus: a summary Ready, and Reconciling and Stalled that are true only when something is to be
+told.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,13 +51,15 @@ class Picture:
 
     @property
     def ready(self) -> int:
-        """Ready pods behind the Service. During a roll-out pods are ordered all the time: then as last counted."""
+        """Ready pods behind the Service.
+        During a roll-out pods are ordered all the time: then as last counted."""
         shared = len(self.decision.serving) > 1
         return sum(each.answering if shared else each.ready for each in self.serving)
 
     @property
     def download(self) -> str:
-        """How far the pods that are to come have got with the model's files; empty: they download nothing."""
+        """How far the pods that are to come have got with the model's files;
+        empty: they download nothing."""
         candidate = self.decision.candidate if self.decision.rolling_out else None
         coming = (candidate.revision,) if candidate else self.decision.serving
         pods = [pod for each in self._children(coming) for pod in each.pods]
@@ -75,12 +78,16 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
     verdicts: dict[str, Verdict] = {
         "Ready": _with(restarted, _ready(picture, stalled)),
         "Reconciling": _reconciling(picture, stalled),
-        "Stalled": ("True", stalled.reason, stalled.message)
-        if stalled
-        else ("False", Reason.NoFault, "nothing is stuck"),
+        "Stalled": (
+            ("True", stalled.reason, stalled.message)
+            if stalled
+            else ("False", Reason.NoFault, "nothing is stuck")
+        ),
         "Available": _with(restarted, _available(picture)),
         "ModelResolved": _resolved(picture),
-        **({"RegistryReachable": _reachable(picture)} if picture.observed.spec.model.mlflow else {}),
+        **(
+            {"RegistryReachable": _reachable(picture)} if picture.observed.spec.model.mlflow else {}
+        ),
         "Applied": _applied(picture),
         "Progressing": _progressing(picture),
         "UsagePersistent": _usage(picture),
@@ -92,7 +99,9 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
         verdicts["UpdateAvailable"] = _update(picture.observed)
     if picture.observed.adapters:
         verdicts["AdaptersReady"] = adapter_status.verdict(picture.observed)
-    return settle(verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now)
+    return settle(
+        verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now
+    )
 
 
 def settle(
@@ -105,9 +114,11 @@ def settle(
             type=kind,
             status=status,
             observed_generation=generation,
-            last_transition_time=before[kind].last_transition_time
-            if kind in before and before[kind].status == status
-            else stamp(now),
+            last_transition_time=(
+                before[kind].last_transition_time
+                if kind in before and before[kind].status == status
+                else stamp(now)
+            ),
             reason=reason,
             message=message,
         )
@@ -124,7 +135,10 @@ def with_fault(
     told = (fault.reason, fault.message)
     verdicts |= {"Applied": ("False", *told), "Ready": ("False", *told)}
     if fault.terminal:
-        verdicts |= {"Stalled": ("True", *told), "Reconciling": ("False", Reason.Settled, "nothing is under way")}
+        verdicts |= {
+            "Stalled": ("True", *told),
+            "Reconciling": ("False", Reason.Settled, "nothing is under way"),
+        }
     else:
         verdicts["Reconciling"] = ("True", Reason.Retrying, fault.message)
     return settle(verdicts, previous, planned[0].observed_generation or 0, now)
@@ -140,8 +154,11 @@ def first(generation: int, now: datetime) -> tuple[Condition, ...]:
     return settle(verdicts, (), generation, now)
 
 
-def unknown(previous: Iterable[Condition], fault: Fault, generation: int, now: datetime) -> tuple[Condition, ...]:
-    """Not everything could be looked at: whether it is ready is not known, all else stands as it was last seen."""
+def unknown(
+    previous: Iterable[Condition], fault: Fault, generation: int, now: datetime
+) -> tuple[Condition, ...]:
+    """Not everything could be looked at: whether it is ready is not known,
+    all else stands as it was last seen."""
     kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
     verdicts = {
         "Ready": ("Unknown", fault.reason, fault.message),
@@ -152,9 +169,14 @@ def unknown(previous: Iterable[Condition], fault: Fault, generation: int, now: d
 
 
 def invalid(
-    previous: Iterable[Condition], message: str, generation: int, now: datetime, reason: str = Reason.InvalidSpec
+    previous: Iterable[Condition],
+    message: str,
+    generation: int,
+    now: datetime,
+    reason: str = Reason.InvalidSpec,
 ) -> tuple[Condition, ...]:
-    """A specification that can't be read, or may not be followed; everything that runs is left as it is."""
+    """A specification that can't be read, or may not be followed;
+    everything that runs is left as it is."""
     kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
     told: Verdict = ("False", reason, message)
     verdicts = kept | {
@@ -171,10 +193,16 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
     candidate = picture.decision.candidate
     if picture.applied is not None and picture.applied.terminal:
         return picture.applied
-    if fault is not None and fault.terminal and not (picture.observed.resolution.last_known and fault.reason in KEEPS):
+    if (
+        fault is not None
+        and fault.terminal
+        and not (picture.observed.resolution.last_known and fault.reason in KEEPS)
+    ):
         return fault
     if candidate is not None and candidate.outcome is not None:
-        return Fault(candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture), terminal=True)
+        return Fault(
+            candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture), terminal=True
+        )
     left = stalls_in(picture, now)
     if left is None or left > timedelta() or (fault := picture.serving_fault) is None:
         return None
@@ -184,11 +212,17 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
 
 
 def stalls_in(picture: Picture, now: datetime) -> timedelta | None:
-    """How long until a fault of pods that should serve counts as one that will not pass; None without one.
+    """How long until a fault of pods that should serve counts as one that will not pass;
+    None without one.
 
-    It has as long as a roll-out may take, counted from the moment at which the first pod at fault was last ready.
+    It has as long as a roll-out may take, counted from the moment at which the first pod at fault
+    was last ready.
     """
-    if picture.decision.rolling_out or picture.ready >= picture.replicas or picture.serving_fault is None:
+    if (
+        picture.decision.rolling_out
+        or picture.ready >= picture.replicas
+        or picture.serving_fault is None
+    ):
         return None
     pods = [pod for each in picture.serving for pod in each.pods if faults.hindered(pod)]
     since = min((at for pod in pods if (at := faults.unready_since(pod)) is not None), default=None)
@@ -201,7 +235,8 @@ RESTARTS_TOLD = timedelta(days=1)
 
 
 def _restarted(picture: Picture, now: datetime) -> str:
-    """That containers of the serving pods were started again, for a day: a ready pod shows nothing of it."""
+    """That containers of the serving pods were started again,
+    for a day: a ready pod shows nothing of it."""
     found = faults.restarts(pod for each in picture.serving for pod in each.pods)
     recent = [restart for restart in found if now - restart.finished < RESTARTS_TOLD]
     if not recent:
@@ -209,8 +244,8 @@ def _restarted(picture: Picture, now: datetime) -> str:
     times = sum(restart.count for restart in recent)
     last = recent[0]
     return (
-        f"containers were restarted {times} {'time' if times == 1 else 'times'}, last in pod {last.pod} at "
-        f"{stamp(last.finished)}: {last.fault.reason}"
+        f"containers were restarted {times} {'time' if times == 1 else 'times'}, last in pod"
+        f" {last.pod} at {stamp(last.finished)}: {last.fault.reason}"
     )
 
 
@@ -223,10 +258,18 @@ def _failed(picture: Picture) -> str:
     candidate = picture.decision.candidate
     name = picture.observed.meta.name
     assert candidate is not None
-    again = f"kubectl delete deployment {name}-{candidate.revision} tries it again" if picture.decision.stable else ""
+    again = (
+        f"kubectl delete deployment {name}-{candidate.revision} tries it again"
+        if picture.decision.stable
+        else ""
+    )
     return "; ".join(
         part
-        for part in (f"model version {candidate.version} failed: {candidate.message}", _keeps(picture), again)
+        for part in (
+            f"model version {candidate.version} failed: {candidate.message}",
+            _keeps(picture),
+            again,
+        )
         if part
     )
 
@@ -240,7 +283,11 @@ def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
     spec = picture.observed.spec
     fault = picture.observed.resolution.fault
     if spec.suspend:
-        return "False", Reason.Suspended, "spec.suspend is true: no pods run; set it to false to serve again"
+        return (
+            "False",
+            Reason.Suspended,
+            "spec.suspend is true: no pods run; set it to false to serve again",
+        )
     if stalled is not None:
         keeps = _keeps(picture)
         tail = f"; {keeps}" if keeps and keeps not in stalled.message else ""
@@ -257,7 +304,8 @@ def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
 
 
 def _hindrance(picture: Picture) -> str:
-    """Why the candidate is not there yet: its pods' fault, if there is one, and else that it takes its time."""
+    """Why the candidate is not there yet:
+    its pods' fault, if there is one, and else that it takes its time."""
     candidate = picture.decision.candidate
     fault = picture.observed.faults.get(candidate.revision) if candidate else None
     if fault:
@@ -275,7 +323,10 @@ def _under_way(picture: Picture) -> str:
     children = picture.observed.revisions.get(candidate.revision)
     fault = picture.observed.faults.get(candidate.revision)
     pods = picture.decision.replicas.get(candidate.revision, picture.replicas)
-    counted = f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are ready"
+    counted = (
+        f"{children.ready if children else 0} of {pods} pods of version {candidate.version} are"
+        " ready"
+    )
     decision = picture.decision
     told = fault.message if fault else ""
     parts = (counted, picture.download, decision.stage, _keeps(picture), told, decision.advice)
@@ -294,7 +345,11 @@ def _pods_ready(picture: Picture) -> Verdict:
     ready = picture.ready
     wanted = picture.replicas
     if ready >= wanted and stable is not None:
-        return "True", Reason.Serving, f"{wanted} of {wanted} pods serve model version {stable.version}"
+        return (
+            "True",
+            Reason.Serving,
+            f"{wanted} of {wanted} pods serve model version {stable.version}",
+        )
     fault = picture.serving_fault
     if fault is not None:
         return "False", fault.reason, f"{ready} of {wanted} pods are ready: {fault.message}"
@@ -305,7 +360,11 @@ def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
     if stalled is not None or picture.observed.spec.suspend:
         return "False", Reason.Settled, "nothing is under way"
     if picture.decision.rolling_out and picture.replicas:
-        return "True", Reason.Downloading if picture.download else Reason.RollingOut, _under_way(picture)
+        return (
+            "True",
+            Reason.Downloading if picture.download else Reason.RollingOut,
+            _under_way(picture),
+        )
     fault = picture.applied or (
         picture.observed.resolution.fault if picture.observed.resolution.model is None else None
     )
@@ -377,13 +436,25 @@ def _progress(picture: Picture) -> Verdict:
     stable = picture.decision.stable
     if candidate is None:
         said = f"revision {stable.revision} is rolled out" if stable else "nothing to roll out yet"
-        return ("True" if stable else "False"), (Reason.RolledOut if stable else Reason.Resolving), said
+        return (
+            ("True" if stable else "False"),
+            (Reason.RolledOut if stable else Reason.Resolving),
+            said,
+        )
     if candidate.outcome is not None:
         return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
     if picture.observed.spec.suspend:
-        return "True", Reason.Suspended, f"revision {candidate.revision} is rolled out when spec.suspend is false"
+        return (
+            "True",
+            Reason.Suspended,
+            f"revision {candidate.revision} is rolled out when spec.suspend is false",
+        )
     if picture.replicas == 0:
-        return "True", Reason.ScaledToZero, f"revision {candidate.revision} is rolled out when replicas is raised"
+        return (
+            "True",
+            Reason.ScaledToZero,
+            f"revision {candidate.revision} is rolled out when replicas is raised",
+        )
     return "True", _hindrance(picture), _under_way(picture)
 
 
@@ -394,10 +465,15 @@ def _usage(picture: Picture) -> Verdict:
     if missing:
         return "False", Reason.DatabaseSecretMissing, missing
     if database.secret_ref is None:
-        limits = "each pod counts limits for itself" if picture.replicas > 1 else "a new pod counts limits from zero"
+        limits = (
+            "each pod counts limits for itself"
+            if picture.replicas > 1
+            else "a new pod counts limits from zero"
+        )
         said = (
-            f"usage is in the pod's SQLite and is lost with the pod, and {limits}; write spec.database.secretRef "
-            "{name, key} of a Secret that holds postgresql://user:password@host/database"
+            f"usage is in the pod's SQLite and is lost with the pod, and {limits}; write"
+            " spec.database.secretRef {name, key} of a Secret that holds"
+            " postgresql://user:password@host/database"
         )
         return "False", Reason.NoDatabase, said
     where = f"under {database.secret_ref.key} in Secret {database.secret_ref.name}"
@@ -408,7 +484,11 @@ def _autoscaling(autoscaler: Manifest | None) -> Verdict:
     conditions = ((autoscaler or {}).get("status") or {}).get("conditions") or []
     active = next((c for c in conditions if c.get("type") == "ScalingActive"), None)
     if active is None:
-        return "Unknown", Reason.AutoscalerPending, "the HorizontalPodAutoscaler has not reported yet"
+        return (
+            "Unknown",
+            Reason.AutoscalerPending,
+            "the HorizontalPodAutoscaler has not reported yet",
+        )
     if active["status"] == "True":
         return "True", Reason.ScalingActive, active.get("message", "")
     return "False", active.get("reason", "Unknown"), active.get("message", "")

@@ -6,7 +6,8 @@ from llm_operator.state import Download, Figures, Manifest
 
 
 def progress(pods: Iterable[Manifest], figures: Mapping[str, Figures], wanted: int) -> str:
-    """`downloading 63 %, 41 MB/s, 9 s left`: the slowest of one revision's pods. Empty: none of them downloads."""
+    """`downloading 63 %, 41 MB/s, 9 s left`: the slowest of one revision's pods.
+    Empty: none of them downloads."""
     found = [
         known.download
         for pod in pods
@@ -17,7 +18,9 @@ def progress(pods: Iterable[Manifest], figures: Mapping[str, Figures], wanted: i
     if not found:
         return ""
     said = f"downloading {_words(max(found, key=_seconds_left))}"
-    return f"{said} (the slowest; {len(found)} of {wanted} pods download)" if len(found) > 1 else said
+    return (
+        f"{said} (the slowest; {len(found)} of {wanted} pods download)" if len(found) > 1 else said
+    )
 
 
 def _words(download: Download) -> str:

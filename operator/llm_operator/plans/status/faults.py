@@ -11,14 +11,23 @@ from llm_operator.plans.reasons import Reason
 from llm_operator.state import Fault, Manifest, pod_ended, pod_ready
 from llm_runtime.contract import report_from_termination_message
 
-RETRYABLE_REPORTS = frozenset({Reason.RegistryUnreachable, Reason.DiskFull, Reason.EngineKilled, Reason.EngineDied})
+RETRYABLE_REPORTS = frozenset(
+    {Reason.RegistryUnreachable, Reason.DiskFull, Reason.EngineKilled, Reason.EngineDied}
+)
 """Reports that another attempt of the same pod may get past."""
-_IMAGE = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+_IMAGE = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+}
 _CREATE = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 
 
 RECENT = timedelta(minutes=10)
-"""A container that ended longer ago than this, and runs again, is not why its pod is not ready now."""
+"""A container that ended longer ago than this,
+and runs again, is not why its pod is not ready now."""
 OWN_CONTAINERS = (names.FETCH_CONTAINER, names.ADAPTERS_CONTAINER, names.RUNTIME_CONTAINER)
 """Others were put into the pod by somebody else: a mesh, an agent."""
 LASTING = (names.ADAPTERS_CONTAINER, names.RUNTIME_CONTAINER)
@@ -34,12 +43,17 @@ def worst(
     now: datetime | None = None,
     silent: Container[str] = (),
 ) -> Fault | None:
-    """The most telling fault among the pods of one revision: the program's own report before anything else.
+    """The most telling fault among the pods of one revision:
+    the program's own report before anything else.
 
-    `events` holds what was said about pods that wait for their containers, by pod name; `silent` names nodes that do
-    not answer.
+    `events` holds what was said about pods that wait for their containers, by pod name; `silent`
+    names nodes that do not answer.
     """
-    found = [fault for pod in pods if (fault := of_pod(pod, events.get(pod["metadata"]["name"], ()), now, silent))]
+    found = [
+        fault
+        for pod in pods
+        if (fault := of_pod(pod, events.get(pod["metadata"]["name"], ()), now, silent))
+    ]
     found.sort(key=lambda fault: (not fault.terminal, _ORDER.get(fault.reason, 0)))
     return found[0] if found else _refused(deployment)
 
@@ -50,11 +64,15 @@ _ORDER: dict[str, int] = {
     Reason.PodUnschedulable: 2,
     Reason.PodEvicted: 3,
 }
-"""The later, the less it says: an evicted pod stays in the list long after another has taken its place."""
+"""The later, the less it says: an evicted pod stays in the list long after another has taken its
+place."""
 
 
 def of_pod(
-    pod: Manifest, events: Iterable[Manifest] = (), now: datetime | None = None, silent: Container[str] = ()
+    pod: Manifest,
+    events: Iterable[Manifest] = (),
+    now: datetime | None = None,
+    silent: Container[str] = (),
 ) -> Fault | None:
     """The fault of one pod, or None when it is ready, leaving or simply on its way."""
     status = pod.get("status", {})
@@ -68,7 +86,9 @@ def of_pod(
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         return _unschedulable(pod, scheduled.get("message", ""))
     # What fetches adapters comes last: the model and the server say more about the pod.
-    for container in sorted(_containers(pod), key=lambda each: each["name"] == names.ADAPTERS_CONTAINER):
+    for container in sorted(
+        _containers(pod), key=lambda each: each["name"] == names.ADAPTERS_CONTAINER
+    ):
         if fault := _of_container(pod, container, now):
             return fault
     return _of_events(pod, events)
@@ -81,7 +101,9 @@ def _of_events(pod: Manifest, events: Iterable[Manifest]) -> Fault | None:
         reason = event.get("reason") or ""
         if reason in _TROUBLES:
             told = reason, (event.get("message") or "no further word")[-_WORDS:]
-        elif reason in _GOT_FURTHER or (told and (told[0], reason) == ("FailedAttachVolume", "SuccessfulAttachVolume")):
+        elif reason in _GOT_FURTHER or (
+            told and (told[0], reason) == ("FailedAttachVolume", "SuccessfulAttachVolume")
+        ):
             told = None
     if told is None:
         return None
@@ -100,7 +122,10 @@ _MOUNT = (
 _SANDBOX = (
     Reason.SandboxFailed,
     "can't get its sandbox",
-    "; the node's container runtime or network is at fault, or spec.pod.runtimeClassName: another node may do",
+    (
+        "; the node's container runtime or network is at fault, or spec.pod.runtimeClassName:"
+        " another node may do"
+    ),
 )
 _TROUBLES = {
     "FailedMount": _MOUNT,
@@ -108,18 +133,23 @@ _TROUBLES = {
     "FailedAttachVolume": (
         Reason.AttachFailed,
         "waits for a volume that can't be attached to its node",
-        "; a ReadWriteOnce claim serves one node at a time: use a ReadWriteMany claim or rollout.strategy "
-        "Recreate, or wait until the other pod has gone",
+        (
+            "; a ReadWriteOnce claim serves one node at a time: use a ReadWriteMany claim or"
+            " rollout.strategy Recreate, or wait until the other pod has gone"
+        ),
     ),
     "FailedCreatePodSandBox": _SANDBOX,
     "NetworkNotReady": _SANDBOX,
 }
-"""Reason, words and advice by the reason of the Event. The pod itself says nothing: it stays in ContainerCreating."""
+"""Reason, words and advice by the reason of the Event.
+The pod itself says nothing: it stays in ContainerCreating."""
 
 
 def _when(event: Manifest) -> str:
     series = event.get("series") or {}
-    return str(series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or "")
+    return str(
+        series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
+    )
 
 
 def _of_container(pod: Manifest, container: Manifest, now: datetime | None) -> Fault | None:
@@ -130,23 +160,25 @@ def _of_container(pod: Manifest, container: Manifest, now: datetime | None) -> F
     if reason in _IMAGE:
         return Fault(
             Reason.ImagePullFailed,
-            f"the image {container.get('image', '')!r} of {what} can't be pulled: {message or reason}; check "
-            "spec.image (where it is absent: runtimeImage in the operator's configuration) and "
-            f"spec.pod.imagePullSecrets; an image that was only loaded onto node {_node(pod)} is removed by its "
-            "clean-up when the disk is full: load it again",
+            f"the image {container.get('image', '')!r} of {what} can't be pulled:"
+            f" {message or reason}; check spec.image (where it is absent: runtimeImage in the"
+            " operator's configuration) and spec.pod.imagePullSecrets; an image that was only"
+            f" loaded onto node {_node(pod)} is removed by its clean-up when the disk is full: load"
+            " it again",
         )
     if reason in _CREATE:
         return Fault(
             Reason.ContainerConfigError,
-            f"{what} can't be created: {message or reason}; make what is missing, or correct spec.pod.env "
-            f"({_describe(pod)})",
+            f"{what} can't be created: {message or reason}; make what is missing, or correct"
+            f" spec.pod.env ({_describe(pod)})",
         )
     ended = container.get("state", {}).get("terminated") or _last_end(container, now)
     return _of_exit(pod, container, ended, reason) if _failed(ended) else None
 
 
 def _failed(ended: Manifest) -> bool:
-    """A kill for memory counts whatever the exit code: it may have hit another process than the container's first."""
+    """A kill for memory counts whatever the exit code:
+    it may have hit another process than the container's first."""
     return bool(ended.get("exitCode")) or ended.get("reason") == "OOMKilled"
 
 
@@ -161,37 +193,56 @@ def _last_end(container: Manifest, now: datetime | None) -> Manifest:
 
 def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) -> Fault | None:
     own = container["name"] in OWN_CONTAINERS
-    what = f"container {container['name']} of pod {_name(pod)}{'' if own else ' (not one of the operator)'}"
+    what = (
+        f"container {container['name']} of pod"
+        f" {_name(pod)}{'' if own else ' (not one of the operator)'}"
+    )
     logs = f"{_kubectl(pod)} logs {_name(pod)} -c {container['name']} --previous"
     # A version does not fail by what only fetches adapters.
-    often = container.get("restartCount", 0) >= KILLS_FOR_GOOD and container["name"] != names.ADAPTERS_CONTAINER
+    often = (
+        container.get("restartCount", 0) >= KILLS_FOR_GOOD
+        and container["name"] != names.ADAPTERS_CONTAINER
+    )
     out_of_memory = ended.get("reason") == "OOMKilled"
     report = report_from_termination_message(ended.get("message") or "") if own else None
     if report is not None:
         # Killed by the kernel is not yet too small: the same pod may have served for days.
         passing = report.reason in RETRYABLE_REPORTS or (out_of_memory and not often)
-        return Fault(report.reason, f"{_whose(pod, report.reason)}{report.message}", terminal=not passing)
-    if out_of_memory:
-        whose = _memory_field(container["name"]) if own else "its memory limit, where it was put into the pod"
         return Fault(
-            Reason.OutOfMemory, f"{what} was killed for its memory: raise {whose} ({logs})", terminal=own and often
+            report.reason, f"{_whose(pod, report.reason)}{report.message}", terminal=not passing
+        )
+    if out_of_memory:
+        whose = (
+            _memory_field(container["name"])
+            if own
+            else "its memory limit, where it was put into the pod"
+        )
+        return Fault(
+            Reason.OutOfMemory,
+            f"{what} was killed for its memory: raise {whose} ({logs})",
+            terminal=own and often,
         )
     tail = (ended.get("message") or "").strip()[-400:]
     words = f": {tail}" if tail else ""
     if waiting == "CrashLoopBackOff":
-        return Fault(Reason.CrashLoopBackOff, f"{what} ends with {_code(ended)} again and again{words} ({logs})")
+        return Fault(
+            Reason.CrashLoopBackOff,
+            f"{what} ends with {_code(ended)} again and again{words} ({logs})",
+        )
     return Fault(
-        Reason.ContainerRestarted, f"{what} has ended with {_code(ended)} and is started again{words} ({logs})"
+        Reason.ContainerRestarted,
+        f"{what} has ended with {_code(ended)} and is started again{words} ({logs})",
     )
 
 
 def _whose(pod: Manifest, reason: str) -> str:
-    """The operator asks the same server, from another place: what a pod can't reach may be there for the operator."""
+    """The operator asks the same server, from another place:
+    what a pod can't reach may be there for the operator."""
     if reason != Reason.RegistryUnreachable:
         return ""
     return (
-        f"pod {_name(pod)} can't reach the registry, whatever the operator can: the NetworkPolicies, DNS and proxies "
-        "of its own namespace apply to it; "
+        f"pod {_name(pod)} can't reach the registry, whatever the operator can: the"
+        " NetworkPolicies, DNS and proxies of its own namespace apply to it; "
     )
 
 
@@ -204,7 +255,11 @@ def _memory_field(container: str) -> str:
 def _code(ended: Manifest) -> str:
     code = int(ended.get("exitCode") or 0)
     try:
-        return f"exit code {code} ({signal.Signals(code - 128).name})" if code > 128 else f"exit code {code}"
+        return (
+            f"exit code {code} ({signal.Signals(code - 128).name})"
+            if code > 128
+            else f"exit code {code}"
+        )
     except ValueError:
         return f"exit code {code}"
 
@@ -223,7 +278,10 @@ class Restart:
     @property
     def words(self) -> str:
         """For an Event: the same for the same restart, and for no other."""
-        return f"pod {self.pod}, restart {self.count} of container {self.container}: {self.fault.message}"
+        return (
+            f"pod {self.pod}, restart {self.count} of container {self.container}:"
+            f" {self.fault.message}"
+        )
 
 
 def restarts(pods: Iterable[Manifest]) -> list[Restart]:
@@ -235,7 +293,8 @@ def restarts(pods: Iterable[Manifest]) -> list[Restart]:
         for container in _containers(pod)
         if container["name"] in LASTING and container.get("restartCount")
         if _failed(ended := container.get("lastState", {}).get("terminated") or {})
-        if (finished := _time(ended.get("finishedAt"))) and (fault := _of_exit(pod, container, ended, ""))
+        if (finished := _time(ended.get("finishedAt")))
+        and (fault := _of_exit(pod, container, ended, ""))
     ]
     return sorted(found, key=lambda restart: restart.finished, reverse=True)
 
@@ -259,43 +318,56 @@ def _unschedulable(pod: Manifest, message: str) -> Fault:
     scarce = sorted(set(re.findall(r"Insufficient ([\w./-]*\w)", message)))
     what = f"not enough {', '.join(scarce)}: " if scarce else ""
     hint = "; free some or add a node" if scarce else ""
-    return Fault(Reason.PodUnschedulable, f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})")
+    return Fault(
+        Reason.PodUnschedulable,
+        f"pod {_name(pod)} finds no node: {what}{message}{hint} ({_describe(pod)})",
+    )
 
 
 def evictions(pods: Iterable[Manifest]) -> list[tuple[Fault, datetime]]:
     """Pods that their nodes have ended, and when: as near to it as their conditions say."""
     found = []
     for pod in pods:
-        changes = [_time(c.get("lastTransitionTime")) for c in pod.get("status", {}).get("conditions") or []]
-        at = max((time for time in changes if time), default=_time(pod["metadata"].get("creationTimestamp")))
+        changes = [
+            _time(c.get("lastTransitionTime"))
+            for c in pod.get("status", {}).get("conditions") or []
+        ]
+        at = max(
+            (time for time in changes if time),
+            default=_time(pod["metadata"].get("creationTimestamp")),
+        )
         if at is not None and (fault := _evicted(pod)) is not None:
             found.append((fault, at))
     return found
 
 
 def _evicted(pod: Manifest) -> Fault | None:
-    """The kubelet has ended the pod for the node's sake: memory, disk, a shutdown, no room on arrival."""
+    """The kubelet has ended the pod for the node's sake:
+    memory, disk, a shutdown, no room on arrival."""
     status = pod.get("status") or {}
     reason = status.get("reason") or ""
     message = status.get("message") or ""
     if status.get("phase") == "Succeeded" and not pod["metadata"].get("deletionTimestamp"):
-        # Seen with Kubernetes 1.36: a pod that ends well within its eviction's grace has neither of the two. Containers
-        # that are always started again never end otherwise, unless somebody deletes the pod, as each roll-out does.
+        # Seen with Kubernetes 1.36: a pod that ends well within its eviction's grace has neither of
+        # the two. Containers that are always started again never end otherwise, unless somebody
+        # deletes the pod, as each roll-out does.
         reason = reason or "Evicted"
         message = message or "the pod's Events say why"
     elif status.get("phase") != "Failed" or not reason:
         return None
     return Fault(
         Reason.PodEvicted,
-        f"pod {_name(pod)} was ended by its node {_node(pod)}: {reason}: {message or 'no further word'}; another is "
-        f"made; requests close to what the pod uses keep it (spec.resources.requests; {_describe(pod)})",
+        f"pod {_name(pod)} was ended by its node {_node(pod)}: {reason}:"
+        f" {message or 'no further word'}; another is made; requests close to what the pod uses"
+        f" keep it (spec.resources.requests; {_describe(pod)})",
     )
 
 
 def _lost(pod: Manifest) -> bool:
     """Whether the node's kubelet has fallen silent.
 
-    Then the control plane takes Ready from the pod and touches nothing else; a kubelet always changes both.
+    Then the control plane takes Ready from the pod and touches nothing else;
+    a kubelet always changes both.
     """
     status = pod.get("status") or {}
     gated = (pod.get("spec") or {}).get("readinessGates")
@@ -309,7 +381,8 @@ SILENCE = timedelta(seconds=40)
 
 
 def doubtful(pod: Manifest, now: datetime) -> bool:
-    """Whether to ask for a pod's node: the pod is not ready yet, and nothing would change on it if that fell silent."""
+    """Whether to ask for a pod's node: the pod is not ready yet,
+    and nothing would change on it if that fell silent."""
     since = unready_since(pod)
     return hindered(pod) and _node(pod) != "?" and since is not None and now - since > SILENCE
 
@@ -322,8 +395,9 @@ def silent(node: Manifest) -> bool:
 def _on_a_lost_node(pod: Manifest) -> Fault:
     return Fault(
         Reason.NodeLost,
-        f"node {_node(pod)} of pod {_name(pod)} does not answer; the pod is replaced when the node is given up, 5 "
-        f"minutes by default, or at once by kubectl delete node {_node(pod)} (kubectl describe node {_node(pod)})",
+        f"node {_node(pod)} of pod {_name(pod)} does not answer; the pod is replaced when the node"
+        f" is given up, 5 minutes by default, or at once by kubectl delete node {_node(pod)}"
+        f" (kubectl describe node {_node(pod)})",
     )
 
 
@@ -334,7 +408,8 @@ def _refused(deployment: Manifest | None) -> Fault | None:
     name = deployment["metadata"]["name"]
     return Fault(
         Reason.PodsRefused,
-        f"pods of {name} are refused: {failure.get('message', '')} ({_kubectl(deployment)} describe replicaset -l "
+        f"pods of {name} are refused: {failure.get('message', '')} ({_kubectl(deployment)} describe"
+        " replicaset -l "
         f"{names.REVISION_LABEL}={(deployment['metadata'].get('labels') or {}).get(names.REVISION_LABEL, '')})",
     )
 
@@ -369,17 +444,25 @@ def _containers(pod: Manifest) -> list[Manifest]:
 def waits_for_containers(pod: Manifest) -> bool:
     """Whether a pod has a node but no container yet: then only Events say why."""
     status = pod.get("status", {})
-    if pod["metadata"].get("deletionTimestamp") or _condition(status, "PodScheduled").get("status") != "True":
+    if (
+        pod["metadata"].get("deletionTimestamp")
+        or _condition(status, "PodScheduled").get("status") != "True"
+    ):
         return False
     reasons = {(c.get("state", {}).get("waiting") or {}).get("reason") for c in _containers(pod)}
-    return status.get("phase", "Pending") == "Pending" and reasons <= {"ContainerCreating", "PodInitializing"}
+    return status.get("phase", "Pending") == "Pending" and reasons <= {
+        "ContainerCreating",
+        "PodInitializing",
+    }
 
 
 def fetching(pod: Manifest) -> bool:
     """Whether the pod is downloading its model."""
     containers = pod.get("status", {}).get("initContainerStatuses") or []
     # Others may run as long as the pod: sidecars that a mesh puts in.
-    return any(c["name"] == names.FETCH_CONTAINER and "running" in c.get("state", {}) for c in containers)
+    return any(
+        c["name"] == names.FETCH_CONTAINER and "running" in c.get("state", {}) for c in containers
+    )
 
 
 ready = pod_ready

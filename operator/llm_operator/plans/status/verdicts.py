@@ -1,4 +1,5 @@
-"""How roll-outs ended, read off the status; the tag that tells the registry; a memory of what was told."""
+"""How roll-outs ended, read off the status;
+the tag that tells the registry; a memory of what was told."""
 
 import json
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ class Ended:
 def ended(observed: Observed, status: LLMDeploymentStatus) -> tuple[Ended, ...]:
     """The last verdict on each version, newest first.
 
-    The status alone tells, so that a crash between status and tag loses nothing. A version that failed in another
-    configuration than the one in which it serves is not at fault.
+    The status alone tells, so that a crash between status and tag loses nothing. A version that
+    failed in another configuration than the one in which it serves is not at fault.
     """
     models = _models(observed)
     found: dict[tuple[str, str], Ended] = {}
@@ -56,18 +57,24 @@ def ended(observed: Observed, status: LLMDeploymentStatus) -> tuple[Ended, ...]:
 
 
 def _models(observed: Observed) -> dict[str, str]:
-    """The registered model of each revision that is still there, of those on the server that the spec names."""
+    """The registered model of each revision that is still there,
+    of those on the server that the spec names."""
     found = {}
     for revision, children in observed.revisions.items():
         text = ((children.config or {}).get("data") or {}).get(contract.CONFIG_FILE)
         mlflow = (json.loads(text).get("model") or {}).get("mlflow") if text else None
-        if mlflow and observed.connection and mlflow["trackingUri"] == observed.connection.tracking_uri:
+        if (
+            mlflow
+            and observed.connection
+            and mlflow["trackingUri"] == observed.connection.tracking_uri
+        ):
             found[revision] = str(mlflow["name"])
     return found
 
 
 def tag(meta: Meta) -> str:
-    """The key of the deployment's tag: one of its own, as several may serve one version; short, as people read it."""
+    """The key of the deployment's tag: one of its own, as several may serve one version;
+    short, as people read it."""
     return f"{meta.namespace}/{meta.name}"
 
 
@@ -116,7 +123,8 @@ class Ledger:
     """The deployment is no more: its tags are to go."""
 
     def note(self, found: tuple[Ended, ...]) -> None:
-        """Take over what the status says. At first sight all but the newest counts as told long ago."""
+        """Take over what the status says.
+        At first sight all but the newest counts as told long ago."""
         if self.found is None:
             self.found = frozenset(found)
             self.told.update(found[1:])

@@ -19,13 +19,18 @@ from llm_operator.state import Connection, ModelVersion
 
 
 class CachedRegistry:
-    """Asks once per reference and interval, and leaves a server that does not answer alone for a while.
+    """Asks once per reference and interval,
+    and leaves a server that does not answer alone for a while.
 
     Without it a dead server would hold every worker for a time-out per LLMDeployment.
     """
 
     def __init__(
-        self, inner: Server, keep_seconds: float, rest_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        inner: Server,
+        keep_seconds: float,
+        rest_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
         self._keep = keep_seconds
@@ -66,7 +71,9 @@ class CachedRegistry:
         self._versions[connection, reference] = (self._clock() + self._keep, version)
         return version
 
-    async def _what_there_is(self, connection: Connection, reference: Reference, *, model: bool) -> str:
+    async def _what_there_is(
+        self, connection: Connection, reference: Reference, *, model: bool
+    ) -> str:
         """For a reference that stands for nothing; empty where the registry does not say."""
         now = self._clock()
         known = (connection, reference)
@@ -74,7 +81,11 @@ class CachedRegistry:
         if known not in self._choices:
             said = ""
             with suppress(RegistryFault):
-                said = listed(await self._inner.choices(connection, reference, model=model), reference, model=model)
+                said = listed(
+                    await self._inner.choices(connection, reference, model=model),
+                    reference,
+                    model=model,
+                )
             self._choices[known] = (now + self._keep, said)
         return self._choices[known][1]
 
@@ -89,7 +100,9 @@ class CachedRegistry:
         async with self._doubting(connection):
             return await self._inner.tags(connection, name, version)
 
-    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
+    async def tag(
+        self, connection: Connection, name: str, version: str, key: str, value: str
+    ) -> None:
         self._raise_if_down(connection)
         async with self._doubting(connection):
             await self._inner.tag(connection, name, version, key, value)
@@ -99,14 +112,17 @@ class CachedRegistry:
         async with self._doubting(connection):
             await self._inner.untag(connection, name, version, key)
 
-    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
+    async def tagged(
+        self, connection: Connection, key: str
+    ) -> dict[tuple[str, str], dict[str, str]]:
         self._raise_if_down(connection)
         with self._noticing(connection):
             return await self._inner.tagged(connection, key)
 
     @contextmanager
     def _noticing(self, connection: Connection) -> Iterator[None]:
-        """Leave a silent server alone: only silence costs time. A refusal is quick, and may be about one model only."""
+        """Leave a silent server alone: only silence costs time.
+        A refusal is quick, and may be about one model only."""
         try:
             yield
         except RegistryFault as fault:

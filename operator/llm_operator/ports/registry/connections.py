@@ -13,7 +13,9 @@ from llm_operator.state import Account, Connection
 ACCOUNT = ("username", "password", "token")
 
 
-def read_connection(name: str, known: dict[str, ConnectionSettings], field: str = "spec.model.mlflow") -> Connection:
+def read_connection(
+    name: str, known: dict[str, ConnectionSettings], field: str = "spec.model.mlflow"
+) -> Connection:
     """The connection with its credentials as the mounted files hold them now.
 
     Raises ConnectionUnknown, and RegistryUnreachable for a file that can't be used.
@@ -22,14 +24,15 @@ def read_connection(name: str, known: dict[str, ConnectionSettings], field: str 
     if settings is None:
         have = ", ".join(sorted(known)) or "none"
         raise ConnectionUnknown(
-            f"the operator has no connection {name!r} (it has: {have}): add it under `connections` in the operator's "
-            f"configuration, or write another {field}.connection"
+            f"the operator has no connection {name!r} (it has: {have}): add it under `connections`"
+            f" in the operator's configuration, or write another {field}.connection"
         )
     try:
         return _read(name, settings)
     except (OSError, ValueError) as error:
         raise RegistryUnreachable(
-            f"a file of connection {name!r} can't be used ({error}): correct it in the operator's configuration",
+            f"a file of connection {name!r} can't be used ({error}): correct it in the operator's"
+            " configuration",
             answered=True,
         ) from error
 
@@ -42,7 +45,11 @@ def _read(name: str, settings: ConnectionSettings) -> Connection:
         tracking_uri=settings.tracking_uri.rstrip("/"),
         workspace=settings.workspace,
         **{field: _secret(folder, field) for field in ACCOUNT},
-        ca=_certificates(settings.ca_file) if settings.ca_file and settings.ca_file.is_file() else "",
+        ca=(
+            _certificates(settings.ca_file)
+            if settings.ca_file and settings.ca_file.is_file()
+            else ""
+        ),
         pods=Account(**{field: _secret(of_pods, field) for field in ACCOUNT}) if of_pods else None,
         artifact_hosts=settings.artifact_hosts,
     )
@@ -56,7 +63,9 @@ def headers_of(connection: Connection) -> dict[str, str]:
 
 def auth_of(connection: Connection) -> httpx.BasicAuth | None:
     """The account, where it has a name."""
-    return httpx.BasicAuth(connection.username, connection.password) if connection.username else None
+    return (
+        httpx.BasicAuth(connection.username, connection.password) if connection.username else None
+    )
 
 
 def tls_of(connection: Connection) -> ssl.SSLContext | bool:
@@ -64,11 +73,14 @@ def tls_of(connection: Connection) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cadata=connection.ca) if connection.ca else True
 
 
-_CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----.+?-----END \1?CERTIFICATE-----", re.DOTALL)
+_CERTIFICATE = re.compile(
+    rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----.+?-----END \1?CERTIFICATE-----", re.DOTALL
+)
 
 
 def _certificates(file: Path) -> str:
-    """The certificates alone: the comments of a bundle may have any letters, and TLS takes ASCII only.
+    """The certificates alone: the comments of a bundle may have any letters,
+    and TLS takes ASCII only.
 
     Raises ValueError where there is none.
     """
@@ -81,7 +93,9 @@ def _certificates(file: Path) -> str:
 def webhook_secrets(settings: ConnectionSettings) -> tuple[str, ...]:
     """What signs the server's webhooks: one line, or two while one takes the place of the other."""
     return tuple(
-        line.strip() for line in _secret(settings.credentials_folder, "webhookSecret").splitlines() if line.strip()
+        line.strip()
+        for line in _secret(settings.credentials_folder, "webhookSecret").splitlines()
+        if line.strip()
     )
 
 

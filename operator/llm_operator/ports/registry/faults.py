@@ -31,7 +31,8 @@ class RegistryFault(Exception):
     about_server: ClassVar[bool] = False
     """Whether every question to this server would fail like this."""
     keeps_version: ClassVar[bool] = False
-    """Whether the last known version stays in force: only an answer about the model can take it away."""
+    """Whether the last known version stays in force:
+    only an answer about the model can take it away."""
 
     @property
     def fault(self) -> Fault:
@@ -97,7 +98,9 @@ class RegistryUnreachable(RegistryFault):
         """There was an answer, which costs no time-out and may be about one model only."""
 
 
-def explain(answer: httpx.Response, connection: Connection, reference: Reference | None) -> RegistryFault:
+def explain(
+    answer: httpx.Response, connection: Connection, reference: Reference | None
+) -> RegistryFault:
     """The fault that an answer other than 200 stands for."""
     uri = connection.tracking_uri
     status = answer.status_code
@@ -105,25 +108,34 @@ def explain(answer: httpx.Response, connection: Connection, reference: Reference
         body = answer.json()
     except ValueError:
         body = {}
-    code, said = (body.get("error_code", ""), body.get("message", "")) if isinstance(body, dict) else ("", "")
+    code, said = (
+        (body.get("error_code", ""), body.get("message", ""))
+        if isinstance(body, dict)
+        else ("", "")
+    )
     if status == 403 and "host header" in answer.text.lower():
         host = urlsplit(uri).netloc
         return HostNotAllowed(
-            f"MLflow at {uri} refuses the Host header {host!r}: start it with --allowed-hosts '{host}' "
-            "(MLFLOW_SERVER_ALLOWED_HOSTS)"
+            f"MLflow at {uri} refuses the Host header {host!r}: start it with --allowed-hosts"
+            f" '{host}' (MLFLOW_SERVER_ALLOWED_HOSTS)"
         )
     if status == 403 and reference is not None:
         return ModelDenied(
-            f"MLflow at {uri} refuses the operator's user on model {reference.name!r} (403{said and f': {said}'}): "
-            "give that user the permission READ there, and EDIT where verdicts are written, or correct "
-            f"{reference.field}.name; the user is the one in the Secret behind connection {connection.name!r}"
+            f"MLflow at {uri} refuses the operator's user on model {reference.name!r}"
+            f" (403{said and f': {said}'}): give that user the permission READ there, and EDIT"
+            f" where verdicts are written, or correct {reference.field}.name; the user is the one"
+            f" in the Secret behind connection {connection.name!r}"
         )
     if status in (401, 403):
         return RegistryDenied(
-            f"MLflow at {uri} answered {status} to the operator: check username and password (or token) in the Secret "
-            f"behind connection {connection.name!r}"
+            f"MLflow at {uri} answered {status} to the operator: check username and password (or"
+            f" token) in the Secret behind connection {connection.name!r}"
         )
-    if reference is None or status >= 500 or code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    if (
+        reference is None
+        or status >= 500
+        or code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    ):
         about = f" on {reference}" if reference else ""
         return RegistryUnreachable(
             f"MLflow at {uri} answered {status}{about}: {said or answer.text[:200]}", answered=True
@@ -134,17 +146,18 @@ def explain(answer: httpx.Response, connection: Connection, reference: Reference
 def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
     if "registered model with name" in said.lower() and "alias" not in said.lower():
         return ModelNotFound(
-            f"MLflow at {uri} has no registered model {reference.name!r}: register it (llm-runtime push FOLDER --name "
-            f"{reference.name}), or correct {reference.field}.name"
+            f"MLflow at {uri} has no registered model {reference.name!r}: register it (llm-runtime"
+            f" push FOLDER --name {reference.name}), or correct {reference.field}.name"
         )
     if reference.alias and "alias" in said.lower():
         return AliasNotFound(
-            f"model {reference.name!r} on {uri} has no alias {reference.alias!r}: set it "
-            f"(MlflowClient().set_registered_model_alias({reference.name!r}, {reference.alias!r}, VERSION)), "
-            f"or correct {reference.field}.alias"
+            f"model {reference.name!r} on {uri} has no alias {reference.alias!r}: set it"
+            f" (MlflowClient().set_registered_model_alias({reference.name!r}, {reference.alias!r},"
+            f" VERSION)), or correct {reference.field}.alias"
         )
     return VersionNotFound(
-        f"MLflow at {uri} has no {reference}: correct {reference.field} (MLflow said: {said or 'nothing'})"
+        f"MLflow at {uri} has no {reference}: correct {reference.field} (MLflow said:"
+        f" {said or 'nothing'})"
     )
 
 
@@ -157,9 +170,17 @@ def listed(choices: Choices, reference: Reference, *, model: bool) -> str:
     if not choices.names:
         push = f": llm-runtime push FOLDER --name {reference.name} registers one"
         return f"there is none{push if reference.version or model else ''}"
-    wanted = reference.name if model else reference.alias or reference.version or reference.stage or ""
-    order = _versions_near(choices.names, wanted) if reference.version and not model else _near(choices.names, wanted)
-    shown = [f"{name} (version {at})" if (at := choices.names[name]) else name for name in order[:SHOWN]]
+    wanted = (
+        reference.name if model else reference.alias or reference.version or reference.stage or ""
+    )
+    order = (
+        _versions_near(choices.names, wanted)
+        if reference.version and not model
+        else _near(choices.names, wanted)
+    )
+    shown = [
+        f"{name} (version {at})" if (at := choices.names[name]) else name for name in order[:SHOWN]
+    ]
     more = len(order) - len(shown)
     rest = f" and {'more than ' if choices.more else ''}{more} more" if more else ""
     return f"there is: {', '.join(shown)}{rest}"

@@ -22,9 +22,12 @@ MOST_CHOICES = 1000
 
 
 class MlflowRegistry:
-    """MLflow's REST API. One HTTP client per connection, made anew when its address or CA changes."""
+    """MLflow's REST API. One HTTP client per connection,
+    made anew when its address or CA changes."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport | None = None, timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self, transport: httpx.AsyncBaseTransport | None = None, timeout_seconds: float = 10.0
+    ) -> None:
         self._transport = transport
         self._timeout = timeout_seconds
         self._clients: dict[tuple[str, str], httpx.AsyncClient] = {}
@@ -35,10 +38,14 @@ class MlflowRegistry:
             if not (version := str(found["version"] or "")):
                 raise ValueError("no version")
             query = {"name": reference.name, "version": version}
-            where = await self._call(connection, reference, "GET", "model-versions/get-download-uri", query)
+            where = await self._call(
+                connection, reference, "GET", "model-versions/get-download-uri", query
+            )
             source = str(where.get("artifact_uri", ""))
             made = _moment(found.get("creation_timestamp"))
-            return ModelVersion(reference.name, version, source, str(found.get("run_id") or ""), made)
+            return ModelVersion(
+                reference.name, version, source, str(found.get("run_id") or ""), made
+            )
 
     async def _found(self, connection: Connection, reference: Reference) -> dict[str, Any]:
         if reference.stage:
@@ -46,35 +53,55 @@ class MlflowRegistry:
         if not reference.alias:
             return await self._version(connection, reference, str(reference.version))
         query = {"name": reference.name, "alias": reference.alias}
-        return dict((await self._call(connection, reference, "GET", "registered-models/alias", query))["model_version"])
+        return dict(
+            (await self._call(connection, reference, "GET", "registered-models/alias", query))[
+                "model_version"
+            ]
+        )
 
-    async def _version(self, connection: Connection, reference: Reference, version: str) -> dict[str, Any]:
+    async def _version(
+        self, connection: Connection, reference: Reference, version: str
+    ) -> dict[str, Any]:
         query = {"name": reference.name, "version": version}
         answer = await self._call(connection, reference, "GET", "model-versions/get", query)
         return dict(answer["model_version"])
 
-    async def _newest_in_stage(self, connection: Connection, reference: Reference) -> dict[str, Any]:
+    async def _newest_in_stage(
+        self, connection: Connection, reference: Reference
+    ) -> dict[str, Any]:
         body = {"name": reference.name, "stages": [reference.stage]}
-        answer = await self._call(connection, reference, "POST", "registered-models/get-latest-versions", body)
+        answer = await self._call(
+            connection, reference, "POST", "registered-models/get-latest-versions", body
+        )
         versions = answer.get("model_versions", [])
         if not versions:
             raise VersionNotFound(
-                f"no version of {reference.name} is in stage {reference.stage} on {connection.tracking_uri}: move one "
-                "there, or prefer an alias (stages are deprecated in MLflow)"
+                f"no version of {reference.name} is in stage {reference.stage} on"
+                f" {connection.tracking_uri}: move one there, or prefer an alias (stages are"
+                " deprecated in MLflow)"
             )
         return max(versions, key=lambda version: int(version["version"]))
 
-    async def choices(self, connection: Connection, reference: Reference, *, model: bool) -> Choices:
+    async def choices(
+        self, connection: Connection, reference: Reference, *, model: bool
+    ) -> Choices:
         with _making_sense(connection, f"to the question what there is instead of {reference}"):
             if model:
                 query = {"max_results": str(MOST_CHOICES)}
-                answer = await self._call(connection, None, "GET", "registered-models/search", query)
+                answer = await self._call(
+                    connection, None, "GET", "registered-models/search", query
+                )
                 names = {str(each["name"]): "" for each in answer.get("registered_models") or []}
             elif reference.version:
                 quote = '"' if "'" in reference.name else "'"
-                query = {"filter": f"name = {quote}{reference.name}{quote}", "max_results": str(MOST_CHOICES)}
+                query = {
+                    "filter": f"name = {quote}{reference.name}{quote}",
+                    "max_results": str(MOST_CHOICES),
+                }
                 answer = await self._call(connection, None, "GET", "model-versions/search", query)
-                names = {str(int(each["version"])): "" for each in answer.get("model_versions") or []}
+                names = {
+                    str(int(each["version"])): "" for each in answer.get("model_versions") or []
+                }
             else:
                 answer = await self._call(
                     connection, reference, "GET", "registered-models/get", {"name": reference.name}
@@ -100,40 +127,65 @@ class MlflowRegistry:
         with _making_sense(connection, f"on {reference}"):
             return _tags(await self._version(connection, reference, version))
 
-    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
+    async def tag(
+        self, connection: Connection, name: str, version: str, key: str, value: str
+    ) -> None:
         body = {"name": name, "version": version, "key": key, "value": value}
-        await self._call(connection, Reference(name, version=version), "POST", "model-versions/set-tag", body)
+        await self._call(
+            connection, Reference(name, version=version), "POST", "model-versions/set-tag", body
+        )
 
     async def untag(self, connection: Connection, name: str, version: str, key: str) -> None:
         body = {"name": name, "version": version, "key": key}
-        await self._call(connection, Reference(name, version=version), "DELETE", "model-versions/delete-tag", body)
+        await self._call(
+            connection,
+            Reference(name, version=version),
+            "DELETE",
+            "model-versions/delete-tag",
+            body,
+        )
 
-    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
+    async def tagged(
+        self, connection: Connection, key: str
+    ) -> dict[tuple[str, str], dict[str, str]]:
         query = {"filter": f"tags.`{key}` LIKE '%'", "max_results": "1000"}
         found: dict[tuple[str, str], dict[str, str]] = {}
         while True:
             answer = await self._call(connection, None, "GET", "model-versions/search", query)
             with _making_sense(connection, "to the search for tags"):
-                found |= {(v["name"], str(v["version"])): _tags(v) for v in answer.get("model_versions") or []}
+                found |= {
+                    (v["name"], str(v["version"])): _tags(v)
+                    for v in answer.get("model_versions") or []
+                }
             if not (token := answer.get("next_page_token")):
                 return found
             query["page_token"] = token
 
     async def _call(
-        self, connection: Connection, reference: Reference | None, method: str, path: str, query: dict[str, Any]
+        self,
+        connection: Connection,
+        reference: Reference | None,
+        method: str,
+        path: str,
+        query: dict[str, Any],
     ) -> dict[str, Any]:
         try:
             answer = await self._request(connection, method, path, query)
-        # Whatever keeps this question from being asked (an address, a proxy, a certificate, a password that fits into
-        # no header) is a fault of this connection, and must reach none but it.
+        # Whatever keeps this question from being asked (an address, a proxy, a certificate, a
+        # password that fits into no header) is a fault of this connection, and must reach none but
+        # it.
         except Exception as error:
             metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
             proxy = proxy_for(connection.tracking_uri)
-            way = f" through the proxy {without_password(proxy)} (NO_PROXY leaves hosts out)" if proxy else ""
+            way = (
+                f" through the proxy {without_password(proxy)} (NO_PROXY leaves hosts out)"
+                if proxy
+                else ""
+            )
             said = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise RegistryUnreachable(
-                f"MLflow at {connection.tracking_uri} does not answer{way} ({said}); what "
-                f"serves keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
+                f"MLflow at {connection.tracking_uri} does not answer{way} ({said}); what serves"
+                f" keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
             ) from error
         metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()
         if answer.status_code != 200:
@@ -142,12 +194,14 @@ class MlflowRegistry:
             return dict(answer.json())
         except (ValueError, TypeError) as error:
             raise RegistryUnreachable(
-                f"{connection.tracking_uri} answered something that is not MLflow's JSON: is the tracking URI right? "
-                f"It began with {answer.text[:60]!r}",
+                f"{connection.tracking_uri} answered something that is not MLflow's JSON: is the"
+                f" tracking URI right? It began with {answer.text[:60]!r}",
                 answered=True,
             ) from error
 
-    async def _request(self, connection: Connection, method: str, path: str, query: dict[str, Any]) -> httpx.Response:
+    async def _request(
+        self, connection: Connection, method: str, path: str, query: dict[str, Any]
+    ) -> httpx.Response:
         return await self._client(connection).request(
             method,
             f"{connection.tracking_uri}{API}/{path}",
@@ -177,7 +231,9 @@ def _tags(version: dict[str, Any]) -> dict[str, str]:
 def _moment(milliseconds: object) -> str:
     """RFC 3339; empty for what is no moment."""
     try:
-        return datetime.fromtimestamp(int(str(milliseconds)) / 1000, UTC).isoformat(timespec="milliseconds")
+        return datetime.fromtimestamp(int(str(milliseconds)) / 1000, UTC).isoformat(
+            timespec="milliseconds"
+        )
     except (ValueError, OverflowError, OSError):
         return ""
 
@@ -188,8 +244,9 @@ def _making_sense(connection: Connection, about: str) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RegistryUnreachable(
-            f"MLflow at {connection.tracking_uri} answered {about} without what belongs into it "
-            f"({type(error).__name__}: {error}): is the tracking URI right, and the server a supported one?",
+            f"MLflow at {connection.tracking_uri} answered {about} without what belongs into it"
+            f" ({type(error).__name__}: {error}): is the tracking URI right, and the server a"
+            " supported one?",
             answered=True,
         ) from error
 
@@ -201,7 +258,12 @@ def _summaries(models: Iterable[dict[str, Any]], connection: Connection) -> dict
         try:
             found[str(model["name"])] = _summary(model)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            log.warning("connection %s: a model of its list can't be read (%r): %.200s", connection.name, error, model)
+            log.warning(
+                "connection %s: a model of its list can't be read (%r): %.200s",
+                connection.name,
+                error,
+                model,
+            )
     return found
 
 

@@ -19,7 +19,11 @@ class Reference:
     """Where it is written, for messages."""
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.alias}" if self.alias else f"{self.name}/{self.version or self.stage}"
+        return (
+            f"{self.name}@{self.alias}"
+            if self.alias
+            else f"{self.name}/{self.version or self.stage}"
+        )
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Choices:
     """What there is instead of what a reference names."""
 
     names: Mapping[str, str]
-    """Names, versions, aliases or stages, and for the latter two the version that each stands for."""
+    """Names, versions, aliases or stages,
+    and for the latter two the version that each stands for."""
     more: bool = False
     """There are others beside these."""
 
@@ -54,21 +59,29 @@ class Registry(Protocol):
     async def tags(self, connection: Connection, name: str, version: str) -> dict[str, str]:
         """The tags of a model version. Raises RegistryFault."""
 
-    async def tag(self, connection: Connection, name: str, version: str, key: str, value: str) -> None:
+    async def tag(
+        self, connection: Connection, name: str, version: str, key: str, value: str
+    ) -> None:
         """Set a tag on a model version. Raises RegistryFault."""
 
     async def untag(self, connection: Connection, name: str, version: str, key: str) -> None:
         """Take a tag from a model version. Raises RegistryFault."""
 
-    async def tagged(self, connection: Connection, key: str) -> dict[tuple[str, str], dict[str, str]]:
-        """All tags of the model versions that have one of this key, by name and version. Raises RegistryFault."""
+    async def tagged(
+        self, connection: Connection, key: str
+    ) -> dict[tuple[str, str], dict[str, str]]:
+        """All tags of the model versions that have one of this key, by name and version.
+        Raises RegistryFault."""
 
 
 class Server(Registry, Protocol):
     """The registry itself."""
 
-    async def choices(self, connection: Connection, reference: Reference, *, model: bool) -> Choices:
-        """What a reference that stands for nothing could name: another `model`, else another alias, version or stage.
+    async def choices(
+        self, connection: Connection, reference: Reference, *, model: bool
+    ) -> Choices:
+        """What a reference that stands for nothing could name:
+        another `model`, else another alias, version or stage.
 
         One request. Raises RegistryFault.
         """

@@ -13,7 +13,9 @@ from llm_runtime.pipeline import Choice, Generation, Pipeline, text_of
 from llm_runtime.request import FinishReason, TokenEvent
 
 
-def completion(generation: Generation, pipeline: Pipeline, choices: list[Choice], answers: Answers) -> dict[str, Any]:
+def completion(
+    generation: Generation, pipeline: Pipeline, choices: list[Choice], answers: Answers
+) -> dict[str, Any]:
     """A complete response."""
     messages = [_message(choice.text, answers) for choice in choices]
     tokens = spelled(generation.job, pipeline.codec)
@@ -35,8 +37,11 @@ def completion(generation: Generation, pipeline: Pipeline, choices: list[Choice]
 async def chunks(
     generation: Generation, pipeline: Pipeline, answers: Answers, *, include_usage: bool
 ) -> AsyncGenerator[bytes]:
-    """Chunks of a stream: roles of all choices, texts and calls as they come, finish reasons, and the usage."""
-    out = Chunks(_envelope(generation, pipeline, "chat.completion.chunk"), include_usage, _text_delta)
+    """Chunks of a stream: roles of all choices, texts and calls as they come, finish reasons,
+    and the usage."""
+    out = Chunks(
+        _envelope(generation, pipeline, "chat.completion.chunk"), include_usage, _text_delta
+    )
     deltas = [_Deltas(answers) for _ in range(generation.choices)]
     tokens = spelled(generation.job, pipeline.codec)
     for index in range(generation.choices):
@@ -56,7 +61,9 @@ async def chunks(
             for delta in own.calls():
                 yield out.choice(_delta(index, delta))
             if reason:
-                yield out.choice(_delta(index, {}, finish_reason=_finish_reason(reason, own.told > 0)))
+                yield out.choice(
+                    _delta(index, {}, finish_reason=_finish_reason(reason, own.told > 0))
+                )
     if include_usage:
         yield out.usage(generation)
 
@@ -107,7 +114,11 @@ def _message(text: str, answers: Answers) -> dict[str, Any]:
         message["reasoning_content"] = part.thoughts
     if not part.calls:
         return message
-    return {**message, "content": part.text or None, "tool_calls": [answers.rendered(call) for call in part.calls]}
+    return {
+        **message,
+        "content": part.text or None,
+        "tool_calls": [answers.rendered(call) for call in part.calls],
+    }
 
 
 def _finish_reason(reason: FinishReason, called: bool) -> str:
@@ -119,12 +130,17 @@ def _text_delta(index: int, text: str) -> dict[str, Any]:
 
 
 def _delta(
-    index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
 ) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _logprobs(tokens: Spelled | None, events: list[TokenEvent], *, ended: bool) -> dict[str, Any] | None:
+def _logprobs(
+    tokens: Spelled | None, events: list[TokenEvent], *, ended: bool
+) -> dict[str, Any] | None:
     if tokens is None:
         return None
     return {"content": [_token(each) for each in tokens.take(events, ended=ended)], "refusal": None}

@@ -6,7 +6,15 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, Field, model_validator
 from starlette.responses import Response
 
-from llm_runtime.api.answering import adapter_of, collect, event_stream, job, pipeline_of, start, worked_out
+from llm_runtime.api.answering import (
+    adapter_of,
+    collect,
+    event_stream,
+    job,
+    pipeline_of,
+    start,
+    worked_out,
+)
 from llm_runtime.api.answers import JsonResponse, openai_error
 from llm_runtime.api.body import MAX_MESSAGES, MaxTokens, Text, conflict
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
@@ -20,10 +28,14 @@ from llm_runtime.pipeline import NOT_ASKED, Job
 from llm_runtime.request import TextCodec
 from llm_runtime.tools.forms import begins_inside, reading_of
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(
+    route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
+)
 
 PATH = "/v1/chat/completions"
-SET_HERE = frozenset({"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"})
+SET_HERE = frozenset(
+    {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"}
+)
 """Of a chat template's variables; and its special tokens."""
 
 
@@ -37,7 +49,9 @@ def _not_ours(options: dict[str, Any]) -> dict[str, Any]:
 class ChatBody(OpenAIBody, ToolFields):
     """A conversation to continue."""
 
-    model_config = example(model="support-bot", messages=[{"role": "user", "content": "What is Python?"}])
+    model_config = example(
+        model="support-bot", messages=[{"role": "user", "content": "What is Python?"}]
+    )
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: MaxTokens | None = None
@@ -45,7 +59,9 @@ class ChatBody(OpenAIBody, ToolFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning_effort: Annotated[Text, Field(max_length=64)] | None = None
     """For chat templates that know the word; "none" also asks Qwen's to leave thinking out."""
-    chat_template_kwargs: Annotated[Structure, AfterValidator(_not_ours)] = Field(default_factory=dict)
+    chat_template_kwargs: Annotated[Structure, AfterValidator(_not_ours)] = Field(
+        default_factory=dict
+    )
     """Variables for the chat template, such as `enable_thinking`."""
     no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_CHAT
 
@@ -53,8 +69,14 @@ class ChatBody(OpenAIBody, ToolFields):
     def _agree(self) -> "ChatBody":
         if self.top_logprobs and not self.logprobs:
             raise conflict("top_logprobs", "needs logprobs: true")
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise conflict("max_tokens", "says another number than max_completion_tokens; send one of them")
+        if (
+            self.max_tokens
+            and self.max_completion_tokens
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise conflict(
+                "max_tokens", "says another number than max_completion_tokens; send one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -74,11 +96,15 @@ class ChatBody(OpenAIBody, ToolFields):
         if self.chosen_name and self.chosen_name not in names:
             raise conflict("tool_choice", "names a function that is not among the tools")
         if self.structured_outputs and self.offered:
-            raise conflict("structured_outputs", "leaves no room for calls; send it without tools, or response_format")
+            raise conflict(
+                "structured_outputs",
+                "leaves no room for calls; send it without tools, or response_format",
+            )
         return self
 
     def offer(self, template: str) -> Offer | None:
-        """The tools that the model may call. Raises `errors.InvalidRequest` if its template can't show them."""
+        """The tools that the model may call.
+        Raises `errors.InvalidRequest` if its template can't show them."""
         for number, message in enumerate(self.messages):
             if message.speaks_of_tools:
                 check_template(template, f"messages[{number}]")
@@ -96,12 +122,18 @@ class ChatBody(OpenAIBody, ToolFields):
         template = codec.tool_template if offer else codec.chat_template
         # A constrained answer must match from its first token on, so it has no thoughts.
         bound = self.constraint() is not None or (offer is not None and offer.must_call)
-        return Answers(reading_of(template), offer, inside=not bound and begins_inside(template, self.template_options))
+        return Answers(
+            reading_of(template),
+            offer,
+            inside=not bound and begins_inside(template, self.template_options),
+        )
 
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         codec = pipeline_of(request).codec
         offer = answers.offer
-        constraint = offer.constraint(self.constraint(), codec.control_ids) if offer else self.constraint()
+        constraint = (
+            offer.constraint(self.constraint(), codec.control_ids) if offer else self.constraint()
+        )
         return job(
             request,
             "chatcmpl",
@@ -131,7 +163,9 @@ async def chat_completions(request: Request, body: ChatBody) -> Response:
     adapter = adapter_of(request, body.model)
     offer = await worked_out(request, body.offer, pipeline.codec.tool_template)
     answers = body.answers(pipeline.codec, offer)
-    generation = await start(request, await worked_out(request, body.job, request, adapter, answers))
+    generation = await start(
+        request, await worked_out(request, body.job, request, adapter, answers)
+    )
     if body.stream:
         events = chunks(generation, pipeline, answers, include_usage=body.include_usage)
         return event_stream(request, generation, events, openai_error)

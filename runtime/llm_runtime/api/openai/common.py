@@ -9,7 +9,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llm_runtime import errors
-from llm_runtime.api.body import Body, MaxTokens, Seed, Stops, Temperature, Text, TopK, TopP, conflict, sampling
+from llm_runtime.api.body import (
+    Body,
+    MaxTokens,
+    Seed,
+    Stops,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+    conflict,
+    sampling,
+)
 from llm_runtime.api.openai.fields import HINTS
 from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
 from llm_runtime.pipeline import Generation, Pipeline
@@ -33,7 +44,8 @@ class StreamOptions(Body):
 
 
 class NamedSchema(Body):
-    """`response_format.json_schema`. It is enforced as far as it can be; with `strict` to its last word, or refused."""
+    """`response_format.json_schema`. It is enforced as far as it can be;
+    with `strict` to its last word, or refused."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     schema_: dict[str, Any] = Field(alias="schema")
@@ -50,7 +62,9 @@ class ResponseFormat(Body):
     @model_validator(mode="after")
     def _schema_goes_with_its_type(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise conflict("response_format", "json_schema must be there if type is json_schema, and only then")
+            raise conflict(
+                "response_format", "json_schema must be there if type is json_schema, and only then"
+            )
         return self
 
     def constraint(self) -> Constraint | None:
@@ -58,7 +72,9 @@ class ResponseFormat(Body):
             return Constraint("json_object")
         if self.json_schema is None:
             return None
-        return Constraint("json_schema", _json(self.json_schema.schema_), strict=bool(self.json_schema.strict))
+        return Constraint(
+            "json_schema", _json(self.json_schema.schema_), strict=bool(self.json_schema.strict)
+        )
 
 
 class StructuredOutputs(Body):
@@ -66,7 +82,10 @@ class StructuredOutputs(Body):
 
     regex: Annotated[Text, Field(min_length=1)] | None = None
     json_: dict[str, Any] | Text | None = Field(default=None, alias="json")
-    choice: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=256)] | None = None
+    choice: (
+        Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1, max_length=256)]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "StructuredOutputs":
@@ -76,16 +95,21 @@ class StructuredOutputs(Body):
 
     def constraint(self) -> Constraint:
         if self.json_ is not None:
-            return Constraint("json_schema", self.json_ if isinstance(self.json_, str) else _json(self.json_))
+            return Constraint(
+                "json_schema", self.json_ if isinstance(self.json_, str) else _json(self.json_)
+            )
         return Constraint("regex", self.regex or "|".join(map(_literally, self.choice or ())))
 
 
 def _json(schema: dict[str, Any]) -> str:
-    # Equal schemas share an entry in the grammar cache. Keys are not sorted: the order of properties has a meaning.
+    # Equal schemas share an entry in the grammar cache.
+    # Keys are not sorted: the order of properties has a meaning.
     try:
         return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:
-        raise errors.InvalidRequest("The JSON schema is nested too deeply.", code="invalid_constraint") from None
+        raise errors.InvalidRequest(
+            "The JSON schema is nested too deeply.", code="invalid_constraint"
+        ) from None
 
 
 def _literally(text: str) -> str:
@@ -126,15 +150,19 @@ class OpenAIBody(Body):
     """OpenAI's newer name of `user`."""
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), AfterValidator(_biases)] = Field(
-        default_factory=dict
-    )
+    logit_bias: Annotated[
+        dict[str, Bias], Field(max_length=MAX_BIASES), AfterValidator(_biases)
+    ] = Field(default_factory=dict)
     response_format: ResponseFormat | None = None
     top_k: Annotated[TopK, BeforeValidator(_off)] = 0
     """0 or -1: off."""
     min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)] = 1.0
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] = Field(default_factory=list)
+    repetition_penalty: Annotated[
+        float, Field(gt=0, le=MAX_REPETITION_PENALTY, allow_inf_nan=False)
+    ] = 1.0
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKENS)] = Field(
+        default_factory=list
+    )
     ignore_eos: bool = False
     structured_outputs: StructuredOutputs | None = None
 
@@ -147,7 +175,9 @@ class OpenAIBody(Body):
     @model_validator(mode="after")
     def _one_constraint(self) -> "OpenAIBody":
         if self.structured_outputs and self.response_format and self.response_format.constraint():
-            raise conflict("structured_outputs", "says something else than response_format; send one of them")
+            raise conflict(
+                "structured_outputs", "says something else than response_format; send one of them"
+            )
         return self
 
     @property
@@ -160,13 +190,25 @@ class OpenAIBody(Body):
         return asked.constraint() if asked else None
 
     def sampling(
-        self, max_tokens: int, logprobs: int | None, constraint: Constraint | None, defaults: Mapping[str, float]
+        self,
+        max_tokens: int,
+        logprobs: int | None,
+        constraint: Constraint | None,
+        defaults: Mapping[str, float],
     ) -> Sampling:
-        """The sampling options, from fields of both endpoints and arguments that differ. `defaults` are the model's."""
-        left_out = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        """The sampling options, from fields of both endpoints and arguments that differ.
+        `defaults` are the model's."""
+        left_out = {
+            name: value for name, value in defaults.items() if name not in self.model_fields_set
+        }
         temperature = left_out.pop("temperature", self.temperature)
         top_p = left_out.pop("top_p", self.top_p)
-        filters = {"top_k": self.top_k, "min_p": self.min_p, "repetition_penalty": self.repetition_penalty, **left_out}
+        filters = {
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            **left_out,
+        }
         return sampling(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -189,7 +231,8 @@ class OpenAIBody(Body):
 
 
 def fingerprint(pipeline: Pipeline) -> str | None:
-    """`system_fingerprint`: the model's version or commit, so that clients can notice a promotion."""
+    """`system_fingerprint`: the model's version or commit,
+    so that clients can notice a promotion."""
     return f"{pipeline.config.model.name}-v{pipeline.version}" if pipeline.version else None
 
 
@@ -211,10 +254,14 @@ def logprob(value: float | None) -> float:
 
 
 class Chunks:
-    """Renders a stream's chunks. Their common part is rendered only once, because most chunks have a single token."""
+    """Renders a stream's chunks.
+    Their common part is rendered only once, because most chunks have a single token."""
 
     def __init__(
-        self, envelope: dict[str, Any], include_usage: bool, choice_of: Callable[[int, str], dict[str, Any]]
+        self,
+        envelope: dict[str, Any],
+        include_usage: bool,
+        choice_of: Callable[[int, str], dict[str, Any]],
     ) -> None:
         """`choice_of(index, text)` returns a choice that contains only a text."""
         self._envelope = envelope
@@ -230,7 +277,8 @@ class Chunks:
         return f"{self._head}{compact_json(choice)}{self._tail}".encode()
 
     def text(self, index: int, text: str) -> bytes:
-        """A chunk with one choice that contains only `text`. Costs a fifth of rendering it from parts."""
+        """A chunk with one choice that contains only `text`.
+        Costs a fifth of rendering it from parts."""
         before, after = self._around.get(index) or self._render_around(index)
         return f"{before}{quoted(text)}{after}".encode()
 
@@ -239,6 +287,8 @@ class Chunks:
         return sse({**self._envelope, "choices": [], "usage": usage(generation)})
 
     def _render_around(self, index: int) -> tuple[str, str]:
-        before, after = self.choice(self._choice_of(index, TEXT_HERE)).decode().split(quoted(TEXT_HERE))
+        before, after = (
+            self.choice(self._choice_of(index, TEXT_HERE)).decode().split(quoted(TEXT_HERE))
+        )
         self._around[index] = before, after
         return before, after

@@ -10,7 +10,15 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BeforeValidator, Field
 from starlette.responses import Response
 
-from llm_runtime.api.answering import adapter_of, collect, event_stream, job, model_name, pipeline_of, start
+from llm_runtime.api.answering import (
+    adapter_of,
+    collect,
+    event_stream,
+    job,
+    model_name,
+    pipeline_of,
+    start,
+)
 from llm_runtime.api.answers import JsonResponse, openai_error
 from llm_runtime.api.body import whole
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
@@ -21,7 +29,9 @@ from llm_runtime.api.spelled import Spelled, spelled
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 
-router = APIRouter(route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(
+    route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
+)
 
 PATH = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
@@ -49,14 +59,19 @@ def _texts_or_tokens(prompts: list[Any]) -> list[Any]:
     if texts:
         return [whole(prompt) for prompt in prompts]
     if not tokens:
-        raise ValueError("must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+        raise ValueError(
+            "must be a string, a list of strings, a list of token ids, or a list of lists of"
+            " token ids"
+        )
     return prompts
 
 
 Prompts = Annotated[
     list[Any],
     Field(min_length=1, max_length=MAX_CHOICES),
-    BeforeValidator(_as_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    BeforeValidator(
+        _as_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+    ),
     AfterValidator(_texts_or_tokens),
 ]
 
@@ -105,17 +120,26 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     }
     if body.stream:
         chunks = Chunks(envelope, body.include_usage, _text_choice)
-        return event_stream(request, generation, _stream(generation, pipeline.codec, chunks), openai_error)
+        return event_stream(
+            request, generation, _stream(generation, pipeline.codec, chunks), openai_error
+        )
     choices = await collect(request, generation)
     tokens = spelled(generation.job, pipeline.codec)
     answers = [
-        _choice(index, choice.text, _logprobs(tokens[index], choice.events, ended=True), choice.finish_reason)
+        _choice(
+            index,
+            choice.text,
+            _logprobs(tokens[index], choice.events, ended=True),
+            choice.finish_reason,
+        )
         for index, choice in enumerate(choices)
     ]
     return JsonResponse({**envelope, "choices": answers, "usage": usage(generation)})
 
 
-def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:
+def _choice(
+    index: int, text: str, logprobs: dict[str, Any] | None, finish_reason: str | None
+) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
@@ -123,7 +147,9 @@ def _text_choice(index: int, text: str) -> dict[str, Any]:
     return _choice(index, text, None, None)
 
 
-async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> AsyncGenerator[bytes]:
+async def _stream(
+    generation: Generation, codec: TextCodec, chunks: Chunks
+) -> AsyncGenerator[bytes]:
     offsets = [0] * generation.choices
     tokens = spelled(generation.job, codec)
     async with aclosing(generation.bursts()) as bursts:
@@ -144,7 +170,8 @@ async def _stream(generation: Generation, codec: TextCodec, chunks: Chunks) -> A
 def _logprobs(
     tokens: Spelled | None, events: list[TokenEvent], offset: int = 0, *, ended: bool
 ) -> dict[str, Any] | None:
-    """Log probabilities in OpenAI's older form, parallel lists. `text_offset` counts characters of the answer."""
+    """Log probabilities in OpenAI's older form, parallel lists.
+    `text_offset` counts characters of the answer."""
     if tokens is None:
         return None
     found = tokens.take(events, ended=ended)
@@ -152,7 +179,11 @@ def _logprobs(
         "tokens": [each.text for each in found],
         "token_logprobs": [logprob(each.event.logprob) for each in found],
         "top_logprobs": [_rivals(each.event) for each in found],
-        "text_offset": list(accumulate((len(each.text) for each in found[:-1]), initial=offset)) if found else [],
+        "text_offset": (
+            list(accumulate((len(each.text) for each in found[:-1]), initial=offset))
+            if found
+            else []
+        ),
     }
 
 

@@ -1,7 +1,9 @@
-"""Fields that clients send beyond those that this server acts on; docs/fields.md says the same in a table.
+"""Fields that clients send beyond those that this server acts on;
+docs/fields.md says the same in a table.
 
-A field that could change the answer, and isn't done, is refused by name: only its values that ask for nothing pass.
-A field that can't change the answer, whatever it says, is a hint: it is taken and dropped.
+A field that could change the answer, and isn't done, is refused by name: only its values that ask
+for nothing pass. A field that can't change the answer, whatever it says, is a hint: it is taken and
+dropped.
 """
 
 from typing import Any
@@ -12,7 +14,8 @@ HINTS = frozenset(
         "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "cache_control", "cache_prompt",
         # What is kept or sold beside the answer: nothing is.
         "store", "metadata", "service_tier", "priority",
-        # How long an answer should be or is expected to be. No model here has been taught these words.
+        # How long an answer should be or is expected to be.
+        # No model here has been taught these words.
         "verbosity", "prediction",
         # The client's own name for the request: the header X-Request-ID carries it.
         "request_id",
@@ -68,7 +71,8 @@ IDLE_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
 }
 
 IDLE_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
-    # To go on with a message instead of answering it, as DeepSeek's, Mistral's and Qwen's servers do.
+    # To go on with a message instead of answering it,
+    # as DeepSeek's, Mistral's and Qwen's servers do.
     "prefix": (False,),
     "partial": (False,),
     # What a model that reads text only does not see, and OpenAI's older form of calls.
@@ -77,4 +81,5 @@ IDLE_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "videos": ([],),
     "function_call": (),
 }
-"""The wishes among a message's fields. All others that this server does not know change nothing about the answer."""
+"""The wishes among a message's fields.
+All others that this server does not know change nothing about the answer."""

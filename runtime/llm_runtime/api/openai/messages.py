@@ -1,4 +1,5 @@
-"""Messages of a conversation: parsed from the form of OpenAI's clients, converted to the form of chat templates."""
+"""Messages of a conversation: parsed from the form of OpenAI's clients,
+converted to the form of chat templates."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,8 @@ Thought = Annotated[Text, BeforeValidator(_as_thought, json_schema_input_type=An
 
 
 class Part(Baggage):
-    """A part of a message's content; this server reads text only. `thinking` is what an answer thought before."""
+    """A part of a message's content; this server reads text only.
+    `thinking` is what an answer thought before."""
 
     type: Literal["text", "input_text", "output_text", "refusal", "thinking"]
     text: Text | None = None
@@ -53,7 +55,9 @@ def writable(structure: dict[str, Any]) -> dict[str, Any]:
         depth += 1
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        level = [inner for value in level for inner in _inside(value) if isinstance(inner, dict | list)]
+        level = [
+            inner for value in level for inner in _inside(value) if isinstance(inner, dict | list)
+        ]
     json.dumps(
         structure, ensure_ascii=False
     ).encode()  # UnicodeEncodeError, for half a surrogate pair, is a ValueError.
@@ -72,7 +76,9 @@ def _as_parts(value: Any) -> Any:
 
 
 Content = Annotated[
-    list[Part], Field(max_length=MAX_MESSAGES), BeforeValidator(_as_parts, json_schema_input_type=str | list[Part])
+    list[Part],
+    Field(max_length=MAX_MESSAGES),
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
 ]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -85,19 +91,25 @@ class CalledFunction(Baggage):
     """What the model called; `arguments` is the text of a JSON object, if the model wrote one."""
 
     name: Text
-    arguments: Annotated[Text, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, Any])] = ""
+    arguments: Annotated[
+        Text, BeforeValidator(_as_text, json_schema_input_type=str | dict[str, Any])
+    ] = ""
 
     def parsed(self) -> dict[str, Any] | str:
-        """The arguments for chat templates: an object, or the model's own text if that is not an object."""
+        """The arguments for chat templates: an object,
+        or the model's own text if that is not an object."""
         try:
             arguments = json.loads(self.arguments or "{}")
-            return writable(arguments or {}) if isinstance(arguments, dict | None) else self.arguments
+            return (
+                writable(arguments or {}) if isinstance(arguments, dict | None) else self.arguments
+            )
         except (ValueError, RecursionError):
             return self.arguments
 
 
 class ToolCall(Baggage):
-    """A call in an earlier answer. A client may send back an answer's call as it came, in a stream or whole."""
+    """A call in an earlier answer.
+    A client may send back an answer's call as it came, in a stream or whole."""
 
     id: Text
     """Some gateways write whole signatures into it."""
@@ -166,12 +178,17 @@ class ChatMessage(Baggage):
 
 
 def for_template(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """A conversation for chat templates. Adds each result's tool name: some templates need it, few clients send it."""
+    """A conversation for chat templates.
+    Adds each result's tool name: some templates need it, few clients send it."""
     names = {call.id: call.function.name for message in messages for call in message.tool_calls}
     converted = []
     for message in messages:
         plain = message.for_template()
-        if message.role == "tool" and not message.name and (name := names.get(message.tool_call_id or "")):
+        if (
+            message.role == "tool"
+            and not message.name
+            and (name := names.get(message.tool_call_id or ""))
+        ):
             plain["name"] = name
         converted.append(plain)
     return tuple(converted)

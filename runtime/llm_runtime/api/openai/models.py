@@ -12,7 +12,9 @@ from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import State
 from llm_runtime.auth.callers import may_use
 
-router = APIRouter(route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS)
+router = APIRouter(
+    route_class=KeyedRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
+)
 
 
 @router.get("/v1/models", summary="List models")

@@ -1,4 +1,5 @@
-"""`tools` and `tool_choice`: what the model may or must call, and how to parse calls in its answer."""
+"""`tools` and `tool_choice`: what the model may or must call,
+and how to parse calls in its answer."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -38,7 +39,10 @@ class OfferedTool(Baggage):
         """The tool for chat templates, with every field that was sent."""
         function = self.function
         described = {"name": function.name, "description": function.description or ""}
-        return {"type": "function", "function": {**described, "parameters": function.parameters or NO_ARGUMENTS}}
+        return {
+            "type": "function",
+            "function": {**described, "parameters": function.parameters or NO_ARGUMENTS},
+        }
 
     def tool(self) -> Tool:
         parameters = self.function.parameters
@@ -62,7 +66,13 @@ class NamedChoice(Body):
 
 
 def _as_object(value: Any) -> Any:
-    return {"mode": value} if isinstance(value, str) else {"named": value} if isinstance(value, dict) else value
+    return (
+        {"mode": value}
+        if isinstance(value, str)
+        else {"named": value}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 class ToolChoice(Body):
@@ -74,7 +84,9 @@ class ToolChoice(Body):
 
 Choice = Annotated[
     ToolChoice,
-    BeforeValidator(_as_object, json_schema_input_type=Literal["none", "auto", "required"] | NamedChoice),
+    BeforeValidator(
+        _as_object, json_schema_input_type=Literal["none", "auto", "required"] | NamedChoice
+    ),
 ]
 
 
@@ -106,8 +118,11 @@ class Offer:
     must_call: bool
     most: int
 
-    def constraint(self, answer: Constraint | None, tokens: Tokens = NO_TOKENS) -> Constraint | None:
-        """What makes the model call, or call well; `answer` is what it must match where it does not call.
+    def constraint(
+        self, answer: Constraint | None, tokens: Tokens = NO_TOKENS
+    ) -> Constraint | None:
+        """What makes the model call, or call well;
+        `answer` is what it must match where it does not call.
 
         `tokens` are the tokenizer's special ones, which markup may consist of.
         """
@@ -138,7 +153,9 @@ class Answers:
         if self.offer is None:
             return self.reading.reader(inside=self.inside)
         tools = {tool.name: tool.parameters for tool in self.offer.tools}
-        return self.reading.reader(tools, self.offer.most, forced=self.offer.must_call, inside=self.inside)
+        return self.reading.reader(
+            tools, self.offer.most, forced=self.offer.must_call, inside=self.inside
+        )
 
     def rendered(self, call: Call) -> dict[str, Any]:
         """A call as OpenAI's clients expect it."""
@@ -153,7 +170,9 @@ def offer_of(fields: ToolFields, template: str) -> Offer | None:
     form = _form(template)
     tools = tuple(offered.tool() for offered in fields.offered)
     name = fields.chosen_name
-    must_call = name is not None or bool(fields.tool_choice and fields.tool_choice.mode == "required")
+    must_call = name is not None or bool(
+        fields.tool_choice and fields.tool_choice.mode == "required"
+    )
     most = MOST_CALLS if fields.parallel_tool_calls and name is None else 1
     return Offer(form, tuple(tool for tool in tools if name in (None, tool.name)), must_call, most)
 
@@ -169,5 +188,8 @@ def _form(template: str) -> Form:
     check_template(template, "tools")
     if form := form_of(template):
         return form
-    message = "The model's chat template has calls written in a form that this server can't read; send no tools."
+    message = (
+        "The model's chat template has calls written in a form that this server can't read; send no"
+        " tools."
+    )
     raise errors.InvalidRequest(message, param="tools", code="unsupported_parameter")

@@ -1,7 +1,9 @@
-"""`POST /load-probe`: a short, bounded load on this server's own engine, for the operator that compares two versions.
+"""`POST /load-probe`: a short, bounded load on this server's own engine,
+for the operator that compares two versions.
 
-It runs in this process, so that no network counts, and past the pipeline: nobody's limits, usage or metrics have it.
-Clients come first: its requests have the lowest priority, and the probe is dropped once clients queue.
+It runs in this process, so that no network counts, and past the pipeline: nobody's limits, usage or
+metrics have it. Clients come first: its requests have the lowest priority, and the probe is dropped
+once clients queue.
 """
 
 import asyncio
@@ -29,7 +31,8 @@ from llm_runtime.request import Engine, GenerationRequest, Sampling
 
 LOOK_SECONDS = 0.05
 QUEUED_LOOKS = 5
-"""Clients that wait for so many looks in a row queue; a step that has just begun makes one wait for a look or two."""
+"""Clients that wait for so many looks in a row queue;
+a step that has just begun makes one wait for a look or two."""
 PRIORITY = -1000
 """Below every tier's."""
 LATE_SECONDS = 30.0
@@ -51,10 +54,14 @@ class ProbeRoute(BodyRoute):
     async def admit(self, request: Request) -> None:
         server = server_of(request)
         if server.callers.keys is None:
-            raise errors.Forbidden("Only an operator probes a server, and none manages this one.", code="operator_only")
+            raise errors.Forbidden(
+                "Only an operator probes a server, and none manages this one.", code="operator_only"
+            )
         record = authenticate(server.callers.keys, offered(request), datetime.now(UTC))
         if not record.operator:
-            raise errors.Forbidden("Only the operator's own key may probe a server.", code="operator_only")
+            raise errors.Forbidden(
+                "Only the operator's own key may probe a server.", code="operator_only"
+            )
         request.state.caller = server.callers.tiers.caller(record)
 
 
@@ -64,15 +71,21 @@ router = APIRouter(include_in_schema=False, route_class=ProbeRoute)
 
 @router.post(LOAD_PROBE_PATH, summary="A short load, for the operator")
 async def probe(request: Request, body: ProbeBody) -> LoadFigures:
-    """Speed and waiting times of the loaded model. 409 while another probe runs, 503 without a model."""
+    """Speed and waiting times of the loaded model.
+    409 while another probe runs, 503 without a model."""
     server = server_of(request)
     loaded = server.serving.loaded
     if loaded is None:
         raise errors.ServiceUnavailable("no model is loaded; ask again when the server is ready")
     if server.probing.locked():
-        raise errors.Conflict("another load probe runs on this server; ask again when it is over", code="probe_running")
+        raise errors.Conflict(
+            "another load probe runs on this server; ask again when it is over",
+            code="probe_running",
+        )
     async with server.probing:
-        return await Probe(loaded.engine, loaded.codec.vocabulary_size, body, random.Random(str(uuid4()))).run()
+        return await Probe(
+            loaded.engine, loaded.codec.vocabulary_size, body, random.Random(str(uuid4()))
+        ).run()
 
 
 @dataclass
@@ -98,7 +111,10 @@ class Probe:
     async def run(self) -> LoadFigures:
         """Load the engine. A refused request ends the probe with its refusal."""
         began = self.clock()
-        clients = [asyncio.create_task(self._client(began + self.asked.seconds)) for _ in range(self.asked.concurrency)]
+        clients = [
+            asyncio.create_task(self._client(began + self.asked.seconds))
+            for _ in range(self.asked.concurrency)
+        ]
         watch = asyncio.create_task(self._until_clients_queue())
         try:
             async with asyncio.timeout(self.asked.seconds + LATE_SECONDS):
@@ -128,11 +144,15 @@ class Probe:
             await self._answer()
 
     async def _answer(self) -> None:
-        prompt = tuple(self.chance.randrange(self.vocabulary) for _ in range(self.asked.prompt_tokens))
+        prompt = tuple(
+            self.chance.randrange(self.vocabulary) for _ in range(self.asked.prompt_tokens)
+        )
         sampling = Sampling(self.asked.max_tokens, temperature=0, ignore_eos=True)
         sent = before = self.clock()
         stream = self.engine.generate(
-            GenerationRequest(f"probe-{uuid4()}", prompt, sampling, priority=PRIORITY, tenant="load-probe")
+            GenerationRequest(
+                f"probe-{uuid4()}", prompt, sampling, priority=PRIORITY, tenant="load-probe"
+            )
         )
         self.open += 1
         self.unanswered += 1

@@ -33,7 +33,8 @@ UNREADY: dict[int | str, dict[str, Any]] = {
 
 @router.get("/", summary="What is here")
 async def root(request: Request) -> dict[str, Any]:
-    """Where to go on: for people who open the address, and for clients whose base URL lacks `/v1`."""
+    """Where to go on: for people who open the address,
+    and for clients whose base URL lacks `/v1`."""
     server = server_of(request)
     return {
         "service": "llm-runtime",
@@ -55,9 +56,11 @@ async def live(request: Request) -> Response:
 
 @router.get(READY_PATH, summary="Readiness", responses=UNREADY)
 async def ready(request: Request) -> Response:
-    """200 while new requests are welcome: the model is loaded and warm, and the server is not shutting down.
+    """200 while new requests are welcome:
+    the model is loaded and warm, and the server is not shutting down.
 
-    Where the first request loads the model, the server is ready for it before, and not while it loads.
+    Where the first request loads the model, the server is ready for it before,
+    and not while it loads.
     """
     serving = server_of(request).serving
     if reason := serving.unready_reason:
@@ -69,14 +72,16 @@ async def ready(request: Request) -> Response:
 
 @router.get("/health", summary="Health for people", responses=UNREADY)
 async def health(request: Request) -> Response:
-    """What stands where. The status code is liveness's, so that a slow load is not taken for a fault."""
+    """What stands where. The status code is liveness's,
+    so that a slow load is not taken for a fault."""
     server = server_of(request)
     return JSONResponse(_health(server), 200 if server.serving.alive else 503)
 
 
 @router.get("/status", summary="What the engine does now")
 async def status(request: Request) -> dict[str, Any]:
-    """Device, engine, queue, and what the caches have spared. Adapters are told to a key that may use them."""
+    """Device, engine, queue, and what the caches have spared.
+    Adapters are told to a key that may use them."""
     return _status(server_of(request), _told(request))
 
 
@@ -163,9 +168,16 @@ def _status(server: Server, told: Callable[[str], bool]) -> dict[str, Any]:
             "gpu_memory_bytes": stats.gpu_memory_bytes,
         },
         "queue": {"running": stats.running, "waiting": stats.waiting},
-        "prefix_cache": {"prompt_tokens": stats.prompt_tokens, "cached_tokens": stats.cached_prompt_tokens},
+        "prefix_cache": {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_prompt_tokens,
+        },
         "completion_cache": asdict(server.cache.statistics()) if server.cache else None,
-        "adapters": [entry for entry in server.adapters.report() if told(entry["name"])] if server.adapters else None,
+        "adapters": (
+            [entry for entry in server.adapters.report() if told(entry["name"])]
+            if server.adapters
+            else None
+        ),
         "database": _answers(server.database),
         "shared_limits": _answers(server.limiter),
         "uptime_seconds": round(server.uptime_seconds, 3),
@@ -173,7 +185,8 @@ def _status(server: Server, told: Callable[[str], bool]) -> dict[str, Any]:
 
 
 def _answers(part: Database | Limiter | None) -> str | None:
-    """Whether what lies outside answered when it was asked last; None where there is no such part."""
+    """Whether what lies outside answered when it was asked last;
+    None where there is no such part."""
     return None if part is None else "away" if part.away else "answers"
 
 

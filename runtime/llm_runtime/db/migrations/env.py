@@ -1,4 +1,5 @@
-"""Alembic's environment. `migrate` passes the connection, and everything runs in its transaction."""
+"""Alembic's environment.
+`migrate` passes the connection, and everything runs in its transaction."""
 
 from alembic import context
 

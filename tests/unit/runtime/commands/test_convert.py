@@ -42,7 +42,11 @@ def run(source: Path, target: Path) -> Result:
 
 
 def tensors(folder: Path) -> dict[str, Any]:
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def test_a_converted_model_loads_and_the_source_stays(pickled: Path, tmp_path: Path) -> None:
@@ -61,7 +65,10 @@ def test_a_converted_model_loads_and_the_source_stays(pickled: Path, tmp_path: P
 def test_shards_become_shards_with_an_index(pickled: Path, tmp_path: Path) -> None:
     weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
     names = sorted(weights)
-    parts = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    parts = {
+        "pytorch_model-00001-of-00002.bin": names[::2],
+        "pytorch_model-00002-of-00002.bin": names[1::2],
+    }
     for file, held in parts.items():
         torch.save({name: weights[name] for name in held}, pickled / file)
     index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
@@ -92,7 +99,9 @@ def test_a_tied_output_layer_is_written_once_and_ties_again(tmp_path: Path) -> N
 
 def test_tensors_that_share_memory_otherwise_are_written_apart(tmp_path: Path) -> None:
     both = torch.arange(8.0)
-    torch.save({"a": both, "b": both[2:4], "c": both.reshape(2, 4).T}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {"a": both, "b": both[2:4], "c": both.reshape(2, 4).T}, tmp_path / "pytorch_model.bin"
+    )
     convert([tmp_path / "pytorch_model.bin"], tmp_path, "model", 1 << 30)
     written = load_file(tmp_path / "model.safetensors")
     assert written["b"].tolist() == [2, 3]
@@ -105,7 +114,10 @@ def test_an_adapter_is_converted_too(tmp_path: Path) -> None:
     (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     torch.save({"base_model.model.q.lora_A.weight": torch.ones(2, 2)}, source / "adapter_model.bin")
     assert run(source, tmp_path / "new").exit_code == 0
-    assert {file.name for file in (tmp_path / "new").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {file.name for file in (tmp_path / "new").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 class Malicious:
@@ -120,12 +132,16 @@ class Malicious:
 
 @pytest.fixture
 def malicious(pickled: Path, tmp_path: Path) -> Iterator[Path]:
-    torch.save({"a": torch.ones(1), "b": Malicious(tmp_path / "ran")}, pickled / "pytorch_model.bin")
+    torch.save(
+        {"a": torch.ones(1), "b": Malicious(tmp_path / "ran")}, pickled / "pytorch_model.bin"
+    )
     yield pickled
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_pickle_that_would_run_code_is_refused_and_leaves_nothing(malicious: Path, tmp_path: Path) -> None:
+def test_a_pickle_that_would_run_code_is_refused_and_leaves_nothing(
+    malicious: Path, tmp_path: Path
+) -> None:
     result = run(malicious, tmp_path / "new")
     assert result.exit_code == 1
     assert "pytorch_model.bin holds more than tensors, so it was not unpickled" in result.stderr
@@ -141,7 +157,9 @@ def test_a_plain_malicious_pickle_is_refused_too(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3, "w": torch.ones(1)}, [torch.ones(1)], {"state_dict": {}}])
+@pytest.mark.parametrize(
+    "content", [{"epoch": 3, "w": torch.ones(1)}, [torch.ones(1)], {"state_dict": {}}]
+)
 def test_what_is_no_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelUnsupported, match="not a state_dict"):
@@ -155,7 +173,9 @@ def test_a_truncated_file_is_corrupt(pickled: Path, tmp_path: Path) -> None:
         convert([file], tmp_path, "model", 1 << 30)
 
 
-@pytest.mark.parametrize(("signal", "words"), [(9, "as it does where memory runs out"), (6, "status -6")])
+@pytest.mark.parametrize(
+    ("signal", "words"), [(9, "as it does where memory runs out"), (6, "status -6")]
+)
 def test_a_process_that_dies_is_told(
     pickled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal: int, words: str
 ) -> None:

@@ -91,7 +91,10 @@ def test_usage_of_a_database_without_tables_is_one_line(
         result = run("usage", *words, "--database-url", database_url)
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
-        assert "holds no tables of llm-runtime: check its address, or run `llm-runtime db upgrade`" in result.stderr
+        assert (
+            "holds no tables of llm-runtime: check its address, or run `llm-runtime db upgrade`"
+            in result.stderr
+        )
 
 
 @pytest.mark.parametrize("words", [("usage",), ("usage", "--json"), ("db", "inspect")])
@@ -100,11 +103,16 @@ def test_who_only_looks_makes_no_file_and_no_folder(tmp_path: Path, words: tuple
         result = run(*words, "--database-url", place)
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
-        assert f"there is no {place}: check its address, or run `llm-runtime db upgrade`" in result.stderr
+        assert (
+            f"there is no {place}: check its address, or run `llm-runtime db upgrade`"
+            in result.stderr
+        )
     assert not [*tmp_path.iterdir()]
 
 
-def test_usage_of_an_older_database_says_what_to_run(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usage_of_an_older_database_says_what_to_run(
+    used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(migrate, "head", lambda: "9999")
     result = run("usage", "--database-url", used)
     assert result.exit_code == 1
@@ -120,7 +128,9 @@ def test_usage_by_day_is_a_table_with_sums_and_a_plot(used: str) -> None:
     assert "█" in shown
 
 
-def test_usage_of_a_day_is_asked_for_by_its_name(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usage_of_a_day_is_asked_for_by_its_name(
+    used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Today(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Self:
@@ -143,7 +153,15 @@ def test_usage_by_key_and_model_names_both(used: str) -> None:
     assert "default/web" in shown
     assert "default/ci" in shown
     shown = run(
-        "usage", "--by", "model", "--since", "2026-11-21", "--until", "2026-11-22", "--database-url", used
+        "usage",
+        "--by",
+        "model",
+        "--since",
+        "2026-11-21",
+        "--until",
+        "2026-11-22",
+        "--database-url",
+        used,
     ).output
     assert "bot:legal" in shown
 
@@ -163,7 +181,9 @@ def test_the_last_requests_of_a_key_are_shown_newest_first(used: str) -> None:
 def test_a_month_without_usage_is_no_empty_table(used: str) -> None:
     shown = run("usage", "--month", "2020-02", "--database-url", used).output
     assert shown == "No usage, 2020-02-01 to 2020-02-29 (UTC).\n"
-    assert run("usage", "2020-02-29", "--database-url", used).output == "No usage, 2020-02-29 (UTC).\n"
+    assert (
+        run("usage", "2020-02-29", "--database-url", used).output == "No usage, 2020-02-29 (UTC).\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +211,13 @@ LONG = "team-a/continuous-integration"
     [
         (By.KEY, "0a1b2c3d4e5f", LONG, 80, ["0a1b2c3d4e5f", LONG, "12.3 M", " 11-28"]),
         (By.KEY, "0a1b2c3d4e5f", LONG, 120, [f"0a1b2c3d4e5f  {LONG}", "12,345,678", "11-28 12:00"]),
-        (By.MODEL, "support-bot:legal-german", "", 80, ["support-bot:legal-german ", "12.3 M", " 11-28"]),
+        (
+            By.MODEL,
+            "support-bot:legal-german",
+            "",
+            80,
+            ["support-bot:legal-german ", "12.3 M", " 11-28"],
+        ),
         (By.MODEL, "m" * 90, "", 80, ["m" * 90]),
         (By.DAY, "2026-11-28", "", 80, ["2026-11-28", "12,345,678", "11-28 12:00"]),
     ],
@@ -218,7 +244,11 @@ def test_the_usage_table_cuts_and_parts_no_word(
 
 def test_a_shell_completes_commands_and_options() -> None:
     def completed(words: str) -> list[str]:
-        asked = {"_LLM_RUNTIME_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        asked = {
+            "_LLM_RUNTIME_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
         return CliRunner().invoke(cli, (), prog_name="llm-runtime", env=asked).output.split()
 
     assert completed("llm-runtime us") == ["usage"]

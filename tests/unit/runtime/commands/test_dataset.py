@@ -66,18 +66,29 @@ def chosen(url: str, version: str = "3", limit: int = 100) -> Chosen:
     return asyncio.run(ask())
 
 
-def test_whole_answers_of_the_model_are_taken_and_the_newest_of_equal_questions(recorded: str) -> None:
+def test_whole_answers_of_the_model_are_taken_and_the_newest_of_equal_questions(
+    recorded: str,
+) -> None:
     found = chosen(recorded)
-    assert {json.dumps(each["inputs"]): each["expectations"]["expected_response"] for each in found.records} == {
+    assert {
+        json.dumps(each["inputs"]): each["expectations"]["expected_response"]
+        for each in found.records
+    } == {
         json.dumps({"messages": MESSAGES}): "The large one.",
         json.dumps({"prompt": "One and one?"}): "Two",
         json.dumps({"prompt": "42"}): "is the answer",
     }
-    assert found.reasons == {"with personal data": 2, "asked more than once": 1, "that can't be asked again": 1}
+    assert found.reasons == {
+        "with personal data": 2,
+        "asked more than once": 1,
+        "that can't be asked again": 1,
+    }
 
 
 def test_versions_and_the_number_are_as_asked(recorded: str) -> None:
-    assert [each["inputs"] for each in chosen(recorded, version="2").records] == [{"prompt": "Older"}]
+    assert [each["inputs"] for each in chosen(recorded, version="2").records] == [
+        {"prompt": "Older"}
+    ]
     assert len(chosen(recorded, version="").records) == 4
     assert len(chosen(recorded, limit=1).records) == 1
 
@@ -88,7 +99,10 @@ def run(*words: str) -> Result:
 
 def test_a_dry_run_tells_what_would_be_left_out_and_asks_no_server(recorded: str) -> None:
     told = run("--model", "bot", "--version", "3", "--database-url", recorded, "--dry-run").output
-    assert "3 records of 7 stored requests; left out: 1 asked more than once, 1 that can't be asked again" in told
+    assert (
+        "3 records of 7 stored requests; left out: 1 asked more than once, 1 that can't be asked"
+        " again" in told
+    )
 
 
 def test_what_is_missing_is_told(recorded: str) -> None:

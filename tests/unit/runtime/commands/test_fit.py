@@ -114,7 +114,9 @@ class Over(FolderRegistry):
         import requests
 
         def get(headers: Mapping[str, str]) -> Any:
-            return requests.get(f"{self.address}/{path}", headers=dict(headers), stream=True, timeout=5)
+            return requests.get(
+                f"{self.address}/{path}", headers=dict(headers), stream=True, timeout=5
+            )
 
         return stream.Source(get) if self.address else None
 
@@ -124,7 +126,9 @@ def address(folder: Path) -> Iterator[str]:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=str(folder))
+    ) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -143,7 +147,9 @@ def test_a_store_that_hands_out_whole_files_only_is_named(folder: Path) -> None:
         of_files(Over(folder, ""), "s3://bucket/model")
 
 
-def test_a_short_file_in_the_registry_is_corrupt_before_it_is_fetched(folder: Path, address: str) -> None:
+def test_a_short_file_in_the_registry_is_corrupt_before_it_is_fetched(
+    folder: Path, address: str
+) -> None:
     registry = Over(folder, address)
     registry.extra = {"model-00001-of-00002.safetensors": 100}
     with pytest.raises(ModelCorrupt, match=r"model-00001-of-00002"):
@@ -151,7 +157,9 @@ def test_a_short_file_in_the_registry_is_corrupt_before_it_is_fetched(folder: Pa
 
 
 def test_settings_of_a_model_that_also_sees_are_those_of_its_language_model() -> None:
-    content = json.dumps({"hidden_size": 1, "text_config": {"hidden_size": 2}, "tie_word_embeddings": True})
+    content = json.dumps(
+        {"hidden_size": 1, "text_config": {"hidden_size": 2}, "tie_word_embeddings": True}
+    )
     assert outline.settings_of(content.encode()) == {
         "hidden_size": 2, "text_config": {"hidden_size": 2}, "tie_word_embeddings": True,
     }  # fmt: skip

@@ -11,7 +11,10 @@ from llm_runtime.__main__ import cli
 
 def test_the_version_is_the_packages() -> None:
     result = CliRunner().invoke(cli, ["--version"])
-    assert (result.exit_code, result.output) == (0, f"llm-runtime {metadata.version('llm-operator')}\n")
+    assert (result.exit_code, result.output) == (
+        0,
+        f"llm-runtime {metadata.version('llm-operator')}\n",
+    )
 
 
 def test_commands_come_in_the_order_of_their_use_and_their_summaries_are_whole_sentences(

@@ -1,4 +1,5 @@
-"""`llm-runtime push` as its user sees it, where no server is needed; the rest is tests/control_plane/test_push.py."""
+"""`llm-runtime push` as its user sees it, where no server is needed;
+the rest is tests/control_plane/test_push.py."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def test_without_a_server_it_says_which_setting_is_missing(tmp_path: Path) -> No
         (("--base-model", "models:/base/1"), "--base-model is for adapters"),
     ],
 )
-def test_wrong_options_are_refused_before_anything_is_sent(tmp_path: Path, more: tuple[str, ...], told: str) -> None:
+def test_wrong_options_are_refused_before_anything_is_sent(
+    tmp_path: Path, more: tuple[str, ...], told: str
+) -> None:
     pushed = push(write_model(tmp_path), *more)
     assert pushed.exit_code == 1
     assert told in pushed.stderr
@@ -55,13 +58,17 @@ def test_the_printed_yaml_names_what_was_pushed_whatever_its_name(name: str) -> 
 
 
 @pytest.mark.parametrize("verb", ["push", "fit"])
-def test_a_file_that_may_not_be_opened_is_one_line(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_opened_is_one_line(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """save_pretrained leaves weights that only their owner reads; the image's user is another."""
     folder = write_model(tmp_path)
     real = Path.open
     (weights,) = folder.glob("*.safetensors")
 
-    def denied(file: Path, *arguments: Any, **more: Any) -> Any:  # as root, whom no mode stops, would not be
+    def denied(
+        file: Path, *arguments: Any, **more: Any
+    ) -> Any:  # as root, whom no mode stops, would not be
         if file == weights:
             raise PermissionError(EACCES, "Permission denied", str(file))
         return real(file, *arguments, **more)

@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 from llm_runtime.compute import native  # noqa: E402
 from llm_runtime.compute.fused import fuse  # noqa: E402
 
-needs_kernel = pytest.mark.skipif(native.library() is None, reason="no compiled kernels: apt-get install g++")
+needs_kernel = pytest.mark.skipif(
+    native.library() is None, reason="no compiled kernels: apt-get install g++"
+)
 SHAPE: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.3,

@@ -1,4 +1,5 @@
-"""Linear weights as 8-bit integers: what they cost in precision, what they save, and what stays as it was."""
+"""Linear weights as 8-bit integers: what they cost in precision, what they save,
+and what stays as it was."""
 
 import logging
 from functools import partial
@@ -18,7 +19,9 @@ from llm_runtime.loading.runners import choose_runner  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES  # noqa: E402
 
-INT8 = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32, quantization="int8")
+INT8 = EngineConfig(
+    device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32, quantization="int8"
+)
 MODEL = ModelConfig(name="m")
 
 
@@ -49,15 +52,21 @@ def test_tied_and_output_layers_stay_and_the_rest_shrinks(tmp_path: Path) -> Non
         folder = tiny_model.make(tmp_path / str(tied), tied=tied)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         linears = sum(
-            m.weight.nbytes for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "proj" in n
+            m.weight.nbytes
+            for n, m in model.named_modules()
+            if isinstance(m, torch.nn.Linear) and "proj" in n
         )
         saved = quantize_int8(model, partial(model, torch.tensor([[1, 2, 3]])))
         assert isinstance(model.lm_head, torch.nn.Linear)
-        assert all(isinstance(m, Int8Linear) for n, m in model.named_modules() if n.endswith("_proj"))
+        assert all(
+            isinstance(m, Int8Linear) for n, m in model.named_modules() if n.endswith("_proj")
+        )
         assert 0.7 * linears < saved < 0.75 * linears
 
 
-def test_loading_says_what_int8_saves_and_costs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_loading_says_what_int8_saves_and_costs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         loaded = load.load(tiny_model.make(tmp_path), INT8, MODEL)
     (record,) = (r for r in caplog.records if "int8" in r.message)
@@ -65,7 +74,9 @@ def test_loading_says_what_int8_saves_and_costs(tmp_path: Path, caplog: pytest.L
     assert choose_runner(loaded, INT8, 64, build._batched).kind == "batched"
 
 
-def test_a_model_that_int8_destroys_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_int8_destroys_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def destroy(model: Any, forward: Any) -> int:
         for parameter in model.parameters():
             parameter.zero_()
@@ -77,7 +88,8 @@ def test_a_model_that_int8_destroys_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "name", ["Llama, SmolLM, SmolLM2", "GPT-NeoX, Pythia", "Mixtral", "Mamba", "Jamba", "RecurrentGemma"]
+    "name",
+    ["Llama, SmolLM, SmolLM2", "GPT-NeoX, Pythia", "Mixtral", "Mamba", "Jamba", "RecurrentGemma"],
 )
 def test_it_suits_models_that_are_built_differently(tmp_path: Path, name: str) -> None:
     architecture = next(a for a in ARCHITECTURES if a.name == name)

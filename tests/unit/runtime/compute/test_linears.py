@@ -1,4 +1,5 @@
-"""Weights are replaced in place: the memory of the old ones is given back while the new ones are made."""
+"""Weights are replaced in place: the memory of the old ones is given back while the new ones are
+made."""
 
 import subprocess
 import sys
@@ -13,9 +14,11 @@ SIZE = 768
 WEIGHTS_MIB = LAYERS * SIZE * SIZE * 4 >> 20
 PACK = "from llm_runtime.compute.linears import pack_linears; pack_linears(model)"
 QUANTIZE = (
-    "from llm_runtime.compute.int8 import quantize_int8; quantize_int8(model, lambda: model(torch.zeros(1, SIZE)))"
+    "from llm_runtime.compute.int8 import quantize_int8; quantize_int8(model, lambda:"
+    " model(torch.zeros(1, SIZE)))"
 )
-# As Transformers reads a model: weights are made on threads, each with a heap that no other thread uses.
+# As Transformers reads a model: weights are made on threads,
+# each with a heap that no other thread uses.
 PROGRAM = """
 import threading
 import torch
@@ -49,6 +52,8 @@ print((peak.peak_bytes - peak.before_bytes) // MIB)
 @pytest.mark.parametrize("change", [PACK, QUANTIZE], ids=["packed", "int8"])
 def test_a_model_whose_layers_are_replaced_never_takes_its_weights_twice(change: str) -> None:
     program = PROGRAM.format(layers=LAYERS, size=SIZE, change=change)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 0.5 * WEIGHTS_MIB

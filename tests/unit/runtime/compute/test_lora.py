@@ -1,4 +1,5 @@
-"""Adapters in one batch against PEFT one by one: the same logits, the same tokens, whatever shares the step."""
+"""Adapters in one batch against PEFT one by one:
+the same logits, the same tokens, whatever shares the step."""
 
 import random
 from pathlib import Path
@@ -42,11 +43,21 @@ def folders(kind: str, root: Path) -> tuple[Path, dict[str, Path]]:
         wanted = {
             "all": {},
             "attention": {"target_modules": ["q_proj", "v_proj"], "r": 3, "use_rslora": True},
-            "last": {"target_modules": ["k_proj", "down_proj"], "r": 16, "layers_to_transform": [1]},
-            "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5}, "alpha_pattern": {"o_proj": 3}},
+            "last": {
+                "target_modules": ["k_proj", "down_proj"],
+                "r": 16,
+                "layers_to_transform": [1],
+            },
+            "patterns": {
+                "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 5},
+                "alpha_pattern": {"o_proj": 3},
+            },
             "regex": {"target_modules": r".*layers\.0\..*(up|gate)_proj", "r": 1},
         }
-    saved = {n: lora_models.save_adapter(base, root / n, seed, **o) for seed, (n, o) in enumerate(wanted.items())}
+    saved = {
+        n: lora_models.save_adapter(base, root / n, seed, **o)
+        for seed, (n, o) in enumerate(wanted.items())
+    }
     return base, saved
 
 
@@ -71,12 +82,19 @@ class World:
 
     def logits_of_peft(self, name: str, prompt: tuple[int, ...]) -> Any:
         with torch.inference_mode():
-            return self._as(name, lambda: self.peft(input_ids=torch.tensor([prompt])).logits[0, -1].float())
+            return self._as(
+                name, lambda: self.peft(input_ids=torch.tensor([prompt])).logits[0, -1].float()
+            )
 
     def tokens_of_peft(self, name: str, prompt: tuple[int, ...], count: int) -> list[int]:
         ids = torch.tensor([prompt])
         options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
-        out = self._as(name, lambda: self.peft.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options))
+        out = self._as(
+            name,
+            lambda: self.peft.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), **options
+            ),
+        )
         return list(out[0, len(prompt) :].tolist())
 
     def _as(self, name: str, compute: Any) -> Any:
@@ -99,7 +117,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def sequence(prompt: tuple[int, ...], adapter: str, count: int = 12) -> Sequence:
     sampling = Sampling(max_tokens=count, temperature=0.0, ignore_eos=True)
-    return Sequence(GenerationRequest("r", prompt, sampling, adapter=adapter), CharacterVocabulary())
+    return Sequence(
+        GenerationRequest("r", prompt, sampling, adapter=adapter), CharacterVocabulary()
+    )
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -125,7 +145,9 @@ def run(runner: TransformersRunner, scheduler: Scheduler, steps: int = 10_000) -
         steps -= 1
 
 
-def generated(runner: TransformersRunner, sequences: list[Sequence], max_batch_tokens: int = 40) -> list[list[int]]:
+def generated(
+    runner: TransformersRunner, sequences: list[Sequence], max_batch_tokens: int = 40
+) -> list[list[int]]:
     scheduler = Scheduler(BlockPool(BLOCKS), PLACES, max_batch_tokens, 100)
     for one in sequences:
         scheduler.add(one)
@@ -172,7 +194,9 @@ def test_long_chunks_beside_single_tokens(llama: World, monkeypatch: pytest.Monk
     expected = [llama.tokens_of_peft(name, ids, 12) for name, ids in wanted]
     for own_rows in (1, 6, 64):
         monkeypatch.setattr(lora, "OWN_ROWS", own_rows)
-        assert generated(llama.runner, [sequence(ids, name) for name, ids in wanted], 96) == expected
+        assert (
+            generated(llama.runner, [sequence(ids, name) for name, ids in wanted], 96) == expected
+        )
 
 
 def test_adapters_of_too_many_ranks_together_are_computed_on_several_shelves(
@@ -270,8 +294,16 @@ def test_a_forward_that_somebody_else_put_there_is_adapted_and_given_back(llama:
 def test_linears_that_read_one_tensor_share_a_product(llama: World) -> None:
     adapters = llama.new_runner().adapters
     assert adapters is not None
-    groups = {tuple(name.rsplit(".", 1)[1] for name in linear.read.modules) for linear in adapters._linears.values()}
-    assert groups == {("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)}
+    groups = {
+        tuple(name.rsplit(".", 1)[1] for name in linear.read.modules)
+        for linear in adapters._linears.values()
+    }
+    assert groups == {
+        ("q_proj", "k_proj", "v_proj"),
+        ("o_proj",),
+        ("gate_proj", "up_proj"),
+        ("down_proj",),
+    }
     assert not any("lm_head" in name for name in adapters.shapes)
 
 

@@ -24,7 +24,11 @@ def logits() -> Any:
 
 def draws(logits: Any, count: int = 4000, **sampling: Any) -> Counter[int]:
     rows: list[Sequence] = [sequence(**sampling) for _ in range(count)]
-    return Counter(s.token_id for s in Sampler(seed=1).sample(logits.expand(count, -1), rows) if s.token_id is not None)
+    return Counter(
+        s.token_id
+        for s in Sampler(seed=1).sample(logits.expand(count, -1), rows)
+        if s.token_id is not None
+    )
 
 
 def test_greedy_is_the_most_likely(logits: Any) -> None:
@@ -45,7 +49,9 @@ def test_top_k_keeps_the_k_most_likely(logits: Any, top_k: int) -> None:
 
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.97])
 @pytest.mark.parametrize("flat", [1.0, 0.02])
-def test_top_p_keeps_the_smallest_set_with_that_mass(logits: Any, top_p: float, flat: float) -> None:
+def test_top_p_keeps_the_smallest_set_with_that_mass(
+    logits: Any, top_p: float, flat: float
+) -> None:
     ordered, tokens = (logits * flat).softmax(-1).sort(descending=True)
     kept = int(((ordered.cumsum(-1) - ordered) < top_p).sum())
     found = draws(logits * flat, top_p=top_p)
@@ -62,7 +68,9 @@ def test_top_k_applies_before_top_p(logits: Any) -> None:
 
 @pytest.mark.parametrize("min_p", [0.01, 0.3, 1.0])
 @pytest.mark.parametrize("others", [{}, {"top_p": 0.9}, {"top_k": 40}])
-def test_min_p_keeps_what_is_likely_beside_the_likeliest(logits: Any, min_p: float, others: dict[str, Any]) -> None:
+def test_min_p_keeps_what_is_likely_beside_the_likeliest(
+    logits: Any, min_p: float, others: dict[str, Any]
+) -> None:
     likelihoods = logits.softmax(-1)
     kept = (likelihoods >= min_p * likelihoods.max()).nonzero().flatten().tolist()
     found = draws(logits, min_p=min_p, **others)
@@ -80,7 +88,8 @@ class Recorded(Sampler):
 
 
 def processed(logits: Any, ids: list[int], **options: Any) -> Any:
-    """What Transformers' own processors make of one row, in the order of its `_get_logits_processor`."""
+    """What Transformers' own processors make of one row,
+    in the order of its `_get_logits_processor`."""
     from transformers import (
         MinPLogitsWarper,
         RepetitionPenaltyLogitsProcessor,
@@ -117,20 +126,30 @@ def processed(logits: Any, ids: list[int], **options: Any) -> Any:
         {"top_k": 300, "top_p": 0.9},
     ],
 )
-def test_a_row_is_left_as_transformers_leaves_it_whatever_is_beside_it(options: dict[str, Any]) -> None:
+def test_a_row_is_left_as_transformers_leaves_it_whatever_is_beside_it(
+    options: dict[str, Any],
+) -> None:
     rows = torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(3)) * 3
-    crowd = [sequence(**options), sequence(top_k=300), *(sequence("aab", **options) for _ in range(4))]
+    crowd = [
+        sequence(**options),
+        sequence(top_k=300),
+        *(sequence("aab", **options) for _ in range(4)),
+    ]
     for _ in range(20):
         crowd[0].append(Sampled(7))
     found = Recorded().sample(rows, crowd)
     for row, one in enumerate(crowd):
         if row != 1:
-            torch.testing.assert_close(found[row], processed(rows[row], one.token_ids, **options), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                found[row], processed(rows[row], one.token_ids, **options), rtol=1e-5, atol=1e-5
+            )
 
 
 def test_looking_at_the_likeliest_first_finds_what_sorting_everything_finds() -> None:
     """The flat rows need more than the first look."""
-    rows = torch.randn(40, 3000, generator=torch.Generator().manual_seed(5)) * torch.linspace(0.1, 6, 40).unsqueeze(1)
+    rows = torch.randn(40, 3000, generator=torch.Generator().manual_seed(5)) * torch.linspace(
+        0.1, 6, 40
+    ).unsqueeze(1)
     options: list[dict[str, Any]] = [
         {"top_p": 0.9},
         {"top_k": 200, "top_p": 0.8},
@@ -147,7 +166,8 @@ def test_looking_at_the_likeliest_first_finds_what_sorting_everything_finds() ->
 
 
 def test_presence_and_frequency_follow_openais_formula_over_the_answer_alone(logits: Any) -> None:
-    """mu[j] -> mu[j] - c[j] * frequency_penalty - float(c[j] > 0) * presence_penalty (OpenAI's API reference)."""
+    """mu[j] -> mu[j] - c[j] * frequency_penalty - float(c[j] > 0)
+    * presence_penalty (OpenAI's API reference)."""
     one = sequence("abc", max_tokens=99, presence_penalty=0.5, frequency_penalty=-0.25)
     answer = [5, 5, 9, 5, ord("a")]
     for token in answer:
@@ -162,15 +182,22 @@ def test_bias_is_added_before_the_penalties_and_moves_greedy_rows_too(logits: An
     found = Recorded().sample(logits.unsqueeze(0), [one])[0]
     assert float(found[ord("a")]) == pytest.approx((float(logits[ord("a")]) + 100) / 2)
     assert float(found[3]) == pytest.approx(float(logits[3]) - 100)
-    [greedy] = Sampler().sample(logits.unsqueeze(0), [sequence(temperature=0.0, logit_bias=((3, 100.0),))])
+    [greedy] = Sampler().sample(
+        logits.unsqueeze(0), [sequence(temperature=0.0, logit_bias=((3, 100.0),))]
+    )
     assert greedy.token_id == 3
 
 
 def test_biases_of_several_rows_stay_with_their_rows(logits: Any) -> None:
-    crowd = [sequence(logit_bias=((3, 1.0),)), sequence(), sequence(logit_bias=((3, -2.0), (4, 0.5)))]
+    crowd = [
+        sequence(logit_bias=((3, 1.0),)),
+        sequence(),
+        sequence(logit_bias=((3, -2.0), (4, 0.5))),
+    ]
     added = Recorded().sample(logits.repeat(3, 1), crowd) - logits
     assert {
-        (row, token): round(float(added[row, token]), 4) for row, token in added.abs().gt(1e-4).nonzero().tolist()
+        (row, token): round(float(added[row, token]), 4)
+        for row, token in added.abs().gt(1e-4).nonzero().tolist()
     } == {
         (0, 3): 1.0,
         (2, 3): -2.0,
@@ -233,7 +260,9 @@ def test_a_batch_of_plain_greedy_rows_is_one_look_at_the_logits(logits: Any) -> 
 def test_drawing_in_two_steps_is_drawing(size: int) -> None:
     logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 2
     count = 20_000
-    found = torch.bincount(sampler._draw(logits.repeat(count, 1), [n << 17 for n in range(count)]), minlength=size)
+    found = torch.bincount(
+        sampler._draw(logits.repeat(count, 1), [n << 17 for n in range(count)]), minlength=size
+    )
     expected = logits.softmax(-1) * count
     often = expected > 10
     square = float(((found - expected)[often] ** 2 / expected[often]).sum())
@@ -263,14 +292,25 @@ def test_a_seeded_choice_survives_noise_in_the_last_bits() -> None:
         {},
         {"top_p": 0.9},
         {"top_k": 7, "min_p": 0.01},
-        {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.1, "logit_bias": ((4, 2.0),)},
+        {
+            "repetition_penalty": 1.2,
+            "frequency_penalty": 0.4,
+            "presence_penalty": 0.1,
+            "logit_bias": ((4, 2.0),),
+        },
     ],
 )
-def test_a_seeded_text_is_the_same_alone_and_in_a_changing_crowd(logits: Any, options: dict[str, Any]) -> None:
+def test_a_seeded_text_is_the_same_alone_and_in_a_changing_crowd(
+    logits: Any, options: dict[str, Any]
+) -> None:
     def text(crowded: bool) -> list[int]:
         one = sequence(seed=42, max_tokens=99, **options)
         for step in range(30):
-            others = [sequence("xy", top_k=step), sequence(temperature=0.0), sequence(min_p=0.2, presence_penalty=1.0)]
+            others = [
+                sequence("xy", top_k=step),
+                sequence(temperature=0.0),
+                sequence(min_p=0.2, presence_penalty=1.0),
+            ]
             crowd = [*others[: step % 4], one] if crowded else [one]
             rows = torch.stack([logits.roll(step)] * len(crowd))
             one.append(Sampler().sample(rows, crowd)[-1])
@@ -281,7 +321,13 @@ def test_a_seeded_text_is_the_same_alone_and_in_a_changing_crowd(logits: Any, op
 
 def test_a_seed_gives_the_same_token_alone_and_in_a_crowd(logits: Any) -> None:
     alone = Sampler().sample(logits.unsqueeze(0), [sequence(seed=42)])[0].token_id
-    crowd = [sequence(), sequence(temperature=0.0), sequence(seed=42), sequence(top_p=0.5), sequence(seed=7)]
+    crowd = [
+        sequence(),
+        sequence(temperature=0.0),
+        sequence(seed=42),
+        sequence(top_p=0.5),
+        sequence(seed=7),
+    ]
     rows = torch.stack([logits.roll(3), logits, logits, logits, logits])
     assert Sampler().sample(rows, crowd)[2].token_id == alone
 
@@ -297,11 +343,15 @@ def test_a_seed_gives_other_numbers_at_other_positions(logits: Any) -> None:
 
 
 def test_log_probabilities_are_of_the_unmodified_distribution(logits: Any) -> None:
-    sampled = Sampler().sample(logits.expand(2, -1), [sequence(temperature=0.3, top_k=2, logprobs=5), sequence()])
+    sampled = Sampler().sample(
+        logits.expand(2, -1), [sequence(temperature=0.3, top_k=2, logprobs=5), sequence()]
+    )
     expected = logits.log_softmax(-1)
     assert sampled[0].logprob == pytest.approx(float(expected[sampled[0].token_id or 0]), abs=1e-5)
     assert [token for token, _ in sampled[0].top] == expected.topk(5).indices.tolist()
-    assert [value for _, value in sampled[0].top] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-5)
+    assert [value for _, value in sampled[0].top] == pytest.approx(
+        expected.topk(5).values.tolist(), abs=1e-5
+    )
     assert sampled[1].logprob is None
 
 
@@ -313,6 +363,8 @@ def test_logprobs_zero_names_the_chosen_token_only(logits: Any) -> None:
 
 def test_a_row_that_is_no_number_spoils_no_other(logits: Any) -> None:
     rows = torch.stack([torch.full_like(logits, float("nan")), logits])
-    broken, fine = Sampler().sample(rows, [sequence(temperature=0.5, logprobs=1), sequence(temperature=0.0)])
+    broken, fine = Sampler().sample(
+        rows, [sequence(temperature=0.5, logprobs=1), sequence(temperature=0.0)]
+    )
     assert broken.token_id is None
     assert fine.token_id == int(logits.argmax())

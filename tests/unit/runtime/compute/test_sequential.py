@@ -22,11 +22,17 @@ PROMPT = tuple(range(20, 40))
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    return load(tiny_model.make(tmp_path_factory.mktemp("tiny")), EngineConfig(device="cpu"), ModelConfig(name="m"))
+    return load(
+        tiny_model.make(tmp_path_factory.mktemp("tiny")),
+        EngineConfig(device="cpu"),
+        ModelConfig(name="m"),
+    )
 
 
 def sequence(loaded: Loaded) -> Sequence:
-    return Sequence(GenerationRequest("r", PROMPT, Sampling(max_tokens=9, temperature=0.0)), loaded.codec)
+    return Sequence(
+        GenerationRequest("r", PROMPT, Sampling(max_tokens=9, temperature=0.0)), loaded.codec
+    )
 
 
 def span(of: Sequence, start: int, end: int) -> Batch:
@@ -73,7 +79,9 @@ def test_what_a_scheduler_skipped_is_read_all_the_same(loaded: Loaded) -> None:
 
 def test_prompts_in_one_piece_are_read_with_their_last_chunk(loaded: Loaded) -> None:
     lengths: list[int] = []
-    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: lengths.append(ids[0].shape[1]))
+    hook = loaded.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, ids: lengths.append(ids[0].shape[1])
+    )
     runner = SequentialRunner(loaded.model, Sampler(), whole_prompts=True)
     one = sequence(loaded)
     assert runner.forward(span(one, 0, 8)) == []

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[4]
 
 async def test_migrations_make_exactly_the_tables_that_the_code_uses(database_url: str) -> None:
     def missing(connection: Connection) -> str:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
         operations = produce_migrations(context, tables.metadata).upgrade_ops
         assert operations
         return "" if operations.is_empty() else render_python_code(operations)
@@ -29,7 +31,9 @@ async def test_migrations_make_exactly_the_tables_that_the_code_uses(database_ur
     database = Database(database_url)
     await migrate.upgrade(database)
     async with database.read() as connection:
-        assert await connection.run_sync(missing) == "", "a new file in db/migrations/versions needs this"
+        assert await connection.run_sync(missing) == "", (
+            "a new file in db/migrations/versions needs this"
+        )
     await database.close()
 
 
@@ -37,7 +41,9 @@ async def test_ten_replicas_that_start_at_once_migrate_once(database_url: str) -
     replicas = [Database(database_url) for _ in range(10)]
     await asyncio.gather(*map(migrate.upgrade, replicas))
     async with replicas[0].read() as connection:
-        assert (await connection.execute(text("SELECT count(*) FROM alembic_version"))).scalar() == 1
+        assert (
+            await connection.execute(text("SELECT count(*) FROM alembic_version"))
+        ).scalar() == 1
     assert all([(await migrate.inspect(replica)).current for replica in replicas])
     for replica in replicas:
         await replica.close()
@@ -59,7 +65,9 @@ async def test_inspection_tells_revision_rows_and_sizes(database_url: str) -> No
     await database.close()
 
 
-async def test_a_database_of_a_newer_program_is_left_alone(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_database_of_a_newer_program_is_left_alone(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     database = Database(database_url)
     await migrate.upgrade(database)
     async with database.begin() as connection:
@@ -96,12 +104,22 @@ async def test_a_server_that_starts_before_its_database_says_so_once_and_in_its_
 
 
 def test_the_wheel_carries_the_migrations(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "wheel")]
+    build = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "-t",
+        "wheel",
+        "-d",
+        str(tmp_path / "wheel"),
+    ]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     [wheel] = (tmp_path / "wheel").glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     script = (
-        "import asyncio; from llm_runtime.db import migrate; from llm_runtime.db.database import Database\n"
+        "import asyncio; from llm_runtime.db import migrate; from llm_runtime.db.database import"
+        " Database\n"
         f"assert migrate.__file__.startswith({str(tmp_path)!r})\n"
         f"asyncio.run(migrate.upgrade(Database('sqlite:///{tmp_path}/wheel.db')))"
     )

@@ -25,15 +25,21 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def filled(url: str) -> Database:
-    """25 rows of 100 days ago, 5 of yesterday; one answer and one session that expired, one of each that did not."""
+    """25 rows of 100 days ago, 5 of yesterday;
+    one answer and one session that expired, one of each that did not."""
     database = await empty(url)
     async with DatabaseUsage(database, QUICK, Metrics()) as usage:
         for number in range(30):
             usage.write(row(at=AT - timedelta(days=100 if number < 25 else 1)))
     async with database.begin() as connection:
-        for name, expires_at in (("old", AT - timedelta(seconds=1)), ("new", AT + timedelta(seconds=1))):
+        for name, expires_at in (
+            ("old", AT - timedelta(seconds=1)),
+            ("new", AT + timedelta(seconds=1)),
+        ):
             shared = {"id": name, "tenant": "web", "expires_at": expires_at}
-            await connection.execute(insert(completion_cache), {**shared, "model": "bot", "answer": {}})
+            await connection.execute(
+                insert(completion_cache), {**shared, "model": "bot", "answer": {}}
+            )
             await connection.execute(insert(sessions), {**shared, "version": 1, "messages": []})
     return database
 
@@ -56,7 +62,9 @@ async def test_no_retention_keeps_rows_for_ever(database_url: str) -> None:
     await database.close()
 
 
-async def test_while_one_replica_deletes_the_others_leave_it_to_that_one(postgres_server: Postgres) -> None:
+async def test_while_one_replica_deletes_the_others_leave_it_to_that_one(
+    postgres_server: Postgres,
+) -> None:
     database = await filled(postgres_server.create())
     async with database.begin() as connection:
         await connection.execute(select(func.pg_advisory_xact_lock(retention.LOCK)))
@@ -78,7 +86,9 @@ async def test_it_runs_by_itself_until_the_end(database_url: str) -> None:
     await database.close()
 
 
-async def test_sums_of_addresses_go_with_their_rows_and_those_of_keys_stay(database_url: str) -> None:
+async def test_sums_of_addresses_go_with_their_rows_and_those_of_keys_stay(
+    database_url: str,
+) -> None:
     database = await empty(database_url)
     async with DatabaseUsage(database, QUICK, Metrics()) as usage:
         for days in (100, 1):
@@ -100,7 +110,13 @@ async def test_a_tenant_with_too_many_sessions_loses_its_oldest(
     async with database.begin() as connection:
         for tenant, number in [("loud", number) for number in range(30)] + [("quiet", 0)]:
             when = AT + timedelta(seconds=1 + number)
-            fields = {"id": f"{tenant}-{number}", "tenant": tenant, "expires_at": when, "version": 1, "messages": []}
+            fields = {
+                "id": f"{tenant}-{number}",
+                "tenant": tenant,
+                "expires_at": when,
+                "version": 1,
+                "messages": [],
+            }
             await connection.execute(insert(sessions), fields)
     assert (await clean(database, 90, AT))["sessions"] == 27
     async with database.read() as connection:

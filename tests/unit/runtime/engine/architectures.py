@@ -1,6 +1,7 @@
 """The architecture matrix: one random two-layer configuration for each kind of language model.
 
-Those in BATCHED are expected to run batched, those in SEQUENTIAL are served by the slow path. The table
+Those in BATCHED are expected to run batched, those in SEQUENTIAL are served by the slow path.
+The table
 in docs/operations.md is checked against this one.
 """
 
@@ -28,7 +29,8 @@ SMALL_GPT: Any = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 
 @dataclass(frozen=True)
 class Architecture:
-    """`config` is the name of a configuration class of Transformers, `options` what it is made with."""
+    """`config` is the name of a configuration class of Transformers,
+    `options` what it is made with."""
 
     name: str
     config: str
@@ -54,7 +56,8 @@ class Architecture:
 
 
 def spread(model: Any) -> None:
-    """Weights large enough that the most likely token depends on what was read, whatever the architecture's default."""
+    """Weights large enough that the most likely token depends on what was read,
+    whatever the architecture's default."""
     import torch
 
     with torch.no_grad():
@@ -68,7 +71,9 @@ def spread(model: Any) -> None:
 BATCHED = [
     Architecture("Llama, SmolLM, SmolLM2", "LlamaConfig", GROUPED),
     Architecture("Mistral", "MistralConfig", GROUPED | {"sliding_window": None}),
-    Architecture("Mistral with a sliding window", "MistralConfig", GROUPED | {"sliding_window": WINDOW}),
+    Architecture(
+        "Mistral with a sliding window", "MistralConfig", GROUPED | {"sliding_window": WINDOW}
+    ),
     Architecture("Ministral", "MinistralConfig", GROUPED | SLIDING),
     Architecture("Qwen2, Qwen2.5", "Qwen2Config", GROUPED),
     Architecture(
@@ -83,7 +88,9 @@ BATCHED = [
         "Gemma2Config",
         GROUPED | SLIDING | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
     ),
-    Architecture("Gemma 3 (text)", "Gemma3TextConfig", GROUPED | SLIDING | {"query_pre_attn_scalar": 8}),
+    Architecture(
+        "Gemma 3 (text)", "Gemma3TextConfig", GROUPED | SLIDING | {"query_pre_attn_scalar": 8}
+    ),
     Architecture("Phi", "PhiConfig", GROUPED),
     Architecture("Phi-3, Phi-4", "Phi3Config", GROUPED | {"sliding_window": None}),
     Architecture("Phi-3 with a sliding window", "Phi3Config", GROUPED | {"sliding_window": WINDOW}),
@@ -100,16 +107,26 @@ BATCHED = [
     Architecture("Command R", "CohereConfig", GROUPED),
     Architecture("Command R7B, Command A", "Cohere2Config", GROUPED | SLIDING),
     Architecture("StarCoder2", "Starcoder2Config", GROUPED | {"sliding_window": None}),
-    Architecture("StarCoder2 with a sliding window", "Starcoder2Config", GROUPED | {"sliding_window": WINDOW}),
+    Architecture(
+        "StarCoder2 with a sliding window", "Starcoder2Config", GROUPED | {"sliding_window": WINDOW}
+    ),
     Architecture("Granite", "GraniteConfig", GROUPED),
     Architecture("GLM-4", "Glm4Config", GROUPED),
     Architecture("EXAONE 4", "Exaone4Config", GROUPED | SLIDING),
     Architecture("Persimmon", "PersimmonConfig", SHAPE),
     Architecture("CTRL", "CTRLConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64}),
-    Architecture("Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 4, "sliding_window": None}),
-    Architecture("Qwen2-MoE", "Qwen2MoeConfig", GROUPED | EXPERTS | {"shared_expert_intermediate_size": 32}),
+    Architecture(
+        "Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 4, "sliding_window": None}
+    ),
+    Architecture(
+        "Qwen2-MoE", "Qwen2MoeConfig", GROUPED | EXPERTS | {"shared_expert_intermediate_size": 32}
+    ),
     Architecture("Qwen3-MoE", "Qwen3MoeConfig", GROUPED | EXPERTS),
-    Architecture("OLMoE", "OlmoeConfig", GROUPED | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}),
+    Architecture(
+        "OLMoE",
+        "OlmoeConfig",
+        GROUPED | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
     Architecture("GraniteMoE", "GraniteMoeConfig", GROUPED | {"num_local_experts": 4}),
     Architecture(
         "GPT-OSS",
@@ -128,17 +145,31 @@ SEQUENTIAL = [
     Architecture("Falcon", "FalconConfig", SHAPE, why=OWN_ATTENTION),
     Architecture("Falcon with ALiBi", "FalconConfig", SHAPE | {"alibi": True}, why=ALIBI),
     Architecture("BLOOM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, why=ALIBI),
-    Architecture("MPT", "MptConfig", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}, why=ALIBI),
+    Architecture(
+        "MPT",
+        "MptConfig",
+        {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
+        why=ALIBI,
+    ),
     Architecture("GPT-J", "GPTJConfig", SMALL_GPT | {"rotary_dim": 4}, why=OWN_ATTENTION),
     Architecture(
         "GPT-Neo",
         "GPTNeoConfig",
-        SHAPE | {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+        SHAPE
+        | {
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": WINDOW,
+        },
         why=OWN_ATTENTION,
     ),
     Architecture("CodeGen", "CodeGenConfig", SMALL_GPT | {"rotary_dim": 4}, why=OWN_ATTENTION),
     Architecture(
-        "XGLM", "XGLMConfig", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64}, why=OWN_ATTENTION
+        "XGLM",
+        "XGLMConfig",
+        {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
+        why=OWN_ATTENTION,
     ),
     Architecture(
         "Llama 4 (text)",
@@ -152,12 +183,28 @@ SEQUENTIAL = [
         "DeepSeek-V3",
         "DeepseekV3Config",
         SHAPE
-        | {"num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
-        | {"moe_intermediate_size": 32, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16}
+        | {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 2,
+            "topk_group": 1,
+        }
+        | {
+            "moe_intermediate_size": 32,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+        }
         | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
         why="keys and values of different sizes",
     ),
-    Architecture("Mamba", "MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}, why=STATES),
+    Architecture(
+        "Mamba",
+        "MambaConfig",
+        {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+        why=STATES,
+    ),
     Architecture(
         "Mamba 2",
         "Mamba2Config",
@@ -168,19 +215,32 @@ SEQUENTIAL = [
     Architecture(
         "RecurrentGemma",
         "RecurrentGemmaConfig",
-        SHAPE | {"lru_width": 32, "attention_window_size": WINDOW, "block_types": ["recurrent", "attention"]},
+        SHAPE
+        | {
+            "lru_width": 32,
+            "attention_window_size": WINDOW,
+            "block_types": ["recurrent", "attention"],
+        },
         why="states inside the model's layers; everything is read again for each token",
     ),
     Architecture(
         "Jamba",
         "JambaConfig",
-        GROUPED | {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 2, "mamba_d_state": 8},
+        GROUPED
+        | {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 2, "mamba_d_state": 8},
         why=STATES,
     ),
     Architecture(
         "Falcon H1",
         "FalconH1Config",
-        GROUPED | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
+        GROUPED
+        | {
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 8,
+        },
         why=STATES,
     ),
     Architecture(
@@ -191,21 +251,31 @@ SEQUENTIAL = [
         | {"mamba_chunk_size": 8},
         why=STATES,
     ),
-    Architecture("LFM2", "Lfm2Config", GROUPED | {"layer_types": ["conv", "full_attention"]}, why=STATES),
+    Architecture(
+        "LFM2", "Lfm2Config", GROUPED | {"layer_types": ["conv", "full_attention"]}, why=STATES
+    ),
     Architecture(
         "Qwen3-Next",
         "Qwen3NextConfig",
         GROUPED
         | EXPERTS
-        | {"layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 32}
+        | {
+            "layer_types": ["linear_attention", "full_attention"],
+            "shared_expert_intermediate_size": 32,
+        }
         | {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
         | {"linear_num_value_heads": 4},
         why=STATES,
     ),
     Architecture(
-        "RWKV", "RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}, why=STATES
+        "RWKV",
+        "RwkvConfig",
+        {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32},
+        why=STATES,
     ),
-    Architecture("GPT", "OpenAIGPTConfig", SMALL_GPT, why="no cache; everything is read again for each token"),
+    Architecture(
+        "GPT", "OpenAIGPTConfig", SMALL_GPT, why="no cache; everything is read again for each token"
+    ),
 ]
 
 ARCHITECTURES = BATCHED + SEQUENTIAL
@@ -216,6 +286,9 @@ def table() -> str:
     batched = [a.name for a in BATCHED]
     sequential = [(a.name, a.why) for a in SEQUENTIAL]
     reasons = dict.fromkeys(why for _, why in sequential)
-    rows = [("batched", "", batched), *(("slow path", why, [n for n, w in sequential if w == why]) for why in reasons)]
+    rows = [
+        ("batched", "", batched),
+        *(("slow path", why, [n for n, w in sequential if w == why]) for why in reasons),
+    ]
     lines = [f"| {kind} | {why} | {', '.join(names)} |" for kind, why, names in rows]
     return "\n".join(["| Served | Why | Architectures |", "| --- | --- | --- |", *lines])

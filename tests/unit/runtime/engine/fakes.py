@@ -24,7 +24,8 @@ EOS = 0
 
 
 class CharacterVocabulary:
-    """Token id = code point, 0 ends a text. Ids from 1,000 on are pieces that show only with the id after them."""
+    """Token id = code point, 0 ends a text.
+    Ids from 1,000 on are pieces that show only with the id after them."""
 
     vocabulary_size = 2000
     eos_token_ids = frozenset({EOS})
@@ -106,17 +107,22 @@ def request(
     return GenerationRequest(name, ids, Sampling(max_tokens=max_tokens, **options), **own)
 
 
-def sequence(prompt: str = "abc", max_tokens: int = 8, name: str = "r", **sampling: Any) -> Sequence:
+def sequence(
+    prompt: str = "abc", max_tokens: int = 8, name: str = "r", **sampling: Any
+) -> Sequence:
     return Sequence(request(prompt, max_tokens, name, **sampling), CharacterVocabulary())
 
 
 class ScriptedRunner:
-    """Answers each request with the text its id names, then with the end token; records the batches.
+    """Answers each request with the text its id names, then with the end token;
+    records the batches.
 
     `gate` makes every step wait until the test lets it through; `fail` may raise in a step.
     """
 
-    def __init__(self, answers: dict[str, str] | None = None, fail: Callable[[Batch], None] | None = None) -> None:
+    def __init__(
+        self, answers: dict[str, str] | None = None, fail: Callable[[Batch], None] | None = None
+    ) -> None:
         self.answers = answers or {}
         self.fail = fail
         self.batches: list[Batch] = []
@@ -159,15 +165,29 @@ def scheduler(
 
 
 def model(
-    runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **fields: Any
+    runner: ScriptedRunner,
+    slots: int = 4,
+    max_queue_length: int = 8,
+    max_batch_tokens: int = 64,
+    **fields: Any,
 ) -> Model:
     limits = RequestLimits(max_model_length=256, vocabulary_size=2000)
     fields.setdefault("adapters", AdapterTable(4))
-    return Model(scheduler(slots, max_batch_tokens, max_queue_length), runner, CharacterVocabulary(), limits, **fields)
+    return Model(
+        scheduler(slots, max_batch_tokens, max_queue_length),
+        runner,
+        CharacterVocabulary(),
+        limits,
+        **fields,
+    )
 
 
 def engine(
-    runner: ScriptedRunner, slots: int = 4, max_queue_length: int = 8, max_batch_tokens: int = 64, **options: Any
+    runner: ScriptedRunner,
+    slots: int = 4,
+    max_queue_length: int = 8,
+    max_batch_tokens: int = 64,
+    **options: Any,
 ) -> EngineClient:
     return start_local(model(runner, slots, max_queue_length, max_batch_tokens), **options)
 

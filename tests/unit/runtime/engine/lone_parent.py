@@ -13,7 +13,9 @@ from unit.runtime.engine.fakes import request  # noqa: E402
 
 
 async def main() -> None:
-    client = await start_engine(RuntimeConfig(model=ModelConfig(name="m")), Path("hello"), sys.argv[1:])
+    client = await start_engine(
+        RuntimeConfig(model=ModelConfig(name="m")), Path("hello"), sys.argv[1:]
+    )
     stream = client.generate(request("forever", 240))
     await anext(stream)
     print(client._link._channel._process.pid, flush=True)  # type: ignore[union-attr]

@@ -1,7 +1,9 @@
-"""The engine's process around a scripted model: `python scripted_worker.py LOG_FORMAT LOG_LEVEL STEP_TRACE SOCKET`.
+"""The engine's process around a scripted model:
+`python scripted_worker.py LOG_FORMAT LOG_LEVEL STEP_TRACE SOCKET`.
 
-The folder to load says what to do: `missing` fails as a fetched model can, `broken` as only a bug would, `dies` ends
-the process while it loads; any other name is what the model answers, a character every STEP_SECONDS.
+The folder to load says what to do: `missing` fails as a fetched model can, `broken` as only a bug
+would, `dies` ends the process while it loads; any other name is what the model answers, a character
+every STEP_SECONDS.
 """
 
 import os

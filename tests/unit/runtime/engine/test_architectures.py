@@ -27,7 +27,13 @@ from llm_runtime.loading.load import load  # noqa: E402
 from llm_runtime.loading.loaded import Loaded  # noqa: E402
 from llm_runtime.loading.runners import Chosen, choose_runner  # noqa: E402
 from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
-from unit.runtime.engine.architectures import ARCHITECTURES, BATCHED, WINDOW, Architecture, table  # noqa: E402
+from unit.runtime.engine.architectures import (  # noqa: E402
+    ARCHITECTURES,
+    BATCHED,
+    WINDOW,
+    Architecture,
+    table,
+)
 
 SETTINGS = EngineConfig(device="cpu", max_model_length=96, max_batch_size=4, max_batch_tokens=16)
 MODEL = ModelConfig(name="random")
@@ -40,7 +46,8 @@ Answers = dict[Prompt, list[int]]
 
 @dataclass(frozen=True)
 class Expected:
-    """A model folder, and what Transformers generates with it: as it is, and with an adapter merged into it."""
+    """A model folder, and what Transformers generates with it:
+    as it is, and with an adapter merged into it."""
 
     folder: Path
     answers: Answers
@@ -57,13 +64,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         model = load(folder, SETTINGS, MODEL).model
         answers = {prompt: generated(model, prompt) for prompt in prompts()}
         adapter = merged_adapter(model)
-        return Expected(folder, answers, adapter, {prompt: generated(model, prompt) for prompt in prompts()})
+        return Expected(
+            folder, answers, adapter, {prompt: generated(model, prompt) for prompt in prompts()}
+        )
 
     return made
 
 
 def merged_adapter(model: Any) -> Adapter:
-    """A random adapter of all linears; it is merged into `model`, as Transformers would serve it."""
+    """A random adapter of all linears;
+    it is merged into `model`, as Transformers would serve it."""
     chance = torch.Generator().manual_seed(5)
     weights = {}
     for name, shape in AdapterSet(model, AdapterReader(64)).shapes.items():
@@ -83,7 +93,9 @@ def prompts() -> list[Prompt]:
 def generated(model: Any, prompt: Prompt) -> list[int]:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False
+        )
     return list(out[0, len(prompt) :].tolist())
 
 
@@ -91,10 +103,13 @@ def no_batch(loaded: Loaded, engine: EngineConfig, length: int) -> Any:
     raise ModelUnsupported("the test wants the slow path")
 
 
-async def answers(loaded: Loaded, chosen: Chosen, adapter: Adapter | None = None) -> tuple[Answers, Answers]:
+async def answers(
+    loaded: Loaded, chosen: Chosen, adapter: Adapter | None = None
+) -> tuple[Answers, Answers]:
     """All prompts at once in four places, in chunks, and each beside a neighbour who leaves early.
 
-    With an adapter, all once more with and without it, when the beginnings of the prompts are known already.
+    With an adapter, all once more with and without it,
+    when the beginnings of the prompts are known already.
     """
     scheduler = Scheduler(chosen.pool, SETTINGS.max_batch_size, SETTINGS.max_batch_tokens, 100)
     limits = RequestLimits(SETTINGS.max_model_length, loaded.codec.vocabulary_size)
@@ -121,7 +136,9 @@ async def crowd(engine: EngineClient, adapters: list[str]) -> dict[str, Answers]
         return [event.token_id async for event in stream if event.token_id is not None]
 
     async def leave(prompt: Prompt, after: int) -> list[int]:
-        stream = engine.generate(GenerationRequest("leave", prompt, Sampling(max_tokens=20, temperature=0.0)))
+        stream = engine.generate(
+            GenerationRequest("leave", prompt, Sampling(max_tokens=20, temperature=0.0))
+        )
         async for _ in stream:
             after -= 1
             if after <= 0:
@@ -139,7 +156,9 @@ async def crowd(engine: EngineClient, adapters: list[str]) -> dict[str, Answers]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-async def test_the_sequential_runner_says_what_generate_says(folders: Any, architecture: Architecture) -> None:
+async def test_the_sequential_runner_says_what_generate_says(
+    folders: Any, architecture: Architecture
+) -> None:
     expected: Expected = folders(architecture.name)
     loaded = load(expected.folder, SETTINGS, MODEL)
     chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, no_batch)
@@ -148,7 +167,9 @@ async def test_the_sequential_runner_says_what_generate_says(folders: Any, archi
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
-async def test_the_runner_that_is_chosen_says_what_generate_says(folders: Any, architecture: Architecture) -> None:
+async def test_the_runner_that_is_chosen_says_what_generate_says(
+    folders: Any, architecture: Architecture
+) -> None:
     expected: Expected = folders(architecture.name)
     loaded = load(expected.folder, SETTINGS, MODEL)
     chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, build._batched)

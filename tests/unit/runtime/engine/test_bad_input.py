@@ -1,4 +1,5 @@
-"""Bad input is refused by name, and whoever is served meanwhile gets exactly what he would have got alone."""
+"""Bad input is refused by name, and whoever is served meanwhile gets exactly what he would have got
+alone."""
 
 import asyncio
 from collections.abc import Iterator
@@ -25,19 +26,27 @@ QUEUE = 6
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineClient]:
     folder = tiny_model.make(tmp_path_factory.mktemp("tiny"))
-    settings = EngineConfig(device="cpu", max_model_length=200, max_batch_size=PLACES, max_queue_length=QUEUE)
-    running, _ = build_engine(RuntimeConfig(model=ModelConfig(name="tiny"), engine=settings), folder)
+    settings = EngineConfig(
+        device="cpu", max_model_length=200, max_batch_size=PLACES, max_queue_length=QUEUE
+    )
+    running, _ = build_engine(
+        RuntimeConfig(model=ModelConfig(name="tiny"), engine=settings), folder
+    )
     yield running
     running.close()
 
 
-def request(prompt: tuple[int, ...] = PROMPT, adapter: str = "", **sampling: Any) -> GenerationRequest:
+def request(
+    prompt: tuple[int, ...] = PROMPT, adapter: str = "", **sampling: Any
+) -> GenerationRequest:
     options = {"max_tokens": 40, "temperature": 0.0, "ignore_eos": True, **sampling}
     return GenerationRequest("r", prompt, Sampling(**options), adapter=adapter)
 
 
 async def answer(engine: EngineClient) -> list[int]:
-    return [event.token_id async for event in engine.generate(request()) if event.token_id is not None]
+    return [
+        event.token_id async for event in engine.generate(request()) if event.token_id is not None
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,9 @@ async def test_what_can_not_be_served_is_refused_and_changes_nothing(
     assert await beside == alone
 
 
-async def test_an_unknown_adapter_and_one_of_another_base_are_refused(engine: EngineClient, tmp_path: Path) -> None:
+async def test_an_unknown_adapter_and_one_of_another_base_are_refused(
+    engine: EngineClient, tmp_path: Path
+) -> None:
     alone = await answer(engine)
     other = lora_models.gpt2(tmp_path / "base")
     folder = lora_models.save_adapter(other, tmp_path / "adapter", 1, target_modules="all-linear")
@@ -78,7 +89,9 @@ async def test_an_unknown_adapter_and_one_of_another_base_are_refused(engine: En
     assert await beside == alone
 
 
-async def test_of_ten_thousand_requests_at_once_the_first_are_served_and_the_rest_refused(engine: EngineClient) -> None:
+async def test_of_ten_thousand_requests_at_once_the_first_are_served_and_the_rest_refused(
+    engine: EngineClient,
+) -> None:
     alone = await answer(engine)
     streams = []
     refused = 0

@@ -130,7 +130,9 @@ def test_a_thousand_random_comings_and_goings_lose_and_double_nothing() -> None:
     pool = BlockPool(40)
     held = list[tuple[Blocks, list[int]]]()
     for _ in range(1000):
-        tokens = [chance.randrange(2) for _ in range(B)][:1] * B + [chance.randrange(3)] * chance.randrange(1, 4 * B)
+        tokens = [chance.randrange(2) for _ in range(B)][:1] * B + [
+            chance.randrange(3)
+        ] * chance.randrange(1, 4 * B)
         blocks = pool.take(len(tokens), ROOT)
         if blocks is None or chance.random() < 0.5:
             if blocks:

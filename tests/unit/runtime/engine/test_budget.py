@@ -3,7 +3,9 @@
 from llm_runtime.engine.budget import LEAST_TOKENS, PrefillBudget
 
 
-def learned(decode_seconds: float, token_seconds: float, goal_seconds: float = 0.1, most: int = 512) -> int:
+def learned(
+    decode_seconds: float, token_seconds: float, goal_seconds: float = 0.1, most: int = 512
+) -> int:
     budget = PrefillBudget(most, goal_seconds)
     for _ in range(50):
         budget.observe(8, 0, decode_seconds)

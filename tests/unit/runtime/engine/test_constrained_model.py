@@ -1,4 +1,5 @@
-"""A model that knows nothing obeys a schema and an expression, and its neighbours in the batch notice nothing."""
+"""A model that knows nothing obeys a schema and an expression,
+and its neighbours in the batch notice nothing."""
 
 import asyncio
 import json
@@ -44,8 +45,12 @@ NEIGHBOURS = ("one", "another one", "a third neighbour")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     folder = tiny_model.make(tmp_path_factory.mktemp("tiny"))
-    settings = EngineConfig(device="cpu", max_model_length=400, max_batch_size=16, max_batch_tokens=64)
-    engine, codec = build_engine(RuntimeConfig(model=ModelConfig(name="tiny"), engine=settings), folder)
+    settings = EngineConfig(
+        device="cpu", max_model_length=400, max_batch_size=16, max_batch_tokens=64
+    )
+    engine, codec = build_engine(
+        RuntimeConfig(model=ModelConfig(name="tiny"), engine=settings), folder
+    )
     yield engine, codec
     engine.close()
 
@@ -71,7 +76,9 @@ async def test_twenty_seeds_obey_and_unbound_neighbours_say_what_they_say_alone(
     built: Built, constraint: Constraint
 ) -> None:
     alone = [text async for text in greedy(built)]
-    crowd = [answer(built, "go", max_tokens=300, seed=seed, constraint=constraint) for seed in range(20)]
+    crowd = [
+        answer(built, "go", max_tokens=300, seed=seed, constraint=constraint) for seed in range(20)
+    ]
     beside = [answer(built, prompt, max_tokens=60, temperature=0.0) for prompt in NEIGHBOURS]
     found = await asyncio.gather(*crowd, *beside)
     assert found[20:] == alone
@@ -84,13 +91,17 @@ async def test_twenty_seeds_obey_and_unbound_neighbours_say_what_they_say_alone(
     assert len({text for text, _ in found[:20]}) > 10
 
 
-async def test_a_seeded_answer_with_everything_on_is_the_same_alone_and_in_a_crowd(built: Built) -> None:
+async def test_a_seeded_answer_with_everything_on_is_the_same_alone_and_in_a_crowd(
+    built: Built,
+) -> None:
     options: dict[str, Any] = {
         "max_tokens": 40, "seed": 7, "temperature": 1.3, "top_p": 0.95, "min_p": 0.001, "repetition_penalty": 1.1,
         "frequency_penalty": 0.3, "presence_penalty": 0.2, "logit_bias": ((65, 1.0),),
     }  # fmt: skip
     alone = await answer(built, "a prompt", **options)
-    crowd = [answer(built, f"prompt {n}", max_tokens=5 + 3 * n, top_k=n, min_p=n / 20) for n in range(14)]
+    crowd = [
+        answer(built, f"prompt {n}", max_tokens=5 + 3 * n, top_k=n, min_p=n / 20) for n in range(14)
+    ]
     found = await asyncio.gather(*crowd[:7], answer(built, "a prompt", **options), *crowd[7:])
     assert found[7] == alone
 
@@ -103,7 +114,9 @@ async def test_greedy_rows_obey_too(built: Built) -> None:
 
 
 async def test_a_constraint_that_is_too_long_for_max_tokens_ends_with_length(built: Built) -> None:
-    text, reason = await answer(built, "go", max_tokens=4, constraint=Constraint("regex", "[ab]{9}"))
+    text, reason = await answer(
+        built, "go", max_tokens=4, constraint=Constraint("regex", "[ab]{9}")
+    )
     assert re.fullmatch("[ab]{4}", text)
     assert reason is FinishReason.LENGTH
 
@@ -120,7 +133,8 @@ async def test_a_constraint_that_can_not_be_ends_its_request_only(built: Built) 
     with pytest.raises(InvalidRequest, match="unclosed group"):
         built[1].check_constraint(Constraint("regex", "(a"))
     refused, fine = await asyncio.gather(
-        answer(built, "go", max_tokens=8, constraint=Constraint("regex", "(a")), answer(built, "go", max_tokens=3)
+        answer(built, "go", max_tokens=8, constraint=Constraint("regex", "(a")),
+        answer(built, "go", max_tokens=3),
     )
     assert refused == ("", FinishReason.ERROR)
     assert fine[1] in (FinishReason.STOP, FinishReason.LENGTH)

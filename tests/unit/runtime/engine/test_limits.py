@@ -66,8 +66,18 @@ def test_refused_with_the_field_at_fault(wrong: dict[str, object], field: str) -
 @pytest.mark.parametrize(
     "right",
     [
-        {"presence_penalty": -2.0, "frequency_penalty": 2.0, "min_p": 1.0, "repetition_penalty": 10.0},
-        {"presence_penalty": 2.0, "frequency_penalty": -2.0, "min_p": 0.0, "repetition_penalty": 0.01},
+        {
+            "presence_penalty": -2.0,
+            "frequency_penalty": 2.0,
+            "min_p": 1.0,
+            "repetition_penalty": 10.0,
+        },
+        {
+            "presence_penalty": 2.0,
+            "frequency_penalty": -2.0,
+            "min_p": 0.0,
+            "repetition_penalty": 0.01,
+        },
         {"logit_bias": ((0, -100.0), (49, 100.0)), "stop_token_ids": frozenset({0, 49})},
         {"stop": ("x" * 256,) * 16, "top_k": 10**6},
     ],
@@ -82,11 +92,16 @@ def test_the_ends_of_every_range_are_admitted(right: dict[str, object]) -> None:
         ({"presence_penalty": 3.5}, "presence_penalty must be from -2 to 2, not 3.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be over 0 and at most 10, not 0"),
         ({"logit_bias": ((7, -200.0),)}, "logit_bias must be from -100 to 100, not -200 (token 7)"),
-        ({"stop_token_ids": frozenset({99})}, "stop_token_ids: token id 99 is not in the model's vocabulary of 50"),
+        (
+            {"stop_token_ids": frozenset({99})},
+            "stop_token_ids: token id 99 is not in the model's vocabulary of 50",
+        ),
         ({"stop": ("x" * 10_000,)}, "a stop string must have from 1 to 256 characters, not 10000"),
     ],
 )
-def test_a_refusal_says_field_limit_and_what_was_sent(wrong: dict[str, object], message: str) -> None:
+def test_a_refusal_says_field_limit_and_what_was_sent(
+    wrong: dict[str, object], message: str
+) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         LIMITS.check(request((1, 2), **wrong))  # type: ignore[arg-type]
     assert refusal.value.message == message
@@ -94,7 +109,8 @@ def test_a_refusal_says_field_limit_and_what_was_sent(wrong: dict[str, object], 
 
 def test_too_long_says_the_limit_and_what_would_fit() -> None:
     with pytest.raises(
-        InvalidRequest, match=r"maximum context length is 100 tokens.*90 in the prompt.*max_tokens to 10"
+        InvalidRequest,
+        match=r"maximum context length is 100 tokens.*90 in the prompt.*max_tokens to 10",
     ) as refusal:
         LIMITS.check(request((1,) * 90, max_tokens=20))
     assert refusal.value.code == "context_length_exceeded"

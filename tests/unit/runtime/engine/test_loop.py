@@ -1,4 +1,5 @@
-"""The engine's thread and its bridge: every request ends with a final event, and no accident ends the engine."""
+"""The engine's thread and its bridge: every request ends with a final event,
+and no accident ends the engine."""
 
 import asyncio
 import gc
@@ -39,7 +40,9 @@ async def test_requests_from_several_event_loops_share_a_batch() -> None:
     running = engine(ScriptedRunner({"a": "one", "b": "two"}))
     other: list[str] = []
     thread = threading.Thread(
-        target=lambda: other.append(text_of(asyncio.run(collect(running, request(name="b", max_tokens=9)))))
+        target=lambda: other.append(
+            text_of(asyncio.run(collect(running, request(name="b", max_tokens=9))))
+        )
     )
     thread.start()
     mine = text_of(await collect(running, request(name="a", max_tokens=9)))
@@ -115,7 +118,12 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 async def test_what_could_raise_in_a_step_is_refused_before() -> None:
     running = engine(ScriptedRunner())
-    for wrong in (request(prompt=()), request(prompt=(5000,)), request(prompt=(-1,)), request(max_tokens=0)):
+    for wrong in (
+        request(prompt=()),
+        request(prompt=(5000,)),
+        request(prompt=(-1,)),
+        request(max_tokens=0),
+    ):
         with pytest.raises(InvalidRequest):
             running.generate(wrong)
     with pytest.raises(InvalidRequest, match="or max_tokens to 253"):
@@ -147,7 +155,10 @@ async def test_neighbours_of_a_failed_request_get_their_whole_answers() -> None:
     runner = ScriptedRunner({"a": "first answer", "b": "second answer", "bad": "never whole"}, fail)
     runner.gate = threading.Semaphore(0)
     running = engine(runner)
-    jobs = [asyncio.create_task(collect(running, request(name=name, max_tokens=20))) for name in ("a", "bad", "b")]
+    jobs = [
+        asyncio.create_task(collect(running, request(name=name, max_tokens=20)))
+        for name in ("a", "bad", "b")
+    ]
     await asyncio.sleep(0)
     runner.gate.release(1000)
     first, bad, second = await asyncio.gather(*jobs)
@@ -177,7 +188,9 @@ async def test_memory_that_runs_out_costs_nobody_his_answer() -> None:
 
     runner = ScriptedRunner({name: f"answer {name}" for name in "abcd"}, fail)
     running = engine(runner)
-    answers = await asyncio.gather(*(collect(running, request("long prompt", 20, name)) for name in "abcd"))
+    answers = await asyncio.gather(
+        *(collect(running, request("long prompt", 20, name)) for name in "abcd")
+    )
     running.close()
     assert [text_of(events) for events in answers] == [f"answer {name}" for name in "abcd"]
 
@@ -263,7 +276,9 @@ async def test_close_ends_what_runs_and_what_waits() -> None:
     jobs = [asyncio.create_task(collect(running, request(max_tokens=250))) for _ in range(3)]
     await until(lambda: running.stats().running == 1)
     await asyncio.to_thread(running.close)
-    assert [events[-1].finish_reason for events in await asyncio.gather(*jobs)] == [FinishReason.CANCELLED] * 3
+    assert [events[-1].finish_reason for events in await asyncio.gather(*jobs)] == [
+        FinishReason.CANCELLED
+    ] * 3
 
 
 async def test_stats_count_running_waiting_and_the_cache() -> None:

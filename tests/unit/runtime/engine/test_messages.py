@@ -31,8 +31,16 @@ def test_a_common_event_is_three_fields() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 1000])
 def test_messages_come_whole_from_pieces_of_any_size(size: int) -> None:
-    sent: list[Submit | Step] = [Submit(1, 1, request()), Step([(1, 5, "a")], Figures(1)), Step([], Figures())]
+    sent: list[Submit | Step] = [
+        Submit(1, 1, request()),
+        Step([(1, 5, "a")], Figures(1)),
+        Step([], Figures()),
+    ]
     data = b"".join(map(frame, sent))
     frames = Frames()
-    received = [message for start in range(0, len(data), size) for message in frames.feed(data[start : start + size])]
+    received = [
+        message
+        for start in range(0, len(data), size)
+        for message in frames.feed(data[start : start + size])
+    ]
     assert received == sent

@@ -1,4 +1,5 @@
-"""The whole engine on a random two-layer Llama: the same tokens as `model.generate`, whatever the batch does."""
+"""The whole engine on a random two-layer Llama:
+the same tokens as `model.generate`, whatever the batch does."""
 
 import asyncio
 import random
@@ -28,8 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(folder: Path) -> Iterator[Built]:
-    settings = EngineConfig(device="cpu", max_model_length=400, max_batch_size=12, max_batch_tokens=48)
-    engine, codec = build_engine(RuntimeConfig(model=ModelConfig(name="tiny"), engine=settings), folder)
+    settings = EngineConfig(
+        device="cpu", max_model_length=400, max_batch_size=12, max_batch_tokens=48
+    )
+    engine, codec = build_engine(
+        RuntimeConfig(model=ModelConfig(name="tiny"), engine=settings), folder
+    )
     yield engine, codec
     engine.close()
 
@@ -44,12 +49,17 @@ def reference(folder: Path) -> Any:
 def generated(reference: Any, prompt: tuple[int, ...], max_tokens: int) -> list[int]:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
-        out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
+        out = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
+        )
     return list(out[0, len(prompt) :].tolist())
 
 
 async def answer(built: Built, prompt: tuple[int, ...], **sampling: Any) -> list[TokenEvent]:
-    return [event async for event in built[0].generate(GenerationRequest("r", prompt, Sampling(**sampling)))]
+    return [
+        event
+        async for event in built[0].generate(GenerationRequest("r", prompt, Sampling(**sampling)))
+    ]
 
 
 def ids(events: list[TokenEvent]) -> list[int]:
@@ -59,14 +69,22 @@ def ids(events: list[TokenEvent]) -> list[int]:
 def prompts(codec: Codec, count: int, seed: int = 3) -> list[tuple[int, ...]]:
     chance = random.Random(seed)
     size = codec.vocabulary_size
-    return [tuple(chance.randrange(size) for _ in range(chance.choice((1, 2, 17, 48, 49, 130)))) for _ in range(count)]
+    return [
+        tuple(chance.randrange(size) for _ in range(chance.choice((1, 2, 17, 48, 49, 130))))
+        for _ in range(count)
+    ]
 
 
-async def test_32_at_once_in_12_slots_and_chunks_say_what_generate_says(built: Built, reference: Any) -> None:
+async def test_32_at_once_in_12_slots_and_chunks_say_what_generate_says(
+    built: Built, reference: Any
+) -> None:
     asked = prompts(built[1], 32)
     lengths = [3 + 5 * i % 60 for i in range(32)]
     answers = await asyncio.gather(
-        *(answer(built, prompt, max_tokens=n, temperature=0.0) for prompt, n in zip(asked, lengths, strict=True))
+        *(
+            answer(built, prompt, max_tokens=n, temperature=0.0)
+            for prompt, n in zip(asked, lengths, strict=True)
+        )
     )
     for prompt, length, events in zip(asked, lengths, answers, strict=True):
         expected = generated(reference, prompt, length)
@@ -78,7 +96,9 @@ async def test_cancelling_neighbours_changes_no_answer(built: Built, reference: 
     asked = prompts(built[1], 16, seed=4)
 
     async def leave_early(prompt: tuple[int, ...], after: int) -> None:
-        stream: Any = built[0].generate(GenerationRequest("r", prompt, Sampling(max_tokens=100, temperature=0.0)))
+        stream: Any = built[0].generate(
+            GenerationRequest("r", prompt, Sampling(max_tokens=100, temperature=0.0))
+        )
         async for _ in stream:
             after -= 1
             if after <= 0:
@@ -97,14 +117,17 @@ async def test_a_seeded_request_says_the_same_alone_and_in_a_crowd(built: Built)
     options = {"max_tokens": 30, "temperature": 0.9, "top_p": 0.9, "seed": 11}
     alone = ids(await answer(built, prompt, **options))
     crowd = await asyncio.gather(
-        answer(built, prompt, **options), *(answer(built, other, max_tokens=30, temperature=1.0) for other in others)
+        answer(built, prompt, **options),
+        *(answer(built, other, max_tokens=30, temperature=1.0) for other in others),
     )
     assert ids(crowd[0]) == alone
 
 
 async def test_log_probabilities_are_those_of_the_model(built: Built, reference: Any) -> None:
     prompt = prompts(built[1], 1, seed=6)[0]
-    events = await answer(built, prompt, max_tokens=10, temperature=0.0, logprobs=3, ignore_eos=True)
+    events = await answer(
+        built, prompt, max_tokens=10, temperature=0.0, logprobs=3, ignore_eos=True
+    )
     sequence = torch.tensor([[*prompt, *ids(events)]])
     with torch.inference_mode():
         expected = reference(sequence).logits[0].log_softmax(-1)

@@ -1,4 +1,5 @@
-"""The engine's process: it starts, it answers, and whichever of the two processes dies, the other one notices."""
+"""The engine's process: it starts, it answers,
+and whichever of the two processes dies, the other one notices."""
 
 import asyncio
 import os
@@ -52,18 +53,28 @@ def process_of(client: EngineClient) -> "subprocess.Popen[bytes]":
     return channel._process
 
 
-async def read(client: EngineClient, prompt: str = "hi", max_tokens: int = 20, **sampling: Any) -> list[TokenEvent]:
+async def read(
+    client: EngineClient, prompt: str = "hi", max_tokens: int = 20, **sampling: Any
+) -> list[TokenEvent]:
     return [event async for event in client.generate(request(prompt, max_tokens, **sampling))]
 
 
 async def test_it_answers_and_knows_its_model(start: Start) -> None:
     client = await start()
-    assert (client.max_model_length, client.device, client.codec.decode([104, 105])) == (256, "cpu", "hi")
+    assert (client.max_model_length, client.device, client.codec.decode([104, 105])) == (
+        256,
+        "cpu",
+        "hi",
+    )
     events = await read(client)
     assert text_of(events) == "hello"
     assert events[-1].finish_reason is FinishReason.STOP
     assert client.stats().alive
-    assert (client.stats().running, client.stats().waiting, client.stats().prompt_tokens) == (0, 0, 2)
+    assert (client.stats().running, client.stats().waiting, client.stats().prompt_tokens) == (
+        0,
+        0,
+        2,
+    )
 
 
 async def test_many_at_once_get_every_token_in_order(start: Start) -> None:
@@ -72,7 +83,9 @@ async def test_many_at_once_get_every_token_in_order(start: Start) -> None:
     assert {text_of(events) for events in answers} == {"hello" * 8}
 
 
-async def test_what_is_wrong_with_a_request_is_known_without_asking_the_engine(start: Start) -> None:
+async def test_what_is_wrong_with_a_request_is_known_without_asking_the_engine(
+    start: Start,
+) -> None:
     client = await start(slots=1)
     with pytest.raises(InvalidRequest):
         client.generate(request(max_tokens=0))
@@ -95,7 +108,8 @@ async def test_a_stream_that_is_left_frees_its_place(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "reason"), [("missing", "ModelNotFound"), ("broken", "LoadFailed"), ("dies", "EngineKilled")]
+    ("folder", "reason"),
+    [("missing", "ModelNotFound"), ("broken", "LoadFailed"), ("dies", "EngineKilled")],
 )
 async def test_a_model_that_does_not_load_says_why(start: Start, folder: str, reason: str) -> None:
     with pytest.raises(EngineFailed) as failed:
@@ -132,22 +146,31 @@ async def test_whoever_asks_is_told_of_a_death_that_nobody_wanted(start: Start) 
 
 
 def group(limit_mib: int | None = 1024, oom_kills: int = 0) -> MemoryGroup:
-    return MemoryGroup(None if limit_mib is None else limit_mib * MIB, 900 * MIB, 1000 * MIB, 0, oom_kills)
+    return MemoryGroup(
+        None if limit_mib is None else limit_mib * MIB, 900 * MIB, 1000 * MIB, 0, oom_kills
+    )
 
 
 def test_the_kernels_count_tells_lack_of_memory_from_a_kill_from_outside() -> None:
     report = death(-9, [group(oom_kills=3), group(limit_mib=None)], oom_kills_before=2)
     assert report.reason == "OutOfMemory"
-    assert "the limit is 1024 MiB, of which 1000 MiB were used at most; raise the memory limit" in report.message
+    assert (
+        "the limit is 1024 MiB, of which 1000 MiB were used at most; raise the memory limit"
+        in report.message
+    )
     report = death(-9, [group(limit_mib=None, oom_kills=1)], oom_kills_before=0)
     assert (report.reason, "there is no limit" in report.message) == ("OutOfMemory", True)
     report = death(-9, [group(oom_kills=2)], oom_kills_before=2)
-    assert (report.reason, "signal 9 (SIGKILL) from outside" in report.message) == ("EngineKilled", True)
+    assert (report.reason, "signal 9 (SIGKILL) from outside" in report.message) == (
+        "EngineKilled",
+        True,
+    )
 
 
 def test_an_engine_that_ended_by_itself_is_said_to_have_ended_so() -> None:
     assert death(1, [], 0) == FatalReport(
-        reason="EngineDied", message="the engine's process ended with status 1; the log above may say why"
+        reason="EngineDied",
+        message="the engine's process ended with status 1; the log above may say why",
     )
     assert "signal 6 (SIGABRT)" in death(-6, [group()], 0).message
 
@@ -203,7 +226,9 @@ async def test_another_model_takes_over_between_two_steps(start: Start) -> None:
 
 
 def test_a_killed_parent_takes_the_engine_with_it() -> None:
-    parent = subprocess.Popen([sys.executable, str(PARENT), *WORKER], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, str(PARENT), *WORKER], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout
     worker = int(parent.stdout.readline())
     parent.kill()
@@ -221,7 +246,10 @@ def _exists(process: int) -> bool:
 
 
 def test_http_needs_no_torch() -> None:
-    wanted = "llm_runtime.app, llm_runtime.__main__, llm_runtime.engine.process, llm_runtime.fetching.fetch, tokenizers"
+    wanted = (
+        "llm_runtime.app, llm_runtime.__main__, llm_runtime.engine.process,"
+        " llm_runtime.fetching.fetch, tokenizers"
+    )
     heavy = "[name for name in ('torch', 'transformers') if name in sys.modules]"
     program = f"import sys, {wanted}; import llm_runtime.text.codec; print({heavy})"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "runtime")}

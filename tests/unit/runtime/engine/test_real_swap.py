@@ -1,4 +1,5 @@
-"""Two real models in one engine's process, one after the other: each request is answered by the weights it began on."""
+"""Two real models in one engine's process, one after the other:
+each request is answered by the weights it began on."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +19,8 @@ from unit.runtime import tiny_model  # noqa: E402
 from unit.runtime.engine.fakes import text_of  # noqa: E402
 
 CONFIG = RuntimeConfig(
-    model=ModelConfig(name="tiny"), engine=EngineConfig(device="cpu", max_model_length=400, max_batch_size=4)
+    model=ModelConfig(name="tiny"),
+    engine=EngineConfig(device="cpu", max_model_length=400, max_batch_size=4),
 )
 
 

@@ -1,4 +1,5 @@
-"""Steps that fail: the culprit is found, the others get exactly what they would have got, memory is asked for less."""
+"""Steps that fail: the culprit is found, the others get exactly what they would have got,
+memory is asked for less."""
 
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ from unit.runtime.engine.fakes import ScriptedRunner, sequence
 def batch(*counts: int) -> Batch:
     """One span for each count; those of several tokens are prompts."""
     spans = tuple(
-        Span(sequence("p" * 40, name=str(number)), 0, count, samples=True) for number, count in enumerate(counts)
+        Span(sequence("p" * 40, name=str(number)), 0, count, samples=True)
+        for number, count in enumerate(counts)
     )
     return Batch(spans)
 
@@ -52,7 +54,9 @@ def test_only_the_culprits_fail(culprits: tuple[str, ...]) -> None:
     outcome = CarefulRunner(runner).run(batch(*[1] * 7))
     spared = [str(slot) for slot in range(7) if str(slot) not in culprits]
     assert names(outcome) == (spared, list(culprits))
-    assert [chr(sampled.token_id or 0) for sampled in outcome.sampled] == [chr(97 + int(name)) for name in spared]
+    assert [chr(sampled.token_id or 0) for sampled in outcome.sampled] == [
+        chr(97 + int(name)) for name in spared
+    ]
     assert {fault.name for _, fault in outcome.failed} == {"RuntimeError"}
 
 
@@ -73,7 +77,9 @@ def test_a_chunk_that_does_not_fit_is_split_and_samples_once() -> None:
     outcome = CarefulRunner(runner).run(batch(30))
     [span] = outcome.batch.spans
     assert (span.start, span.count, len(outcome.sampled)) == (0, 30, 1)
-    done = [(part.spans[0].start, part.spans[0].count) for part in runner.batches if part.tokens <= 8]
+    done = [
+        (part.spans[0].start, part.spans[0].count) for part in runner.batches if part.tokens <= 8
+    ]
     assert done == [(0, 7), (7, 8), (15, 7), (22, 8)]
 
 

@@ -12,7 +12,9 @@ from unit.runtime.engine.fakes import EOS, scheduler, sequence
 
 def shape(batch: Batch | None) -> list[tuple[str, int, int, bool]]:
     assert batch is not None
-    return [(span.sequence.request.id, span.start, span.count, span.samples) for span in batch.spans]
+    return [
+        (span.sequence.request.id, span.start, span.count, span.samples) for span in batch.spans
+    ]
 
 
 def step(of: Scheduler, token: int = ord("x")) -> tuple[Batch, list[Delivery]]:
@@ -130,7 +132,9 @@ def test_a_failed_step_ends_the_running_and_spares_the_queue() -> None:
 
 def test_every_sequence_gets_exactly_one_final_event_whatever_happens() -> None:
     one = scheduler(places=3, tokens=16, queue=64)
-    everyone = [sequence("p" * (1 + 7 * i % 30), name=str(i), max_tokens=1 + i % 5) for i in range(30)]
+    everyone = [
+        sequence("p" * (1 + 7 * i % 30), name=str(i), max_tokens=1 + i % 5) for i in range(30)
+    ]
     for each in everyone:
         one.add(each)
     finals: list[str] = []
@@ -142,7 +146,10 @@ def test_every_sequence_gets_exactly_one_final_event_whatever_happens() -> None:
             dropped
             if batch is None
             else dropped
-            + one.advance(batch, [Sampled(EOS if number % 7 == 0 else 120) for span in batch.spans if span.samples])
+            + one.advance(
+                batch,
+                [Sampled(EOS if number % 7 == 0 else 120) for span in batch.spans if span.samples],
+            )
         )
         finals += [d.sequence.request.id for d in done if d.event.finish_reason]
         if one.idle:
@@ -203,7 +210,9 @@ def test_an_answer_is_known_to_the_next_turn_of_the_conversation() -> None:
 
 def test_versions_of_adapters_share_no_beginning() -> None:
     one = scheduler()
-    for number, (adapter, start) in enumerate([("", 0), ("legal@1", 0), ("legal@1", 32), ("legal@2", 0), ("", 32)]):
+    for number, (adapter, start) in enumerate(
+        [("", 0), ("legal@1", 0), ("legal@1", 32), ("legal@2", 0), ("", 32)]
+    ):
         newcomer = sequence("p" * 40, name=str(number), max_tokens=1)
         newcomer.adapter = adapter
         one.add(newcomer)

@@ -136,7 +136,9 @@ def test_no_stop_string_is_delivered_nor_anything_behind_it(seed: int) -> None:
     starts = [chance.randrange(len(TEXT)) for _ in range(chance.randint(1, 4))]
     stops = tuple(TEXT[start : start + chance.randint(1, 6)] for start in starts)
     vocabulary = Pieces(TEXT, chance)
-    text, reason = delivered(vocabulary, list(range(len(vocabulary.pieces))), max_tokens=1000, stop=stops)
+    text, reason = delivered(
+        vocabulary, list(range(len(vocabulary.pieces))), max_tokens=1000, stop=stops
+    )
     assert reason is FinishReason.STOP
     assert TEXT.startswith(text)
     assert not any(stop in text for stop in stops)
@@ -144,7 +146,10 @@ def test_no_stop_string_is_delivered_nor_anything_behind_it(seed: int) -> None:
 
 
 def test_a_stop_string_across_bytes_of_characters_is_found(codec: Codec) -> None:
-    assert delivered(codec, codec.encode(TEXT), max_tokens=999, stop=("🏽 an",)) == ("Grüße 👋", FinishReason.STOP)
+    assert delivered(codec, codec.encode(TEXT), max_tokens=999, stop=("🏽 an",)) == (
+        "Grüße 👋",
+        FinishReason.STOP,
+    )
 
 
 def test_a_stop_token_inside_a_character_shows_what_decoding_shows(codec: Codec) -> None:
@@ -212,4 +217,7 @@ def test_counts_hold_the_prompt_for_the_repetition_penalty_only() -> None:
 
 def _counted(one: Sequence) -> dict[str, float]:
     assert one.counts is not None
-    return {chr(token): times for token, times in zip(one.counts.token_ids, one.counts.generated, strict=True)}
+    return {
+        chr(token): times
+        for token, times in zip(one.counts.token_ids, one.counts.generated, strict=True)
+    }

@@ -1,4 +1,5 @@
-"""A model replaced while it serves, and adapters that come and go: between steps, and nobody's answer changes."""
+"""A model replaced while it serves, and adapters that come and go:
+between steps, and nobody's answer changes."""
 
 import asyncio
 import gc
@@ -45,7 +46,9 @@ def builder(*runners: ScriptedRunner) -> Callable[[RuntimeConfig, Path], Model]:
 async def test_requests_end_on_the_weights_they_began_on() -> None:
     old = gated({"a": "old one", "b": "old two"})
     before = engine(old, slots=1, build=builder(ScriptedRunner({"c": "new"})))
-    running, queued = (asyncio.create_task(collect(before, request(name=name, max_tokens=20))) for name in "ab")
+    running, queued = (
+        asyncio.create_task(collect(before, request(name=name, max_tokens=20))) for name in "ab"
+    )
     await until(lambda: before.stats().running == 1)
     swap = asyncio.create_task(before.swap(CONFIG, Path("next")))
     await asyncio.sleep(0.02)
@@ -87,7 +90,9 @@ async def test_the_old_model_is_freed_after_its_last_request() -> None:
     after.close()
 
 
-async def test_a_request_on_its_way_during_a_swap_is_still_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_on_its_way_during_a_swap_is_still_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(client_module, "RETIRE_SECONDS", 0.05)
     before = engine(ScriptedRunner({"a": "old"}), build=builder(ScriptedRunner()))
     after = await before.swap(CONFIG, Path("next"))
@@ -123,7 +128,9 @@ async def test_a_swap_that_nobody_waits_for_any_more_leaves_nothing_behind() -> 
 
 
 def for_adapter(name: str, request_id: str = "r", max_tokens: int = 8) -> GenerationRequest:
-    return GenerationRequest(request_id, (97, 98, 99), Sampling(max_tokens=max_tokens), adapter=name)
+    return GenerationRequest(
+        request_id, (97, 98, 99), Sampling(max_tokens=max_tokens), adapter=name
+    )
 
 
 async def loaded(runner: ScriptedRunner, folder: Path) -> EngineClient:
@@ -171,7 +178,9 @@ async def test_an_adapter_for_which_room_was_made_in_vain_leaves_those_that_are_
     running.close()
 
 
-async def test_a_dropped_adapter_is_refused_at_once_and_serves_to_the_end_of_its_requests(tmp_path: Path) -> None:
+async def test_a_dropped_adapter_is_refused_at_once_and_serves_to_the_end_of_its_requests(
+    tmp_path: Path,
+) -> None:
     runner = gated({"r": "oui oui"})
     running = await loaded(runner, tmp_path)
     job = asyncio.create_task(collect(running, for_adapter("french")))

@@ -17,7 +17,10 @@ async def test_each_step_is_a_line(tmp_path: Path) -> None:
     assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]
     assert [step["prefill_tokens"] for step in steps] == [3, 0, 0, 0, 0, 0]
     assert [step["decode_tokens"] for step in steps] == [0, 1, 1, 1, 1, 1]
-    assert all(min(step[part] for part in ("schedule", "forward", "advance", "send")) >= 0 for step in steps)
+    assert all(
+        min(step[part] for part in ("schedule", "forward", "advance", "send")) >= 0
+        for step in steps
+    )
 
 
 async def test_an_idle_engine_has_written_everything(tmp_path: Path) -> None:
@@ -38,6 +41,8 @@ def test_a_full_file_makes_room(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_can_not_be_written_stops_nobody(tmp_path: Path) -> None:
-    running = engine(ScriptedRunner({"a": "hi"}), trace=StepTrace(tmp_path / "missing" / "steps.jsonl"))
+    running = engine(
+        ScriptedRunner({"a": "hi"}), trace=StepTrace(tmp_path / "missing" / "steps.jsonl")
+    )
     assert len(await collect(running, request(name="a"))) == 3
     running.close()

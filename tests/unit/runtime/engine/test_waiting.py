@@ -9,7 +9,9 @@ from unit.runtime.engine.fakes import CharacterVocabulary
 
 
 def sequence(name: str, tenant: str = "", priority: int = 0) -> Sequence:
-    request = GenerationRequest(name, (97,), Sampling(max_tokens=1), priority=priority, tenant=tenant)
+    request = GenerationRequest(
+        name, (97,), Sampling(max_tokens=1), priority=priority, tenant=tenant
+    )
     return Sequence(request, CharacterVocabulary())
 
 
@@ -31,13 +33,24 @@ def test_one_tenant_is_served_in_order_of_arrival() -> None:
 
 def test_a_tenant_with_many_requests_does_not_hold_up_another() -> None:
     assert (
-        order(*(sequence(name, "big") for name in "abcd"), sequence("x", "small"), sequence("y", "small")) == "axbycd"
+        order(
+            *(sequence(name, "big") for name in "abcd"),
+            sequence("x", "small"),
+            sequence("y", "small"),
+        )
+        == "axbycd"
     )
 
 
 def test_higher_priorities_go_first() -> None:
     assert (
-        order(sequence("a"), sequence("b", priority=5), sequence("c", priority=-1), sequence("d", priority=5)) == "bdac"
+        order(
+            sequence("a"),
+            sequence("b", priority=5),
+            sequence("c", priority=-1),
+            sequence("d", priority=5),
+        )
+        == "bdac"
     )
 
 

@@ -16,7 +16,11 @@ def safetensors(tensors: dict[str, int], header: bytes | None = None) -> bytes:
     entries = {}
     position = 0
     for name, length in tensors.items():
-        entries[name] = {"dtype": "U8", "shape": [length], "data_offsets": [position, position + length]}
+        entries[name] = {
+            "dtype": "U8",
+            "shape": [length],
+            "data_offsets": [position, position + length],
+        }
         position += length
     content = json.dumps(entries).encode() if header is None else header
     return struct.pack("<Q", len(content)) + content + bytes(position)
@@ -26,7 +30,10 @@ def write_model(folder: Path, sharded: bool = False, tokenizer: bool = True) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     if sharded:
-        shards = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
+        shards = {
+            "a.weight": "model-00001-of-00002.safetensors",
+            "b.weight": "model-00002-of-00002.safetensors",
+        }
         for tensor, file in shards.items():
             (folder / file).write_bytes(safetensors({tensor: 10}))
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
@@ -44,7 +51,8 @@ def write_tokenizer(folder: Path) -> None:
 
 
 class FolderRegistry:
-    """`models.registry.Registry` over a local folder; `faults` are raised by the first downloads, one each."""
+    """`models.registry.Registry` over a local folder;
+    `faults` are raised by the first downloads, one each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,7 +67,11 @@ class FolderRegistry:
         return f"mlflow-artifacts:/{version.name}"
 
     def sizes(self, location: str) -> dict[str, int | None]:
-        files = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in self.folder.rglob("*") if p.is_file()}
+        files = {
+            p.relative_to(self.folder).as_posix(): p.stat().st_size
+            for p in self.folder.rglob("*")
+            if p.is_file()
+        }
         return {**files, **self.extra}
 
     def download(self, location: str, path: str, part: Part) -> None:

@@ -50,7 +50,9 @@ def pauses() -> list[float]:
 
 @pytest.fixture
 def fetcher(tmp_path: Path, registry: FolderRegistry, pauses: list[float]) -> Fetcher:
-    return Fetcher(registry, tmp_path / "models", lambda done, total: None, pauses.append, lambda: 0.5)
+    return Fetcher(
+        registry, tmp_path / "models", lambda done, total: None, pauses.append, lambda: 0.5
+    )
 
 
 def left_over(fetcher: Fetcher) -> list[str]:
@@ -64,7 +66,9 @@ def test_a_version_becomes_a_whole_folder(fetcher: Fetcher) -> None:
     assert left_over(fetcher) == [folder.name]
 
 
-def test_a_number_that_was_registered_anew_has_a_folder_of_its_own(fetcher: Fetcher, registry: FolderRegistry) -> None:
+def test_a_number_that_was_registered_anew_has_a_folder_of_its_own(
+    fetcher: Fetcher, registry: FolderRegistry
+) -> None:
     former = fetcher.fetch(VERSION)
     (registry.folder / "config.json").write_text('{"model_type": "mistral"}')
     again = VERSION.model_copy(update={"anew": "0a1b2c3d4e"})
@@ -92,9 +96,12 @@ def test_who_knows_no_workspace_finds_what_a_process_that_does_has_brought(
 
 
 @pytest.mark.parametrize(
-    "change", [{"version": "4"}, {"tracking_uri": "http://other"}, {"sub_path": "final"}, {"anew": "1"}]
+    "change",
+    [{"version": "4"}, {"tracking_uri": "http://other"}, {"sub_path": "final"}, {"anew": "1"}],
 )
-def test_a_link_to_something_else_on_a_shared_volume_misleads_nobody(fetcher: Fetcher, change: dict[str, str]) -> None:
+def test_a_link_to_something_else_on_a_shared_volume_misleads_nobody(
+    fetcher: Fetcher, change: dict[str, str]
+) -> None:
     own = fetcher.fetch(VERSION)
     wanted = VERSION.model_copy(update=change)
     point_to(fetcher.models / "current", own)
@@ -104,7 +111,9 @@ def test_a_link_to_something_else_on_a_shared_volume_misleads_nobody(fetcher: Fe
     assert fetched(fetcher.models, wanted) is None, "a folder's name alone says nothing"
 
 
-def test_of_several_workspaces_the_one_linked_last_is_meant(fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_workspaces_the_one_linked_last_is_meant(
+    fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = []
     for workspace in ("research", "production"):
         monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
@@ -127,13 +136,20 @@ def test_a_damaged_folder_is_replaced(fetcher: Fetcher) -> None:
     assert is_whole(fetcher.fetch(VERSION))
 
 
-def test_model_and_tokenizer_end_in_one_folder(fetcher: Fetcher, registry: FolderRegistry, tmp_path: Path) -> None:
+def test_model_and_tokenizer_end_in_one_folder(
+    fetcher: Fetcher, registry: FolderRegistry, tmp_path: Path
+) -> None:
     registry.folder = tmp_path / "logged"
     write_model(registry.folder / "model", sharded=True, tokenizer=False)
     write_tokenizer(registry.folder / "components/tokenizer")
     (registry.folder / "MLmodel").write_text("flavors: {transformers: {model_binary: model}}")
     names = {file.name for file in fetcher.fetch(VERSION).iterdir()}
-    assert {"config.json", "tokenizer.json", "model.safetensors.index.json", "manifest.json"} < names
+    assert {
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+        "manifest.json",
+    } < names
     assert not [name for name in names if name.startswith(".")]
 
 
@@ -166,7 +182,12 @@ def test_after_the_last_attempt_the_registry_counts_as_unreachable(
     ],
 )
 def test_lasting_faults_end_at_once_with_their_reason(
-    fetcher: Fetcher, registry: FolderRegistry, pauses: list[float], fault: Exception, kind: type[Exception], words: str
+    fetcher: Fetcher,
+    registry: FolderRegistry,
+    pauses: list[float],
+    fault: Exception,
+    kind: type[Exception],
+    words: str,
 ) -> None:
     registry.faults = [fault]
     with pytest.raises(kind, match=words):
@@ -204,14 +225,18 @@ def test_too_little_room_is_told_before_the_download(
     assert registry.downloads == []
 
 
-def test_a_path_that_leaves_the_folder_downloads_nothing(fetcher: Fetcher, registry: FolderRegistry) -> None:
+def test_a_path_that_leaves_the_folder_downloads_nothing(
+    fetcher: Fetcher, registry: FolderRegistry
+) -> None:
     registry.extra = {"../../outside": 1}
     with pytest.raises(ModelCorrupt, match="not a plain relative path"):
         fetcher.fetch(VERSION)
     assert registry.downloads == []
 
 
-def test_a_version_without_artifacts_is_not_found(fetcher: Fetcher, registry: FolderRegistry, tmp_path: Path) -> None:
+def test_a_version_without_artifacts_is_not_found(
+    fetcher: Fetcher, registry: FolderRegistry, tmp_path: Path
+) -> None:
     registry.folder = tmp_path / "empty"
     with pytest.raises(ModelNotFound, match="no artifacts"):
         fetcher.fetch(VERSION)
@@ -245,7 +270,9 @@ print(len(registry.downloads))
 """
 
 
-def test_processes_that_race_on_one_volume_download_once(tmp_path: Path, registry: FolderRegistry) -> None:
+def test_processes_that_race_on_one_volume_download_once(
+    tmp_path: Path, registry: FolderRegistry
+) -> None:
     root = Path(__file__).parents[4]
     script = RACER.format(
         runtime=str(root / "runtime"),
@@ -253,15 +280,26 @@ def test_processes_that_race_on_one_volume_download_once(tmp_path: Path, registr
         source=str(registry.folder),
         models=str(tmp_path / "m"),
     )
-    racers = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    racers = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert sorted(racer.communicate(timeout=30)[0].strip() for racer in racers) == ["0", "4"]
 
 
-def test_folder_names_tell_servers_versions_and_sub_paths_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_names_tell_servers_versions_and_sub_paths_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def named(**changed: str) -> str:
         return folder_name(MlflowVersion(**{**VERSION.model_dump(), **changed}))
 
-    names = {named(), named(tracking_uri="http://b"), named(version="4"), named(sub_path="x"), named(name="bot/3")}
+    names = {
+        named(),
+        named(tracking_uri="http://b"),
+        named(version="4"),
+        named(sub_path="x"),
+        named(name="bot/3"),
+    }
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team")
     names.add(named())
     assert len(names) == 6
@@ -294,7 +332,9 @@ def test_a_local_download_of_mlflow_is_brought_together_by_links(tmp_path: Path)
     write_tokenizer(tmp_path / "d/components/tokenizer")
     (tmp_path / "d/MLmodel").write_text("flavors: {transformers: {model_binary: model}}")
     folder = local_model(tmp_path / "d", tmp_path / "models")
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
 
 
 def test_a_configuration_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -311,16 +351,23 @@ def test_an_unwritable_cache_is_told(tmp_path: Path, registry: FolderRegistry) -
 def test_a_volume_of_another_owner_is_told_with_both_names(tmp_path: Path) -> None:
     """Root may write everywhere, so the kernel's refusal is played."""
     tmp_path.chmod(0o2750)
-    refusal = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "models" / ".lock-x"))
+    refusal = PermissionError(
+        errno.EACCES, "Permission denied", str(tmp_path / "models" / ".lock-x")
+    )
     with pytest.raises(ConfigInvalid) as told, disk_errors("preparing the cache"):
         raise refusal
     owner = tmp_path.stat()
-    assert f"{tmp_path} belongs to user {owner.st_uid} and group {owner.st_gid} with mode 2750" in str(told.value)
+    assert (
+        f"{tmp_path} belongs to user {owner.st_uid} and group {owner.st_gid} with mode 2750"
+        in str(told.value)
+    )
     assert f"this is user {os.geteuid()} with groups" in str(told.value)
     assert "fsGroup" in str(told.value)
 
 
-def test_the_next_start_goes_on_with_the_files_that_are_missing(fetcher: Fetcher, registry: FolderRegistry) -> None:
+def test_the_next_start_goes_on_with_the_files_that_are_missing(
+    fetcher: Fetcher, registry: FolderRegistry
+) -> None:
     partial = fetcher.models / f".partial-{folder_name(VERSION)}"
     registry.refused = {"model.safetensors"}
     with pytest.raises(RegistryUnreachable):

@@ -1,4 +1,5 @@
-"""An adapter's way to a verified folder: its two files, wherever they lie, as whoever the file says."""
+"""An adapter's way to a verified folder:
+its two files, wherever they lie, as whoever the file says."""
 
 import os
 from pathlib import Path
@@ -31,7 +32,9 @@ def registry(tmp_path: Path) -> FolderRegistry:
 
 @pytest.fixture
 def fetcher(tmp_path: Path, registry: FolderRegistry) -> AdapterFetcher:
-    return AdapterFetcher(registry, tmp_path / "models", lambda done, total: None, lambda seconds: None, lambda: 0.5)
+    return AdapterFetcher(
+        registry, tmp_path / "models", lambda done, total: None, lambda seconds: None, lambda: 0.5
+    )
 
 
 @pytest.mark.parametrize("place", ["", "peft", "model/final/adapter"])
@@ -48,7 +51,9 @@ def test_its_two_files_are_brought_wherever_they_lie(
     ]
 
 
-def test_an_adapter_beside_its_base_is_found(fetcher: AdapterFetcher, registry: FolderRegistry) -> None:
+def test_an_adapter_beside_its_base_is_found(
+    fetcher: AdapterFetcher, registry: FolderRegistry
+) -> None:
     write_model(registry.folder / "model")
     write_adapter(registry.folder / "peft")
     assert is_whole(fetcher.fetch(VERSION))
@@ -64,7 +69,9 @@ def test_a_version_that_was_registered_anew_has_a_folder_of_its_own(
     assert fetch_adapter(former, access, tmp_path) != fetch_adapter(again, access, tmp_path)
 
 
-def test_of_several_the_sub_path_names_one(fetcher: AdapterFetcher, registry: FolderRegistry) -> None:
+def test_of_several_the_sub_path_names_one(
+    fetcher: AdapterFetcher, registry: FolderRegistry
+) -> None:
     for name in ("a", "b"):
         write_adapter(registry.folder / name)
     with pytest.raises(ConfigInvalid, match=r"several adapters: a, b; .*subPath"):
@@ -72,21 +79,27 @@ def test_of_several_the_sub_path_names_one(fetcher: AdapterFetcher, registry: Fo
     assert is_whole(fetcher.fetch(VERSION.model_copy(update={"sub_path": "b"})))
 
 
-def test_without_one_it_says_what_to_register(fetcher: AdapterFetcher, registry: FolderRegistry) -> None:
+def test_without_one_it_says_what_to_register(
+    fetcher: AdapterFetcher, registry: FolderRegistry
+) -> None:
     write_model(registry.folder)
     with pytest.raises(ModelNotFound, match="save_pretrained"):
         fetcher.fetch(VERSION)
     assert not is_whole(fetcher.models)
 
 
-def test_a_pickle_is_refused_with_the_way_out(fetcher: AdapterFetcher, registry: FolderRegistry) -> None:
+def test_a_pickle_is_refused_with_the_way_out(
+    fetcher: AdapterFetcher, registry: FolderRegistry
+) -> None:
     folder = write_adapter(registry.folder)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(ModelNotFound, match=r"is a pickle.*safe_serialization=True"):
         fetcher.fetch(VERSION)
 
 
-def test_a_truncated_file_never_gets_its_final_name(fetcher: AdapterFetcher, registry: FolderRegistry) -> None:
+def test_a_truncated_file_never_gets_its_final_name(
+    fetcher: AdapterFetcher, registry: FolderRegistry
+) -> None:
     weights = write_adapter(registry.folder) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-3])
     with pytest.raises(ModelCorrupt, match=r"adapter_model\.safetensors"):
@@ -94,7 +107,9 @@ def test_a_truncated_file_never_gets_its_final_name(fetcher: AdapterFetcher, reg
     assert [path.name for path in fetcher.models.iterdir() if not path.name.startswith(".")] == []
 
 
-def test_mlflows_client_is_who_the_file_says_and_then_again_who_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflows_client_is_who_the_file_says_and_then_again_who_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(contract.ENV_MLFLOW_USERNAME, "before")
     monkeypatch.delenv(contract.ENV_MLFLOW_PASSWORD, raising=False)
     monkeypatch.delenv(contract.ENV_MLFLOW_CA_FILE, raising=False)

@@ -11,7 +11,9 @@ from llm_runtime.fetching.registry import MlflowRegistry
 pytestmark = pytest.mark.torch
 
 
-def test_the_newest_version_is_the_highest_number_not_the_last_in_the_alphabet(tmp_path: Path) -> None:
+def test_the_newest_version_is_the_highest_number_not_the_last_in_the_alphabet(
+    tmp_path: Path,
+) -> None:
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

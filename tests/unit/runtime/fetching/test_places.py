@@ -1,4 +1,5 @@
-"""The registry's credentials go to the registry's own host, and a location opens no file of this machine."""
+"""The registry's credentials go to the registry's own host,
+and a location opens no file of this machine."""
 
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,13 +58,17 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("location", ["http://{}/" + SERVED, "mlflow-artifacts://{}/0/x"])
-def test_a_version_that_lies_elsewhere_gets_no_credentials_there(other: Listener, location: str) -> None:
+def test_a_version_that_lies_elsewhere_gets_no_credentials_there(
+    other: Listener, location: str
+) -> None:
     with pytest.raises(RegistryDenied, match="its credentials are not sent there"):
         MlflowRegistry(HTTP).sizes(location.format(other.host))
     assert other.heard == []
 
 
-def test_a_host_of_the_configuration_gets_them(other: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_of_the_configuration_gets_them(
+    other: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(ENV_ARTIFACT_HOSTS, f"store.example.com,{other.host}")
     assert MlflowRegistry(HTTP).sizes(f"http://{other.host}/{SERVED}") == {}
     assert [str(heard).partition(" ")[0] for heard in other.heard] == ["Basic"]

@@ -13,7 +13,9 @@ class Clock:
         return self.now
 
 
-def test_a_line_every_five_seconds_with_rate_and_time_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_every_five_seconds_with_rate_and_time_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     clock = Clock()
     progress = LogProgress(clock=clock)
     with caplog.at_level("INFO"):
@@ -48,7 +50,9 @@ def test_a_quick_download_has_one_line(caplog: pytest.LogCaptureFixture) -> None
     assert len(caplog.records) == 1
 
 
-def test_a_bar_comes_with_the_first_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_comes_with_the_first_bytes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # As on a terminal.
     with progress_bar("model"):
         pass

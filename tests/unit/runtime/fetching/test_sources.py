@@ -1,4 +1,5 @@
-"""What `model.uri` may say, and what it says back; the hub's API by a stand-in that serves a folder."""
+"""What `model.uri` may say, and what it says back;
+the hub's API by a stand-in that serves a folder."""
 
 import json
 import threading
@@ -50,7 +51,9 @@ class Answer(BaseHTTPRequestHandler):
         if self.headers["Authorization"] != "Bearer secret":
             self.send_error(401)
         elif path in (f"/api/models/acme/bot/revision/{name}" for name in ("main", COMMIT)):
-            files = [{"rfilename": file.name, "size": file.stat().st_size} for file in folder.iterdir()]
+            files = [
+                {"rfilename": file.name, "size": file.stat().st_size} for file in folder.iterdir()
+            ]
             self._answer(json.dumps({"sha": COMMIT, "siblings": files}).encode())
         elif path.startswith(f"/acme/bot/resolve/{COMMIT}/"):
             if path.endswith(".safetensors"):
@@ -102,9 +105,13 @@ def test_the_hub_refuses_without_a_token_and_knows_no_others(
     assert is_whole(fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path))
 
 
-def test_a_hub_that_is_away_is_said_in_a_sentence_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_is_away_is_said_in_a_sentence_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(RegistryUnreachable, match=r"\(ConnectionRefusedError: .*HF_ENDPOINT to a mirror") as raised:
+    with pytest.raises(
+        RegistryUnreachable, match=r"\(ConnectionRefusedError: .*HF_ENDPOINT to a mirror"
+    ) as raised:
         Hub().commit("hf://acme/bot")
     assert len(str(raised.value)) < 250
 
@@ -113,8 +120,14 @@ def test_what_names_a_version_or_a_place_needs_no_question() -> None:
     server = "http://nowhere.invalid"
     version = MlflowVersion(tracking_uri=server, name="bot", version="3", sub_path="a")
     assert find(Reference("models:/bot/3", server, "a"), Patience()) == version
-    for uri in ("models:/m-0123abcd", "runs:/0123/model", "mlflow-artifacts:/0/0123/artifacts/model"):
-        assert find(Reference(uri, server, "a"), Patience()) == Pinned(uri.rpartition("/")[2], uri, server, "a")
+    for uri in (
+        "models:/m-0123abcd",
+        "runs:/0123/model",
+        "mlflow-artifacts:/0/0123/artifacts/model",
+    ):
+        assert find(Reference(uri, server, "a"), Patience()) == Pinned(
+            uri.rpartition("/")[2], uri, server, "a"
+        )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,9 @@ def test_a_hub_that_is_away_is_asked_again_and_then_what_it_said_last_is_served(
     hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("llm_runtime.fetching.fetch.Patience", lambda *_: Patience(pauses.append, lambda: 0.5))
+    monkeypatch.setattr(
+        "llm_runtime.fetching.fetch.Patience", lambda *_: Patience(pauses.append, lambda: 0.5)
+    )
     config = ModelConfig(name="x", uri="hf://acme/bot@main")
     folder = fetch(config, tmp_path / "models")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -157,7 +172,9 @@ def test_a_hub_that_is_away_is_asked_again_and_then_what_it_said_last_is_served(
         fetch(config, tmp_path / "models")
 
 
-def test_the_sub_path_chooses_in_a_folder_and_not_in_a_version_that_has_its_own(tmp_path: Path) -> None:
+def test_the_sub_path_chooses_in_a_folder_and_not_in_a_version_that_has_its_own(
+    tmp_path: Path,
+) -> None:
     for name in ("a", "b"):
         write_model(tmp_path / "source" / name)
     config = ModelConfig(name="x", uri=(tmp_path / "source").as_uri(), sub_path="b")
@@ -167,11 +184,15 @@ def test_the_sub_path_chooses_in_a_folder_and_not_in_a_version_that_has_its_own(
         fetch(ModelConfig(name="x", mlflow=version, sub_path="b"), tmp_path / "models")
 
 
-def test_while_the_model_comes_the_operator_hears_how_far_it_is(hub: Server, tmp_path: Path) -> None:
+def test_while_the_model_comes_the_operator_hears_how_far_it_is(
+    hub: Server, tmp_path: Path
+) -> None:
     config = RuntimeConfig(model=ModelConfig(name="x", uri="hf://acme/bot"))
     port = free_port()
     hub.go_on.clear()
-    fetching = threading.Thread(target=bring, args=(config, tmp_path / "models", ("127.0.0.1", port)))
+    fetching = threading.Thread(
+        target=bring, args=(config, tmp_path / "models", ("127.0.0.1", port))
+    )
     fetching.start()
     total = sum(file.stat().st_size for file in hub.folder.iterdir())
     while (found := heard(port)) is None:

@@ -24,7 +24,8 @@ Fetch = Callable[[Part], None]
 
 
 class Store(ThreadingHTTPServer):
-    """Serves CONTENT: with ranges or without, cut off, changed; /hub says `hub_says` and redirects."""
+    """Serves CONTENT: with ranges or without, cut off, changed;
+    /hub says `hub_says` and redirects."""
 
     daemon_threads = True
     ranges = True
@@ -55,7 +56,10 @@ class Answer(BaseHTTPRequestHandler):
         store.asked.append(asked)
         start = 0
         end = len(store.content)
-        as_asked = not store.knows_if_range or self.headers["If-Range"] in (None, store.etag or store.modified)
+        as_asked = not store.knows_if_range or self.headers["If-Range"] in (
+            None,
+            store.etag or store.modified,
+        )
         if store.ranges and asked and as_asked:
             first, _, last = asked.removeprefix("bytes=").partition("-")
             start = int(first)
@@ -97,7 +101,8 @@ def fetch(store: Store) -> Fetch:
     session = requests.Session()
     session.trust_env = False
     return lambda part: download(
-        Source(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5)), part
+        Source(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5)),
+        part,
     )
 
 
@@ -124,7 +129,9 @@ def test_a_whole_body_is_hashed_on_the_way(fetch: Fetch, store: Store, tmp_path:
     assert store.asked == [None]
 
 
-def test_a_body_that_broke_off_goes_on_from_there(fetch: Fetch, store: Store, tmp_path: Path) -> None:
+def test_a_body_that_broke_off_goes_on_from_there(
+    fetch: Fetch, store: Store, tmp_path: Path
+) -> None:
     part = interrupted(fetch, store, tmp_path, 3_000_000)
     had = part.safe_bytes
     assert 2_000_000 < had <= 3_000_000
@@ -166,7 +173,12 @@ TUESDAY = "Tue, 06 Jan 2026 10:00:00 GMT"
     ],
 )
 def test_two_versions_of_a_file_are_not_joined_by_a_store_that_ignores_if_range(
-    fetch: Fetch, store: Store, tmp_path: Path, before: tuple[str, str], after: tuple[str, str], length: int
+    fetch: Fetch,
+    store: Store,
+    tmp_path: Path,
+    before: tuple[str, str],
+    after: tuple[str, str],
+    length: int,
 ) -> None:
     store.knows_if_range, store.content, (store.etag, store.modified) = False, b"x" * length, before
     interrupted(fetch, store, tmp_path, 3_000_000)
@@ -176,7 +188,9 @@ def test_two_versions_of_a_file_are_not_joined_by_a_store_that_ignores_if_range(
     check(part, tmp_path)
 
 
-def test_a_file_that_only_its_date_tells_from_others_goes_on(fetch: Fetch, store: Store, tmp_path: Path) -> None:
+def test_a_file_that_only_its_date_tells_from_others_goes_on(
+    fetch: Fetch, store: Store, tmp_path: Path
+) -> None:
     store.etag = ""
     store.modified = MONDAY
     part = interrupted(fetch, store, tmp_path, 3_000_000)
@@ -203,25 +217,33 @@ PROMISES = [
 
 
 @pytest.mark.parametrize("says", PROMISES)
-def test_the_whole_is_what_the_store_promised(fetch: Fetch, store: Store, tmp_path: Path, says: dict[str, str]) -> None:
+def test_the_whole_is_what_the_store_promised(
+    fetch: Fetch, store: Store, tmp_path: Path, says: dict[str, str]
+) -> None:
     store.etag = says.get("ETag", store.etag)
     store.says = {k: v for k, v in says.items() if k != "ETag"}
     part = Part(tmp_path, "weights")
     fetch(part)
     check(part, tmp_path)
     store.content = CONTENT[:-1] + b"x"
-    with pytest.raises(ModelCorrupt, match=r"weights has (sha256|sha1|crc32|md5):\w+, but .* promised \w+:"):
+    with pytest.raises(
+        ModelCorrupt, match=r"weights has (sha256|sha1|crc32|md5):\w+, but .* promised \w+:"
+    ):
         fetch(Part(tmp_path, "weights"))
     assert not (tmp_path / ".part-weights").exists()
 
 
-def test_what_the_hub_promises_before_it_redirects_counts(fetch: Fetch, store: Store, tmp_path: Path) -> None:
+def test_what_the_hub_promises_before_it_redirects_counts(
+    fetch: Fetch, store: Store, tmp_path: Path
+) -> None:
     store.hub_says = {"X-Linked-ETag": hashlib.sha256(b"other").hexdigest()}
     with pytest.raises(ModelCorrupt, match="promised sha256:"):
         fetch(Part(tmp_path, "weights"))
 
 
-def test_a_promise_of_the_first_answer_holds_for_what_goes_on(fetch: Fetch, store: Store, tmp_path: Path) -> None:
+def test_a_promise_of_the_first_answer_holds_for_what_goes_on(
+    fetch: Fetch, store: Store, tmp_path: Path
+) -> None:
     store.says = {"Content-MD5": digest("md5", b"other")}
     interrupted(fetch, store, tmp_path, 3_000_000)
     store.says = {"Content-MD5": digest("md5")}  # Of a range: none of the whole.
@@ -232,9 +254,16 @@ def test_a_promise_of_the_first_answer_holds_for_what_goes_on(fetch: Fetch, stor
 @pytest.mark.parametrize(
     "says",
     [
-        {"x-amz-checksum-sha256": f"{digest('sha256', b'other')}-3", "ETag": '"0123456789abcdef0123456789abcdef-3"'},
+        {
+            "x-amz-checksum-sha256": f"{digest('sha256', b'other')}-3",
+            "ETag": '"0123456789abcdef0123456789abcdef-3"',
+        },
         {"x-amz-checksum-crc32": "AAAAAA==", "ETag": '"0123456789abcdef0123456789abcdef-3"'},
-        {**S3, "x-amz-server-side-encryption": "aws:kms", "ETag": '"0123456789abcdef0123456789abcdef"'},
+        {
+            **S3,
+            "x-amz-server-side-encryption": "aws:kms",
+            "ETag": '"0123456789abcdef0123456789abcdef"',
+        },
         {"ETag": '"0123456789abcdef0123456789abcdef"'},
         {"X-Linked-ETag": '"0123456789abcdef0123456789abcdef01234567"'},
         {"Content-MD5": "no digest"},
@@ -288,7 +317,10 @@ def in_pieces(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     session = requests.Session()
     session.trust_env = False
     url = f"http://127.0.0.1:{store.server_port}"
-    source = Source(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5), in_pieces=True)
+    source = Source(
+        lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5),
+        in_pieces=True,
+    )
 
     def run() -> Part:
         part = Part(tmp_path, "weights", len(CONTENT), connections=4)
@@ -298,7 +330,9 @@ def in_pieces(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-def test_a_large_file_of_a_store_comes_in_pieces(in_pieces: Callable[[], Part], store: Store, tmp_path: Path) -> None:
+def test_a_large_file_of_a_store_comes_in_pieces(
+    in_pieces: Callable[[], Part], store: Store, tmp_path: Path
+) -> None:
     check(in_pieces(), tmp_path)
     assert len(store.asked) == 10
     assert store.asked[0] == f"bytes=0-{(1 << 20) - 1}"
@@ -349,13 +383,17 @@ def test_pieces_of_a_file_that_changed_since_come_anew(
     check(in_pieces(), tmp_path)
 
 
-def test_pieces_together_are_what_the_store_promised(in_pieces: Callable[[], Part], store: Store) -> None:
+def test_pieces_together_are_what_the_store_promised(
+    in_pieces: Callable[[], Part], store: Store
+) -> None:
     store.says = {"X-Linked-ETag": hashlib.sha256(b"other").hexdigest()}
     with pytest.raises(ModelCorrupt, match="promised sha256:"):
         in_pieces()
 
 
-def test_a_file_that_changes_between_its_pieces_is_not_mixed(in_pieces: Callable[[], Part], store: Store) -> None:
+def test_a_file_that_changes_between_its_pieces_is_not_mixed(
+    in_pieces: Callable[[], Part], store: Store
+) -> None:
     store.etags = {3 << 20: '"two"'}
     with pytest.raises(RegistryUnreachable, match="changed in the store"):
         in_pieces()

@@ -66,7 +66,9 @@ with in_use(Path({folder!r})):
 def test_what_another_process_serves_stays_until_that_ends(tmp_path: Path) -> None:
     folder = version(tmp_path, "served", unused_hours=50)
     script = HOLDER.format(runtime=str(ROOT / "runtime"), folder=str(folder))
-    holder = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     later = time.time() + 50 * HOUR
@@ -77,7 +79,9 @@ def test_what_another_process_serves_stays_until_that_ends(tmp_path: Path) -> No
     assert not folder.exists()
 
 
-def test_on_a_volume_without_locks_a_day_must_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_volume_without_locks_a_day_must_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no locks")
 
@@ -91,7 +95,9 @@ def test_on_a_volume_without_locks_a_day_must_pass(tmp_path: Path, monkeypatch: 
     assert sorted(names(tmp_path)) == ["served", "yesterday"]
 
 
-def test_nothing_goes_when_that_would_not_make_room_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_goes_when_that_would_not_make_room_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version(tmp_path, "old", unused_hours=50)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10 << 20}))
     with pytest.raises(DiskFull, match=r"10 MiB free and 0 MiB of versions not in use"):
@@ -120,7 +126,9 @@ def test_a_new_version_takes_the_place_of_the_oldest(tmp_path: Path) -> None:
     assert not older.exists()
 
 
-def test_a_version_that_is_being_removed_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_is_being_removed_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = version(tmp_path, "old", unused_hours=50)
     seen: list[bool] = []
     remove = shutil.rmtree

@@ -1,4 +1,5 @@
-"""Whether a model fits, from config.json and headers alone: shapes worked out by hand, refusals and their ways out."""
+"""Whether a model fits, from config.json and headers alone:
+shapes worked out by hand, refusals and their ways out."""
 
 import re
 from dataclasses import replace
@@ -42,7 +43,9 @@ BESIDE = PROCESS_BYTES + 4 * HIDDEN * HIDDEN
 TOKEN_BYTES = 2 * LAYERS * 4 * 64 * 4
 
 
-def plan(device: str = "cuda", dtype: str = "float32", settings: dict[str, Any] = LLAMA, **engine: Any) -> Plan:
+def plan(
+    device: str = "cuda", dtype: str = "float32", settings: dict[str, Any] = LLAMA, **engine: Any
+) -> Plan:
     return Plan(TENSORS, settings, EngineConfig(max_batch_size=1, **engine), dtype, device)
 
 
@@ -70,10 +73,22 @@ def test_a_tied_output_layer_is_counted_once() -> None:
         (LLAMA, 64, 2 * LAYERS * 4 * 64 * 64),
         (LLAMA, 65, 2 * LAYERS * 4 * 64 * 96),  # whole blocks
         (LLAMA | {"num_key_value_heads": 16, "head_dim": 32}, 64, 2 * LAYERS * 16 * 32 * 64),
-        (LLAMA | {"sliding_window": 32}, 64, 2 * LAYERS * 4 * 64 * 64),  # the blocks keep every token
-        (LLAMA | {"layer_types": ["full_attention"] + ["linear_attention"] * 7}, 64, 2 * 4 * 64 * 64),
         (
-            LLAMA | {"layer_types": ["full_attention"] + ["chunked_attention"] * 7, "attention_chunk_size": 32},
+            LLAMA | {"sliding_window": 32},
+            64,
+            2 * LAYERS * 4 * 64 * 64,
+        ),  # the blocks keep every token
+        (
+            LLAMA | {"layer_types": ["full_attention"] + ["linear_attention"] * 7},
+            64,
+            2 * 4 * 64 * 64,
+        ),
+        (
+            LLAMA
+            | {
+                "layer_types": ["full_attention"] + ["chunked_attention"] * 7,
+                "attention_chunk_size": 32,
+            },
             64,
             2 * 4 * 64 * (64 + 7 * 32),
         ),
@@ -137,7 +152,10 @@ def followed(wanted: Plan, free_bytes: int, words: str) -> tuple[Plan, int]:
     if memory := re.search(r"(\d+) MiB of free memory", words):
         free_bytes = int(memory[1]) * MIB
     changes: dict[str, Any] = {}
-    for field, name in {"maxModelLength": "max_model_length", "maxBatchSize": "max_batch_size"}.items():
+    for field, name in {
+        "maxModelLength": "max_model_length",
+        "maxBatchSize": "max_batch_size",
+    }.items():
         if value := re.search(rf"{field} (\d+)", words):
             changes[name] = int(value[1])
     if limit := re.search(r"kvCacheBytes\): (\d+)", words):
@@ -155,7 +173,9 @@ def test_on_a_cpu_int8_needs_the_whole_weights_for_a_moment() -> None:
 
 
 def test_a_cpu_needs_room_for_its_processes_for_packing_and_for_a_second_output_layer() -> None:
-    tied = replace(plan("cpu", max_model_length=1024), settings=LLAMA | {"tie_word_embeddings": True})
+    tied = replace(
+        plan("cpu", max_model_length=1024), settings=LLAMA | {"tie_word_embeddings": True}
+    )
     need = needed(tied)
     share = 1024 * TOKEN_BYTES / 4
     head = 4 * VOCABULARY * HIDDEN

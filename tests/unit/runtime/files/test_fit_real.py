@@ -39,9 +39,13 @@ def made(name: str, folder: Path) -> Path:
 def test_weights_and_cache_are_what_was_computed(
     name: str, quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = EngineConfig(device="cpu", max_model_length=LENGTH, max_batch_size=2, quantization=quantization)
+    engine = EngineConfig(
+        device="cpu", max_model_length=LENGTH, max_batch_size=2, quantization=quantization
+    )
     plans: list[fit.Plan] = []
-    monkeypatch.setattr(load, "check_fit", lambda plan, free: (plans.append(plan), fit.check_fit(plan, free))[1])
+    monkeypatch.setattr(
+        load, "check_fit", lambda plan, free: (plans.append(plan), fit.check_fit(plan, free))[1]
+    )
     loaded = load.load(made(name, tmp_path), engine, ModelConfig(name="m"))
     real = sum({t.data_ptr(): t.nbytes for t in loaded.model.state_dict().values()}.values())
     least = fit.needed(plans[0])
@@ -57,12 +61,16 @@ def cache_of(loaded: Loaded, engine: EngineConfig, monkeypatch: pytest.MonkeyPat
     """Bytes of one sequence of LENGTH, as the runner asks for them."""
     blocks: list[int] = []
     room_for = runners.room_for
-    monkeypatch.setattr(runners, "room_for", lambda size, *a, **k: (blocks.append(size), room_for(size, *a, **k))[1])
+    monkeypatch.setattr(
+        runners, "room_for", lambda size, *a, **k: (blocks.append(size), room_for(size, *a, **k))[1]
+    )
     runners.choose_runner(loaded, engine, LENGTH, build._batched)
     return blocks[-1] * BlockPool.needed(LENGTH)
 
 
-def test_nothing_is_read_of_what_will_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_of_what_will_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = made("Llama, SmolLM, SmolLM2", tmp_path)
     monkeypatch.setattr(load, "available_bytes", lambda: 100_000)
     monkeypatch.setattr(load, "_weights", lambda *_: pytest.fail("weights were read"))

@@ -1,4 +1,5 @@
-"""The matrix of docs/models.md: each layout that MLflow writes, as it lies in the registry, and what becomes of it."""
+"""The matrix of docs/models.md: each layout that MLflow writes,
+as it lies in the registry, and what becomes of it."""
 
 import itertools
 import json
@@ -15,7 +16,13 @@ from llm_runtime.fetching.fetch import Fetcher
 from llm_runtime.fetching.local import local_model
 from llm_runtime.files.locate import Artifacts, local_artifacts, locate
 from llm_runtime.files.verify import verify_weights
-from unit.runtime.fetching.fakes import VERSION, FolderRegistry, safetensors, write_model, write_tokenizer
+from unit.runtime.fetching.fakes import (
+    VERSION,
+    FolderRegistry,
+    safetensors,
+    write_model,
+    write_tokenizer,
+)
 
 BOMB = b"[" * 100_000
 LAUGHS = "a: &a [x, x]\n" + "".join(
@@ -32,32 +39,51 @@ def mlmodel(folder: Path, **flavor: object) -> None:
             "pipeline_model_type": "LlamaForCausalLM", "tokenizer_type": "PreTrainedTokenizerFast", **flavor,
         },
     }  # fmt: skip
-    meta = {"artifact_path": "model", "mlflow_version": "3.17.2", "model_id": None, "signature": None}
+    meta = {
+        "artifact_path": "model",
+        "mlflow_version": "3.17.2",
+        "model_id": None,
+        "signature": None,
+    }
     (folder / "MLmodel").write_text(yaml.safe_dump({**meta, "flavors": flavors}))
 
 
 def adapter(folder: Path, base: str) -> None:
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "r": 8}))
-    (folder / "adapter_model.safetensors").write_bytes(safetensors({"base_model.model.q_proj.lora_A.weight": 8}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": base, "r": 8})
+    )
+    (folder / "adapter_model.safetensors").write_bytes(
+        safetensors({"base_model.model.q_proj.lora_A.weight": 8})
+    )
 
 
 def pipeline(root: Path) -> None:
     write_model(root / "model", tokenizer=False)
     write_tokenizer(root / "components/tokenizer")
-    mlmodel(root, model_binary="model", components=["tokenizer"], source_model_name="org/m", source_model_revision="a1")
+    mlmodel(
+        root,
+        model_binary="model",
+        components=["tokenizer"],
+        source_model_name="org/m",
+        source_model_revision="a1",
+    )
 
 
 def path_logged(root: Path) -> None:
     write_model(root / "model")
     write_tokenizer(root / "components/tokenizer")
-    mlmodel(root, model_binary="model", components=["tokenizer"], source_model_name="/somewhere/model")
+    mlmodel(
+        root, model_binary="model", components=["tokenizer"], source_model_name="/somewhere/model"
+    )
 
 
 def peft_local_base(root: Path) -> None:
     adapter(root / "peft", "/somewhere/base")
     write_tokenizer(root / "components/tokenizer")
-    mlmodel(root, peft_adaptor="peft", local_base_model_path="/somewhere/base", components=["tokenizer"])
+    mlmodel(
+        root, peft_adaptor="peft", local_base_model_path="/somewhere/base", components=["tokenizer"]
+    )
 
 
 def peft_hub_base(root: Path) -> None:
@@ -67,7 +93,10 @@ def peft_hub_base(root: Path) -> None:
 
 def peft_corrupt(root: Path) -> None:
     pipeline(root)
-    weights = {"model.layers.0.self_attn.q_proj.base_layer.weight": 8, "model.embed_tokens.weight": 8}
+    weights = {
+        "model.layers.0.self_attn.q_proj.base_layer.weight": 8,
+        "model.embed_tokens.weight": 8,
+    }
     (root / "model/model.safetensors").write_bytes(safetensors(weights))
     adapter(root / "peft", "/somewhere/base")
     mlmodel(root, model_binary="model", peft_adaptor="peft", source_model_name="/somewhere/base")
@@ -75,7 +104,9 @@ def peft_corrupt(root: Path) -> None:
 
 def no_weights(root: Path) -> None:
     write_tokenizer(root / "components/tokenizer")
-    mlmodel(root, source_model_name="org/base", source_model_revision="a1", components=["tokenizer"])
+    mlmodel(
+        root, source_model_name="org/base", source_model_revision="a1", components=["tokenizer"]
+    )
 
 
 def raw(root: Path) -> None:
@@ -105,17 +136,25 @@ def test_what_is_served(make: Make, weights: str, tokenizer: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("make", [pipeline, path_logged, raw])
-def test_a_layout_in_a_folder_of_a_run_is_found_and_sub_path_leads_to_it(make: Make, tmp_path: Path) -> None:
+def test_a_layout_in_a_folder_of_a_run_is_found_and_sub_path_leads_to_it(
+    make: Make, tmp_path: Path
+) -> None:
     (tmp_path / "bot").mkdir()
     make(tmp_path / "bot")
     artifacts = local_artifacts(tmp_path)
-    assert locate(artifacts).files == locate(artifacts, "bot").files == locate(artifacts, "/bot/").files
+    assert (
+        locate(artifacts).files
+        == locate(artifacts, "bot").files
+        == locate(artifacts, "/bot/").files
+    )
 
 
 @pytest.mark.parametrize("make", [pipeline, path_logged])
 def test_sub_path_may_name_the_weights_folder_itself(make: Make, tmp_path: Path) -> None:
     make(tmp_path)
-    assert locate(local_artifacts(tmp_path), "model").files == locate(local_artifacts(tmp_path)).files
+    assert (
+        locate(local_artifacts(tmp_path), "model").files == locate(local_artifacts(tmp_path)).files
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,15 +172,23 @@ def test_sub_path_may_name_the_weights_folder_itself(make: Make, tmp_path: Path)
         ),
         (raw_adapter, ModelUnsupported, "adapter without its base"),
         (no_weights, ModelUnsupported, r"only the name 'org/base' \(save_pretrained=False\)"),
-        (peft_corrupt, ModelCorrupt, "q_proj.base_layer.weight and 0 more.*merge_and_unload before logging"),
+        (
+            peft_corrupt,
+            ModelCorrupt,
+            "q_proj.base_layer.weight and 0 more.*merge_and_unload before logging",
+        ),
     ],
 )
-def test_what_is_refused_leaves_no_folder(make: Make, kind: type[Fatal], words: str, tmp_path: Path) -> None:
+def test_what_is_refused_leaves_no_folder(
+    make: Make, kind: type[Fatal], words: str, tmp_path: Path
+) -> None:
     registered = tmp_path / "registered"
     registered.mkdir()
     make(registered)
     with pytest.raises(kind, match=words):
-        Fetcher(FolderRegistry(registered), tmp_path / "models", sleep=lambda _: None).fetch(VERSION)
+        Fetcher(FolderRegistry(registered), tmp_path / "models", sleep=lambda _: None).fetch(
+            VERSION
+        )
     assert not [path for path in (tmp_path / "models").iterdir() if path.is_dir()]
 
 
@@ -173,12 +220,16 @@ def test_a_strange_mlmodel_is_corrupt(content: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["MLmodel", "model.safetensors.index.json"])
 def test_a_small_file_that_is_huge_is_not_even_read(name: str) -> None:
-    artifacts = Artifacts({name: 1 << 40, "config.json": 2, "model.safetensors": 9, "tokenizer.json": 2}, pytest.fail)
+    artifacts = Artifacts(
+        {name: 1 << 40, "config.json": 2, "model.safetensors": 9, "tokenizer.json": 2}, pytest.fail
+    )
     with pytest.raises(ModelCorrupt, match=f"{name} .*1099511627776 bytes"):
         locate(artifacts)
 
 
-@pytest.mark.parametrize("path", ["model/../../x", "./config.json", "model/./x", "/model/x", "a\0b", ""])
+@pytest.mark.parametrize(
+    "path", ["model/../../x", "./config.json", "model/./x", "/model/x", "a\0b", ""]
+)
 def test_no_path_that_is_not_plain(path: str) -> None:
     with pytest.raises(ModelCorrupt, match="not a plain relative path"):
         locate(Artifacts({path: 1}, lambda _: b""))
@@ -192,7 +243,8 @@ def test_sub_path_does_not_leave_the_artifacts(sub_path: str, tmp_path: Path) ->
 
 
 def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path) -> None:
-    """Caches of the Hugging Face Hub consist of the first kind; the second may go round in circles."""
+    """Caches of the Hugging Face Hub consist of the first kind;
+    the second may go round in circles."""
     blobs = write_model(tmp_path / "blobs")
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()

@@ -18,14 +18,30 @@ def found(folder: Path, sub_path: str = "") -> Located:
 def test_a_raw_folder(tmp_path: Path) -> None:
     located = found(write_model(tmp_path))
     assert located.folder == ""
-    assert set(located.files) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(located.files) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_only_what_serving_needs_is_taken(tmp_path: Path) -> None:
     write_model(tmp_path)
-    for name in ("training_args.bin", "optimizer.pt", "README.md", "consolidated.safetensors", "python_model.pkl"):
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "README.md",
+        "consolidated.safetensors",
+        "python_model.pkl",
+    ):
         (tmp_path / name).write_bytes(b"x")
-    assert set(found(tmp_path).files) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(found(tmp_path).files) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_a_logged_pipeline_has_its_tokenizer_elsewhere(tmp_path: Path) -> None:
@@ -40,7 +56,9 @@ def test_a_logged_pipeline_has_its_tokenizer_elsewhere(tmp_path: Path) -> None:
 def test_a_logged_local_path_takes_the_tokenizer_beside_the_weights(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     write_tokenizer(tmp_path / "components/tokenizer")
-    (tmp_path / "MLmodel").write_text(MLMODEL + "model_binary: model\n    source_model_name: /tmp/x\n")
+    (tmp_path / "MLmodel").write_text(
+        MLMODEL + "model_binary: model\n    source_model_name: /tmp/x\n"
+    )
     assert found(tmp_path).files["tokenizer.json"] == "model/tokenizer.json"
 
 
@@ -80,13 +98,26 @@ def test_one_weights_file_of_another_name_is_taken_under_the_usual_one(tmp_path:
 @pytest.mark.parametrize(
     ("files", "kind", "words"),
     [
-        (("config.json", "pytorch_model.bin", "tokenizer.json"), ModelUnsupported, "pickles.*llm-runtime convert"),
-        (("adapter_config.json", "adapter_model.safetensors"), ModelUnsupported, "adapter without its base.*merge"),
+        (
+            ("config.json", "pytorch_model.bin", "tokenizer.json"),
+            ModelUnsupported,
+            "pickles.*llm-runtime convert",
+        ),
+        (
+            ("adapter_config.json", "adapter_model.safetensors"),
+            ModelUnsupported,
+            "adapter without its base.*merge",
+        ),
         (("model.gguf",), ModelUnsupported, "GGUF"),
         (("notes.txt",), ModelNotFound, "files there: notes.txt"),
         (("config.json", "model.safetensors"), ModelUnsupported, "no tokenizer"),
         (
-            ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+            (
+                "config.json",
+                "tokenizer.json",
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+            ),
             ModelCorrupt,
             "but no model.safetensors.index.json",
         ),
@@ -104,13 +135,19 @@ def test_what_can_not_be_served_says_why_and_what_to_do(
 @pytest.mark.parametrize(
     ("flavor", "kind", "words"),
     [
-        ("peft_adaptor: peft\n    source_model_name: org/base\n", ModelUnsupported, "adapter without its base"),
+        (
+            "peft_adaptor: peft\n    source_model_name: org/base\n",
+            ModelUnsupported,
+            "adapter without its base",
+        ),
         ("source_model_name: org/base\n", ModelUnsupported, "save_pretrained=False"),
         ("model_binary: ../../etc\n", ModelCorrupt, "not a plain relative path"),
         ("model_binary: [\n", ModelCorrupt, "not valid YAML"),
     ],
 )
-def test_mlmodel_that_leads_nowhere(tmp_path: Path, flavor: str, kind: type[Exception], words: str) -> None:
+def test_mlmodel_that_leads_nowhere(
+    tmp_path: Path, flavor: str, kind: type[Exception], words: str
+) -> None:
     (tmp_path / "MLmodel").write_text(MLMODEL + flavor)
     with pytest.raises(kind, match=words):
         found(tmp_path)

@@ -13,7 +13,9 @@ from llm_runtime.files.package import package
 from unit.runtime.fetching.fakes import safetensors, write_model
 
 
-def write_adapter(folder: Path, tensors: tuple[str, ...] = ("q.lora_A.weight", "q.lora_B.weight")) -> Path:
+def write_adapter(
+    folder: Path, tensors: tuple[str, ...] = ("q.lora_A.weight", "q.lora_B.weight")
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -66,7 +68,9 @@ def test_a_cut_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_folder_with_several_models_asks_for_one_of_them(tmp_path: Path) -> None:
     write_model(tmp_path / "a")
     write_model(tmp_path / "b")
-    with pytest.raises(ConfigInvalid, match=r"several models: a, b; push the folder of the one you mean"):
+    with pytest.raises(
+        ConfigInvalid, match=r"several models: a, b; push the folder of the one you mean"
+    ):
         package(tmp_path)
 
 
@@ -100,6 +104,8 @@ def test_adapters_that_are_more_than_lora_are_refused(tmp_path: Path) -> None:
         ({"name": "bot", "base_model": "org/base"}, "must begin with models:/ or hf://"),
     ],
 )
-def test_names_that_mlflow_would_refuse_after_the_upload_are_refused_before(wish: dict[str, str], told: str) -> None:
+def test_names_that_mlflow_would_refuse_after_the_upload_are_refused_before(
+    wish: dict[str, str], told: str
+) -> None:
     with pytest.raises(ConfigInvalid, match=told):
         Wish(**wish)  # type: ignore[arg-type]

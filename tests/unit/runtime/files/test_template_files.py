@@ -32,7 +32,9 @@ def configure(folder: Path, template: Any) -> None:
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     settings.pop("chat_template", None)
-    file.write_text(json.dumps(settings | ({"chat_template": template} if template is not None else {})))
+    file.write_text(
+        json.dumps(settings | ({"chat_template": template} if template is not None else {}))
+    )
 
 
 def rendered(codec: Codec) -> tuple[str, str]:
@@ -45,7 +47,10 @@ BOTH = ("hi", "1 hi<tool_call>")
 @pytest.mark.parametrize(
     ("configured", "expected"),
     [
-        ([{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": WITH_TOOLS}], BOTH),
+        (
+            [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": WITH_TOOLS}],
+            BOTH,
+        ),
         ({"default": PLAIN, "tool_use": WITH_TOOLS}, BOTH),
         ({"default": PLAIN, "rag": "documents"}, ("hi", "hi")),
         ([{"name": "chat", "template": PLAIN}], ("hi", "hi")),
@@ -53,7 +58,9 @@ BOTH = ("hi", "1 hi<tool_call>")
         ("\ufeff" + PLAIN, ("hi", "hi")),
     ],
 )
-def test_templates_in_the_tokenizers_settings(folder: Path, configured: Any, expected: tuple[str, str]) -> None:
+def test_templates_in_the_tokenizers_settings(
+    folder: Path, configured: Any, expected: tuple[str, str]
+) -> None:
     configure(folder, configured)
     assert rendered(codec_from_folder(folder)) == expected
 
@@ -66,8 +73,12 @@ def test_a_folder_with_tool_use_alone_says_that_it_has_none_for_plain_chat(folde
         codec.render_chat(ASKED)
 
 
-@pytest.mark.parametrize("configured", [5, [5], {"default": 5}, [{"name": "default"}], {"default": {"x": "y"}}])
-def test_templates_that_are_no_texts_are_refused_by_their_file(folder: Path, configured: Any) -> None:
+@pytest.mark.parametrize(
+    "configured", [5, [5], {"default": 5}, [{"name": "default"}], {"default": {"x": "y"}}]
+)
+def test_templates_that_are_no_texts_are_refused_by_their_file(
+    folder: Path, configured: Any
+) -> None:
     configure(folder, configured)
     with pytest.raises(ModelUnsupported, match=r"chat_template in tokenizer_config\.json"):
         codec_from_folder(folder)
@@ -111,7 +122,9 @@ def test_named_templates_come_along_into_a_flat_folder(folder: Path, tmp_path: P
     (folder / "additional_chat_templates" / "notes.txt").write_text("no template")
     (folder / "model.safetensors").write_bytes(b"")
     located = locate(local_artifacts(folder))
-    assert located.files["chat_template-tool_use.jinja"] == "additional_chat_templates/tool_use.jinja"
+    assert (
+        located.files["chat_template-tool_use.jinja"] == "additional_chat_templates/tool_use.jinja"
+    )
     assert not any("notes" in name for name in located.files)
     flat = tmp_path / "flat"
     flat.mkdir()

@@ -1,4 +1,5 @@
-"""The tokenizer that is served is the one in the model's tokenizer.json; what is missing is said by its name."""
+"""The tokenizer that is served is the one in the model's tokenizer.json;
+what is missing is said by its name."""
 
 import json
 import logging
@@ -14,7 +15,20 @@ from llm_runtime.files.tokenizer_files import file_tokenizer, first_difference
 from llm_runtime.text.codec import Codec, codec_from_folder, eos_token_ids
 from unit.runtime import tiny_model
 
-WORDS = ["<s>", "</s>", "<unk>", "▁the", "▁capital", "▁of", "▁France", "▁is", "▁Paris", "▁hello", "▁there", "<0x0A>"]
+WORDS = [
+    "<s>",
+    "</s>",
+    "<unk>",
+    "▁the",
+    "▁capital",
+    "▁of",
+    "▁France",
+    "▁is",
+    "▁Paris",
+    "▁hello",
+    "▁there",
+    "<0x0A>",
+]
 LETTERS = [*"▁0123456789abcdefghijklmnopqrstuvwxyzFP"]
 
 
@@ -34,7 +48,12 @@ def sentencepiece(pre_tokenizer: Any = None, normalizer: Any = None) -> Tokenize
     if normalizer is not None:
         made.normalizer = normalizer
     made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return made
 
@@ -44,7 +63,9 @@ def folder_of(tokenizer: Tokenizer, folder: Path, model_type: str, **settings: A
     tokenizer.save(str(folder / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
     (folder / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": size}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>", **settings}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "</s>", "bos_token": "<s>", **settings})
+    )
     return folder
 
 
@@ -52,8 +73,12 @@ def served(folder: Path) -> Codec:
     """As the engine's process makes it."""
     load = pytest.importorskip("llm_runtime.loading.load")
     nothing = SimpleNamespace(to_dict=dict)
-    size = SimpleNamespace(num_embeddings=json.loads((folder / "config.json").read_text()).get("vocab_size", 300))
-    model = SimpleNamespace(generation_config=nothing, config=nothing, get_input_embeddings=lambda: size)
+    size = SimpleNamespace(
+        num_embeddings=json.loads((folder / "config.json").read_text()).get("vocab_size", 300)
+    )
+    model = SimpleNamespace(
+        generation_config=nothing, config=nothing, get_input_embeddings=lambda: size
+    )
     codec: Codec = load._codec(folder, "", model, *load._tokenizer(folder))
     return codec
 
@@ -62,7 +87,9 @@ METASPACE = pre_tokenizers.Metaspace()
 LLAMA = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3_5", "qwen3", "llama", "mistral", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize(
+    "model_type", ["qwen2", "qwen3_5", "qwen3", "llama", "mistral", "gemma3_text", "gpt2"]
+)
 @pytest.mark.parametrize("manner", ["metaspace", "digits", "llama 2"])
 def test_what_the_engine_serves_is_the_file(tmp_path: Path, model_type: str, manner: str) -> None:
     made = {
@@ -76,17 +103,27 @@ def test_what_the_engine_serves_is_the_file(tmp_path: Path, model_type: str, man
     folder = folder_of(made, tmp_path / "m", model_type, **settings)
     engine = served(folder)
     offline = codec_from_folder(folder)
-    for text in ("the capital of France is Paris", "hello there</s>\nhow are you", "a  1 2 12", "</s></s> the"):
+    for text in (
+        "the capital of France is Paris",
+        "hello there</s>\nhow are you",
+        "a  1 2 12",
+        "</s></s> the",
+    ):
         ids = made.encode(text).ids
         assert (engine.encode(text), offline.encode(text)) == (ids, ids)
         assert engine.decode(ids) == offline.decode(ids) == made.decode(ids)
-    assert engine.decode(made.encode("the capital of France is Paris").ids) == "the capital of France is Paris"
+    assert (
+        engine.decode(made.encode("the capital of France is Paris").ids)
+        == "the capital of France is Paris"
+    )
 
 
 def test_where_transformers_reads_it_otherwise_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = folder_of(sentencepiece(METASPACE), tmp_path / "m", "qwen2", tokenizer_class="Qwen2Tokenizer")
+    folder = folder_of(
+        sentencepiece(METASPACE), tmp_path / "m", "qwen2", tokenizer_class="Qwen2Tokenizer"
+    )
     with caplog.at_level(logging.WARNING):
         served(folder)
     assert "tokenizes differently from this folder's tokenizer.json" in caplog.text
@@ -95,7 +132,9 @@ def test_where_transformers_reads_it_otherwise_the_log_says_so(
 def test_a_class_that_nobody_knows_is_no_reason_not_to_serve(tmp_path: Path) -> None:
     folder = folder_of(sentencepiece(METASPACE), tmp_path / "m", "llama", tokenizer_class="OddTokenizer", auto_map={
         "AutoTokenizer": ["odd.OddTokenizer", None]})  # fmt: skip
-    assert served(folder).encode("the capital") == sentencepiece(METASPACE).encode("the capital").ids
+    assert (
+        served(folder).encode("the capital") == sentencepiece(METASPACE).encode("the capital").ids
+    )
     assert served(folder).eos_token_ids == {1}
 
 
@@ -103,7 +142,12 @@ def test_tokens_that_only_the_settings_name_are_added_with_their_ids(tmp_path: P
     made = sentencepiece(METASPACE)
     size = made.get_vocab_size()
     entry = {"content": "<|call|>", "special": True}
-    folder = folder_of(made, tmp_path / "m", "llama", added_tokens_decoder={str(size): entry, "1": {"content": "</s>"}})
+    folder = folder_of(
+        made,
+        tmp_path / "m",
+        "llama",
+        added_tokens_decoder={str(size): entry, "1": {"content": "</s>"}},
+    )
     assert codec_from_folder(folder).encode("the<|call|>")[-1] == size
     assert codec_from_folder(folder).control_ids["<|call|>"] == size
     other = folder_of(made, tmp_path / "n", "llama", added_tokens_decoder={str(size + 5): entry})
@@ -145,7 +189,9 @@ FAULTS: dict[str, tuple[dict[str, bytes | None], type[Fatal], str]] = {
 def test_a_fault_of_the_tokenizer_is_named(
     tmp_path: Path, files: dict[str, bytes | None], kind: type[Fatal], words: str
 ) -> None:
-    folder = folder_of(sentencepiece(METASPACE), tmp_path / "m", "llama", tokenizer_class="LlamaTokenizer")
+    folder = folder_of(
+        sentencepiece(METASPACE), tmp_path / "m", "llama", tokenizer_class="LlamaTokenizer"
+    )
     for name, content in files.items():
         (folder / name).unlink() if content is None else spoiled(folder, name, content)
     for make in (served, codec_from_folder):
@@ -155,17 +201,23 @@ def test_a_fault_of_the_tokenizer_is_named(
 
 def test_a_vocabulary_and_its_merges_are_served_with_their_own_ids(tmp_path: Path) -> None:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate([*reversed(letters), "<|endoftext|>", "th"])}
+    vocabulary = {
+        letter: number for number, letter in enumerate([*reversed(letters), "<|endoftext|>", "th"])
+    }
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\nt h\n")
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": len(vocabulary)}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "vocab_size": len(vocabulary)})
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     codec = served(folder)
     assert codec.encode("the") == [vocabulary["th"], vocabulary["e"]]
     assert codec.decode(codec.encode("Grüße, 世界")) == "Grüße, 世界"
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(vocabulary)}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "vocab_size": len(vocabulary)})
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     with pytest.raises(ModelUnsupported, match=r"no tokenizer\.json"):
         served(folder)

@@ -12,7 +12,9 @@ from unit.runtime.fetching.fakes import safetensors, write_model
 
 
 def entry(**changed: object) -> bytes:
-    return json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4], **changed}}).encode()
+    return json.dumps(
+        {"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4], **changed}}
+    ).encode()
 
 
 def test_keys_come_from_the_header(tmp_path: Path) -> None:
@@ -37,9 +39,14 @@ def test_keys_come_from_the_header(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "claims"),
     ],
 )
-def test_a_file_that_is_not_whole_is_named_with_the_reason(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_whole_is_named_with_the_reason(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelCorrupt, match=f"model.safetensors is not a whole safetensors file: .*{words}.*upload it"):
+    with pytest.raises(
+        ModelCorrupt,
+        match=f"model.safetensors is not a whole safetensors file: .*{words}.*upload it",
+    ):
         verify_weights(tmp_path)
 
 
@@ -64,7 +71,10 @@ def test_the_manifest_notices_missing_and_short_files(tmp_path: Path) -> None:
     assert not is_whole(tmp_path)
     write_manifest(tmp_path, "here")
     assert is_whole(tmp_path)
-    assert len(json.loads((tmp_path / "manifest.json").read_text())["files"]["config.json"]["sha256"]) == 64
+    assert (
+        len(json.loads((tmp_path / "manifest.json").read_text())["files"]["config.json"]["sha256"])
+        == 64
+    )
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert not is_whole(tmp_path)
     (tmp_path / "manifest.json").write_text("[]")

@@ -1,7 +1,7 @@
 """A replica that uses up one key's limits: `python replica.py`, told what to do by a line of JSON.
 
-Every admission is a line of its own on standard output, written before the next one is asked for, so that a kill -9
-loses none but the latest: tokens admitted, tokens used.
+Every admission is a line of its own on standard output, written before the next one is asked for,
+so that a kill -9 loses none but the latest: tokens admitted, tokens used.
 """
 
 import asyncio
@@ -24,7 +24,11 @@ async def main() -> None:
     database = Database(task["url"])
     chance = random.Random(task["seed"])
     store = SqlStore(database, lease_seconds=task["lease_seconds"])
-    who = Caller("key", "key", Tier.model_validate({"name": "gold", "max_concurrent": None, **task["limits"]}))
+    who = Caller(
+        "key",
+        "key",
+        Tier.model_validate({"name": "gold", "max_concurrent": None, **task["limits"]}),
+    )
     end = time.monotonic() + task["seconds"]
     last = time.monotonic()
     async with Limiter(minutes=store, months=store) as limits:

@@ -1,4 +1,5 @@
-"""The database goes away in the middle, or was never there: who gets in meanwhile, and what is booked later."""
+"""The database goes away in the middle, or was never there:
+who gets in meanwhile, and what is booked later."""
 
 import asyncio
 import os
@@ -41,12 +42,16 @@ async def database(server: Postgres) -> AsyncIterator[Database]:
 
 
 def stop(server: Postgres) -> None:
-    server.psql("postgres", "CHECKPOINT")  # The tests' server would forget the last commits, to be fast.
+    server.psql(
+        "postgres", "CHECKPOINT"
+    )  # The tests' server would forget the last commits, to be fast.
     server.stop()
 
 
 def caller(**limits: int) -> Caller:
-    return Caller("key", "key", Tier.model_validate({"name": "gold", "max_concurrent": None, **limits}))
+    return Caller(
+        "key", "key", Tier.model_validate({"name": "gold", "max_concurrent": None, **limits})
+    )
 
 
 def replica(database: Database) -> Limiter:
@@ -128,11 +133,15 @@ async def test_a_replica_that_starts_without_its_database_serves_and_books_later
     assert (await booked(database))["requests_per_month"] == 5
 
 
-async def test_a_minute_goes_on_at_its_own_pace_while_nobody_can_be_asked(server: Postgres, database: Database) -> None:
+async def test_a_minute_goes_on_at_its_own_pace_while_nobody_can_be_asked(
+    server: Postgres, database: Database
+) -> None:
     who = caller(tokens_per_minute=600)
     ahead = 0.0
     store = SqlStore(database)
-    async with Limiter(minutes=store, months=store, clock=lambda: time.monotonic() + ahead) as limits:
+    async with Limiter(
+        minutes=store, months=store, clock=lambda: time.monotonic() + ahead
+    ) as limits:
         (await limits.admit(who, 100)).settle(100)
         stop(server)
         assert await until_refused(limits, who, 10) in (50, 51)
@@ -166,6 +175,7 @@ async def test_a_database_that_hangs_holds_up_one_request_for_two_seconds_and_co
 
 
 def signal_all(server: Postgres, number: signal.Signals) -> None:
-    """The server's processes are a group of children: the postmaster's own and one for each connection."""
+    """The server's processes are a group of children:
+    the postmaster's own and one for each connection."""
     for process in server.family():
         os.kill(process, number)

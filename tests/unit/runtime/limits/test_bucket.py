@@ -10,7 +10,9 @@ from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.month import Calendar, month_of
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["pass", "take", "give", "over"]), st.integers(0, 150)), min_size=1, max_size=60
+    st.tuples(st.sampled_from(["pass", "take", "give", "over"]), st.integers(0, 150)),
+    min_size=1,
+    max_size=60,
 )
 
 
@@ -29,7 +31,9 @@ class TokenBucket:
 
 
 @given(limit=st.integers(1, 200), steps=steps)
-def test_bucket_agrees_with_a_token_bucket_in_exact_numbers(limit: int, steps: list[tuple[str, int]]) -> None:
+def test_bucket_agrees_with_a_token_bucket_in_exact_numbers(
+    limit: int, steps: list[tuple[str, int]]
+) -> None:
     bucket = Bucket()
     model = TokenBucket(limit)
     now = 0.0
@@ -53,7 +57,9 @@ def test_bucket_agrees_with_a_token_bucket_in_exact_numbers(limit: int, steps: l
 
 
 @given(limit=st.integers(1, 10**6), used=st.integers(0, 10**6), amount=st.integers(1, 10**6))
-def test_whoever_waits_as_long_as_told_finds_room_and_not_much_earlier(limit: int, used: int, amount: int) -> None:
+def test_whoever_waits_as_long_as_told_finds_room_and_not_much_earlier(
+    limit: int, used: int, amount: int
+) -> None:
     if amount > limit:
         return
     bucket = Bucket(used=float(used), at=100.0)

@@ -1,4 +1,5 @@
-"""What replicas get of a shared limit: sums that must hold whatever they ask, in whichever order."""
+"""What replicas get of a shared limit:
+sums that must hold whatever they ask, in whichever order."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,12 +47,16 @@ def test_three_replicas_never_use_more_than_a_months_limit_also_when_one_dies(
         used = int(grant.used)
         leased[replica] = grant.leased
         living = [r for r in range(3) if r not in dead]
-        assert spent + sum(held[r] for r in living) + sum(leased[r] for r in living) <= used <= limit
+        assert (
+            spent + sum(held[r] for r in living) + sum(leased[r] for r in living) <= used <= limit
+        )
         assert grant.amount == 0 or grant.amount >= need
     assert spent <= limit
 
 
-def test_what_was_used_without_a_grant_is_booked_beyond_the_limit_and_from_the_leased_part_first() -> None:
+def test_what_was_used_without_a_grant_is_booked_beyond_the_limit_and_from_the_leased_part_first() -> (
+    None
+):
     grant = month(90, 20, Ask("k", 100, NOVEMBER, give=-50, lease=20))
     assert (grant.used, grant.leased, grant.amount) == (120, 0, 0)
 
@@ -62,12 +67,19 @@ def test_leased_tokens_serve_their_replica_when_the_months_limit_is_used_up() ->
 
 
 def test_near_the_end_everybody_gets_exactly_what_is_asked() -> None:
-    assert month(90, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, prefetch=50, replicas=3)).amount == 5
-    assert month(10, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, prefetch=50, replicas=3)).amount == 5 + 85 // 6
+    assert (
+        month(90, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, prefetch=50, replicas=3)).amount == 5
+    )
+    assert (
+        month(10, 0, Ask("k", 100, NOVEMBER, need=5, demand=5, prefetch=50, replicas=3)).amount
+        == 5 + 85 // 6
+    )
 
 
 @given(limit=st.integers(1, 300), wishes=st.lists(wishes, max_size=40))
-def test_a_minutes_grants_never_exceed_a_bucket_that_nobody_shares(limit: int, wishes: list[tuple[int, ...]]) -> None:
+def test_a_minutes_grants_never_exceed_a_bucket_that_nobody_shares(
+    limit: int, wishes: list[tuple[int, ...]]
+) -> None:
     bucket = Bucket()
     now = 0.0
     granted = 0

@@ -1,4 +1,5 @@
-"""Leases of three replicas on one limit, with everything that may go wrong between them and the truth."""
+"""Leases of three replicas on one limit,
+with everything that may go wrong between them and the truth."""
 
 import random
 

@@ -39,24 +39,34 @@ def limits(time: Time) -> Limiter:
 
 
 def caller(name: str = "key", **limits: int | None) -> Caller:
-    return Caller(name, name, Tier.model_validate({"name": "gold", "max_concurrent": None, **limits}))
+    return Caller(
+        name, name, Tier.model_validate({"name": "gold", "max_concurrent": None, **limits})
+    )
 
 
-async def many(limits: Limiter, who: Caller, tokens: int, count: int) -> tuple[list[Admission], list[errors.Refusal]]:
-    answers = await asyncio.gather(*(limits.admit(who, tokens) for _ in range(count)), return_exceptions=True)
+async def many(
+    limits: Limiter, who: Caller, tokens: int, count: int
+) -> tuple[list[Admission], list[errors.Refusal]]:
+    answers = await asyncio.gather(
+        *(limits.admit(who, tokens) for _ in range(count)), return_exceptions=True
+    )
     refused = [answer for answer in answers if isinstance(answer, errors.Refusal)]
     admitted = [answer for answer in answers if isinstance(answer, Admission)]
     assert len(refused) + len(admitted) == count
     return admitted, refused
 
 
-async def test_fifty_parallel_calls_at_a_hundred_token_limit_do_not_overshoot(limits: Limiter) -> None:
+async def test_fifty_parallel_calls_at_a_hundred_token_limit_do_not_overshoot(
+    limits: Limiter,
+) -> None:
     admitted, refused = await many(limits, caller(tokens_per_minute=100), 20, 50)
     assert (len(admitted), len(refused)) == (5, 45)
     assert {refusal.code for refusal in refused} == {"tokens_per_minute"}
 
 
-async def test_fifty_parallel_calls_that_wait_for_places_do_not_overshoot(limits: Limiter, time: Time) -> None:
+async def test_fifty_parallel_calls_that_wait_for_places_do_not_overshoot(
+    limits: Limiter, time: Time
+) -> None:
     who = caller(tokens_per_minute=100, max_concurrent=5)
     used = 0
     running = 0
@@ -80,7 +90,9 @@ async def test_fifty_parallel_calls_that_wait_for_places_do_not_overshoot(limits
 
 
 async def test_all_limits_or_none(limits: Limiter) -> None:
-    who = caller(requests_per_minute=10, tokens_per_minute=100, requests_per_month=10, tokens_per_month=50)
+    who = caller(
+        requests_per_minute=10, tokens_per_minute=100, requests_per_month=10, tokens_per_month=50
+    )
     (await limits.admit(who, 40)).settle(40)
     with pytest.raises(errors.QuotaExceeded):
         await limits.admit(who, 20)
@@ -101,7 +113,9 @@ async def test_what_was_not_used_comes_back_once(limits: Limiter) -> None:
     assert limits.standing(who).tokens_per_month.remaining == 970  # type: ignore[union-attr]
 
 
-async def test_more_used_than_reserved_is_charged_and_pays_itself_off(limits: Limiter, time: Time) -> None:
+async def test_more_used_than_reserved_is_charged_and_pays_itself_off(
+    limits: Limiter, time: Time
+) -> None:
     who = caller(tokens_per_minute=60)
     (await limits.admit(who, 60)).settle(90)
     assert limits.standing(who).headers()["x-ratelimit-remaining-tokens"] == "0"
@@ -167,7 +181,9 @@ async def test_a_clock_that_goes_back_does_nothing(limits: Limiter, time: Time) 
     await limits.admit(who, 1)
 
 
-async def test_another_tier_counts_from_the_next_request_on_and_forgets_nothing(limits: Limiter) -> None:
+async def test_another_tier_counts_from_the_next_request_on_and_forgets_nothing(
+    limits: Limiter,
+) -> None:
     small = caller(tokens_per_minute=100)
     large = caller(tokens_per_minute=1000, max_concurrent=1)
     (await limits.admit(small, 100)).settle(100)
@@ -242,7 +258,9 @@ async def test_a_hundred_thousand_addresses_are_forgotten_once_their_buckets_are
         time.now += 0.001
         (await limits.admit(caller_of(number), 5)).settle(1)
         most = max(most, limits.remembered)
-    assert most < 1500  # One request of sixty a minute has drained after a second, in which a thousand came.
+    assert (
+        most < 1500
+    )  # One request of sixty a minute has drained after a second, in which a thousand came.
 
 
 async def test_an_address_that_is_busy_is_never_forgotten(limits: Limiter, time: Time) -> None:

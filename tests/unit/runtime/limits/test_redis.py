@@ -43,7 +43,16 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--dir", str(self._folder)]
+        options = [
+            "--port",
+            str(self.port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            str(self._folder),
+        ]
         self.process = subprocess.Popen([str(PROGRAM), *options], stdout=subprocess.DEVNULL)
         eventually(lambda: socket.create_connection(("127.0.0.1", self.port)).close() is None)
 
@@ -60,7 +69,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def caller(name: str, **limits: int) -> Caller:
-    return Caller(name, name, Tier.model_validate({"name": "gold", "max_concurrent": None, **limits}))
+    return Caller(
+        name, name, Tier.model_validate({"name": "gold", "max_concurrent": None, **limits})
+    )
 
 
 async def test_the_script_computes_what_the_pure_function_computes(server: Server) -> None:
@@ -79,7 +90,10 @@ async def test_the_script_computes_what_the_pure_function_computes(server: Serve
         drained = limit / 60 * 0.2
         if abs(expected.amount - grant.amount) > drained:
             # Only at the very edge may time between both decide otherwise.
-            assert abs(limit - bucket.used - ask.need) < drained or abs(limit - grant.used - ask.need) < drained
+            assert (
+                abs(limit - bucket.used - ask.need) < drained
+                or abs(limit - grant.used - ask.need) < drained
+            )
         bucket.used = grant.used
         bucket.at = time.time()
     await store.leave()
@@ -87,7 +101,10 @@ async def test_the_script_computes_what_the_pure_function_computes(server: Serve
 
 async def test_fifty_parallel_calls_on_two_replicas_do_not_overshoot(server: Server) -> None:
     who = caller("parallel", tokens_per_minute=100)
-    async with Limiter(minutes=RedisStore(server.url)) as first, Limiter(minutes=RedisStore(server.url)) as second:
+    async with (
+        Limiter(minutes=RedisStore(server.url)) as first,
+        Limiter(minutes=RedisStore(server.url)) as second,
+    ):
         calls = [limits.admit(who, 20) for _ in range(25) for limits in (first, second)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(not isinstance(answer, Exception) for answer in answers) == 5
@@ -110,7 +127,10 @@ async def test_two_replicas_share_one_minute_within_the_bound(server: Server) ->
                 used += 15
                 await asyncio.sleep(0)
 
-    async with Limiter(minutes=RedisStore(server.url)) as first, Limiter(minutes=RedisStore(server.url)) as second:
+    async with (
+        Limiter(minutes=RedisStore(server.url)) as first,
+        Limiter(minutes=RedisStore(server.url)) as second,
+    ):
         await asyncio.gather(*(ask(limits) for limits in (first, second) for _ in range(8)))
     exact = limit + limit / 60 * (time.monotonic() - began)
     assert used <= exact + limit / 10
@@ -133,7 +153,9 @@ async def test_redis_away_leaves_local_buckets_and_one_line_in_the_log(
         await until(lambda: not limits.away)
         await asyncio.sleep(0.3)
         with pytest.raises(errors.RateLimited):
-            await limits.admit(who, 500)  # What was used meanwhile counts, although Redis has lost its memory.
+            await limits.admit(
+                who, 500
+            )  # What was used meanwhile counts, although Redis has lost its memory.
     assert sum("Redis does not answer" in record.message for record in caplog.records) == 1
 
 
@@ -142,7 +164,12 @@ ASK = Ask("k/tokens_per_minute", 1000, None, 0, 1, 1, 0, replicas=1)
 
 async def test_the_first_question_after_a_restart_is_answered(server: Server) -> None:
     store = RedisStore(server.url)
-    for ask in (lambda: store.exchange([ASK]), store.heartbeat, lambda: store.exchange([ASK]), store.leave):
+    for ask in (
+        lambda: store.exchange([ASK]),
+        store.heartbeat,
+        lambda: store.exchange([ASK]),
+        store.leave,
+    ):
         await store.heartbeat()
         server.stop()
         server.start()
@@ -152,7 +179,9 @@ async def test_the_first_question_after_a_restart_is_answered(server: Server) ->
 async def test_an_exchange_that_fails_keeps_no_place_in_the_pool(server: Server) -> None:
     store = RedisStore(f"{server.url}?max_connections=2")
     admin = Redis.from_url(server.url)
-    await admin.execute_command("ACL", "SETUSER", "default", "-script")  # It fails while it looks for its scripts.
+    await admin.execute_command(
+        "ACL", "SETUSER", "default", "-script"
+    )  # It fails while it looks for its scripts.
     try:
         for _ in range(5):
             with pytest.raises(StoreAway, match="no permissions"):

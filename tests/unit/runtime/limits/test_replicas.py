@@ -38,7 +38,9 @@ class Replica:
         }
         self._output = folder / f"replica-{task['seed']}"
         with self._output.open("wb") as output:
-            self.process = subprocess.Popen([sys.executable, str(REPLICA), json.dumps(task)], stdout=output)
+            self.process = subprocess.Popen(
+                [sys.executable, str(REPLICA), json.dumps(task)], stdout=output
+            )
 
     @property
     def admitted(self) -> list[tuple[int, int, float]]:

@@ -29,7 +29,9 @@ class Counted(SqlStore):
 
 
 def caller(name: str = "key", **limits: int) -> Caller:
-    return Caller(name, name, Tier.model_validate({"name": "gold", "max_concurrent": None, **limits}))
+    return Caller(
+        name, name, Tier.model_validate({"name": "gold", "max_concurrent": None, **limits})
+    )
 
 
 def replica(database: Database) -> Limiter:
@@ -43,7 +45,10 @@ def month_name() -> str:
 
 async def used(database: Database) -> dict[str, float]:
     async with database.begin() as connection:
-        return {row.id: row.used for row in await connection.execute(select(budgets.c.id, budgets.c.used))}
+        return {
+            row.id: row.used
+            for row in await connection.execute(select(budgets.c.id, budgets.c.used))
+        }
 
 
 async def leased(database: Database) -> int:
@@ -66,14 +71,19 @@ async def test_a_months_use_survives_a_restart(database: Database) -> None:
         assert standing.tokens_per_month.remaining == 1000 - 400 - 1
 
 
-async def test_whoever_was_never_here_can_ask_how_it_stands_with_the_others(database: Database) -> None:
+async def test_whoever_was_never_here_can_ask_how_it_stands_with_the_others(
+    database: Database,
+) -> None:
     who = caller(tokens_per_month=1000, requests_per_minute=60)
     async with replica(database) as first, replica(database) as second:
         (await first.admit(who, 100)).settle(100)
         standing = await second.ask_standing(who)
         assert standing.tokens_per_month
         assert standing.requests_per_minute
-        held = standing.tokens_per_month.remaining + (await used(database))[f"key/tokens_per_month/{month_name()}"]
+        held = (
+            standing.tokens_per_month.remaining
+            + (await used(database))[f"key/tokens_per_month/{month_name()}"]
+        )
         assert held == 1000
         assert standing.requests_per_minute.remaining < 60
         assert second.remembered == 0
@@ -82,13 +92,17 @@ async def test_whoever_was_never_here_can_ask_how_it_stands_with_the_others(data
 
 
 @pytest.mark.timeout(20)
-async def test_two_replicas_use_up_a_months_quota_to_the_last_token_and_not_beyond(database: Database) -> None:
+async def test_two_replicas_use_up_a_months_quota_to_the_last_token_and_not_beyond(
+    database: Database,
+) -> None:
     who = caller(tokens_per_month=20_000)
     totals = [0, 0]
     last = time.monotonic()
     stores = SqlStore(database), SqlStore(database)
     # What is given back when idle is given back four times as soon.
-    limiters = [Limiter(minutes=store, months=store, clock=lambda: time.monotonic() * 4) for store in stores]
+    limiters = [
+        Limiter(minutes=store, months=store, clock=lambda: time.monotonic() * 4) for store in stores
+    ]
 
     async def ask(number: int) -> None:
         nonlocal last
@@ -114,12 +128,19 @@ async def test_fifty_parallel_calls_on_two_replicas_do_not_overshoot(database: D
         calls = [limits.admit(who, 20) for _ in range(25) for limits in (first, second)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(not isinstance(answer, Exception) for answer in answers) == 5
-    assert all(isinstance(answer, errors.RateLimited) for answer in answers if isinstance(answer, Exception))
+    assert all(
+        isinstance(answer, errors.RateLimited)
+        for answer in answers
+        if isinstance(answer, Exception)
+    )
 
 
 async def test_requests_rarely_ask_the_database(database: Database) -> None:
     who = caller(
-        requests_per_minute=600_000, tokens_per_minute=10**8, requests_per_month=10**8, tokens_per_month=10**10
+        requests_per_minute=600_000,
+        tokens_per_minute=10**8,
+        requests_per_month=10**8,
+        tokens_per_month=10**10,
     )
     store = Counted(database)
     count = 0
@@ -165,12 +186,16 @@ async def test_what_lies_idle_goes_back_to_the_others(database: Database) -> Non
         assert await leased(database) == 0
 
 
-async def test_what_a_dead_replica_had_leased_goes_back_when_its_lease_expires(database: Database) -> None:
+async def test_what_a_dead_replica_had_leased_goes_back_when_its_lease_expires(
+    database: Database,
+) -> None:
     dead = SqlStore(database)
     living = SqlStore(database)
     month = month_of(time.time())
     await dead.heartbeat()
-    grants = await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10, prefetch=20, lease=100)])
+    grants = await dead.exchange(
+        [Ask("key/x", 1000, month, need=10, demand=10, prefetch=20, lease=100)]
+    )
     assert grants == [Grant(30, 130, 100)]
     assert (await living.heartbeat()).replicas == 2
     assert (await used(database))["key/x"] == 130
@@ -179,10 +204,14 @@ async def test_what_a_dead_replica_had_leased_goes_back_when_its_lease_expires(d
     await living.heartbeat()
     assert (await used(database))["key/x"] == 30
     # The dead one was only asleep: it learns that nothing is leased for it any more.
-    assert await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10)]) == [Grant(10, 40, 0)]
+    assert await dead.exchange([Ask("key/x", 1000, month, need=10, demand=10)]) == [
+        Grant(10, 40, 0)
+    ]
 
 
-async def test_what_was_used_beyond_the_reservation_is_booked_beyond_the_quota(database: Database) -> None:
+async def test_what_was_used_beyond_the_reservation_is_booked_beyond_the_quota(
+    database: Database,
+) -> None:
     who = caller(tokens_per_month=100)
     async with replica(database) as limits:
         (await limits.admit(who, 100)).settle(130)
@@ -217,7 +246,9 @@ async def test_a_new_limit_applies_to_what_all_replicas_have_used(database: Data
             await first.admit(caller(tokens_per_minute=1000), 100)
 
 
-async def test_a_database_too_slow_to_answer_lets_what_was_last_known_decide(database: Database) -> None:
+async def test_a_database_too_slow_to_answer_lets_what_was_last_known_decide(
+    database: Database,
+) -> None:
     now = time.monotonic()
 
     class Slow(SqlStore):

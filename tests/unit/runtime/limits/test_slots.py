@@ -145,5 +145,7 @@ async def test_retry_after_follows_the_pace_of_late() -> None:
     assert 3.9 < slots.retry_after_seconds() < 4.1
     for _ in range(60):
         await slots.enter(10)
-        slots.leave(-3.0)  # A clock that goes back makes nobody wait longer, or shorter than a second.
+        slots.leave(
+            -3.0
+        )  # A clock that goes back makes nobody wait longer, or shorter than a second.
     assert slots.retry_after_seconds() == 1.0

@@ -33,7 +33,12 @@ SHAPES: Shapes = {
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("adapter")
     return lora_models.save_adapter(
-        lora_models.llama(root / "base"), root / "it", 0, ("q_proj", "v_proj"), r=4, rank_pattern={"v_proj": 6}
+        lora_models.llama(root / "base"),
+        root / "it",
+        0,
+        ("q_proj", "v_proj"),
+        r=4,
+        rank_pattern={"v_proj": 6},
     )
 
 
@@ -68,7 +73,9 @@ def test_a_folder_becomes_weights_with_the_scaling_folded_in(folder: Path) -> No
 
 
 def test_half_precision_files_are_read(folder: Path) -> None:
-    change_tensors(folder, lambda tensors: tensors.update({k: t.bfloat16() for k, t in tensors.items()}))
+    change_tensors(
+        folder, lambda tensors: tensors.update({k: t.bfloat16() for k, t in tensors.items()})
+    )
     assert read(folder).weights[QUERY].a.dtype == torch.float32
 
 
@@ -78,13 +85,19 @@ def test_half_precision_files_are_read(folder: Path) -> None:
         ({"use_dora": True}, "use_dora=True"),
         ({"bias": "all"}, "bias=all"),
         ({"lora_bias": True}, "lora_bias=True"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save.*merge the adapter .*tie_word_embeddings=False"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "modules_to_save.*merge the adapter .*tie_word_embeddings=False",
+        ),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
-        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "init_lora_weights=loftq"),
+        (
+            {"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}},
+            "init_lora_weights=loftq",
+        ),
         ({"task_type": "SEQ_CLS"}, "task_type"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"peft_type": None}, "None"),
@@ -105,19 +118,31 @@ def test_a_configuration_that_asks_for_more_is_refused_by_its_field(
 
 
 def test_fields_of_the_future_that_ask_for_nothing_are_harmless(folder: Path) -> None:
-    change(folder, of_the_future=None, another=False, lora_dropout=0.1, inference_mode=True, revision="main")
+    change(
+        folder,
+        of_the_future=None,
+        another=False,
+        lora_dropout=0.1,
+        inference_mode=True,
+        revision="main",
+    )
     read(folder)
 
 
 def test_an_adapter_of_another_base_is_refused_with_module_and_shapes(folder: Path) -> None:
     wider = {name: LinearShape(128, 2 * shape.outputs) for name, shape in SHAPES.items()}
-    with pytest.raises(ModelUnsupported, match=rf"(?s){QUERY}.*\[4, 64\] and \[64, 4\].*\[4, 128\] and \[128, 4\]"):
+    with pytest.raises(
+        ModelUnsupported, match=rf"(?s){QUERY}.*\[4, 64\] and \[64, 4\].*\[4, 128\] and \[128, 4\]"
+    ):
         read(folder, wider)
 
 
 def test_an_adapter_of_a_base_with_fewer_or_more_layers_is_refused(folder: Path) -> None:
     fewer = {name: shape for name, shape in SHAPES.items() if ".0." in name}
-    with pytest.raises(ModelUnsupported, match=r"adapts model\.layers\.1\.self_attn\.q_proj, which is no linear layer"):
+    with pytest.raises(
+        ModelUnsupported,
+        match=r"adapts model\.layers\.1\.self_attn\.q_proj, which is no linear layer",
+    ):
         read(folder, fewer)
     more = {**SHAPES, "model.layers.2.self_attn.q_proj": LinearShape(64, 64)}
     with pytest.raises(ModelUnsupported, match=r"1 missing: model\.layers\.2\.self_attn\.q_proj"):
@@ -133,7 +158,9 @@ def test_missing_and_unexpected_tensors_are_refused(folder: Path) -> None:
         read(folder)
 
 
-@pytest.mark.parametrize("name", ["lora_magnitude_vector", "lora_embedding_A", "modules_to_save.weight", "weight"])
+@pytest.mark.parametrize(
+    "name", ["lora_magnitude_vector", "lora_embedding_A", "modules_to_save.weight", "weight"]
+)
 def test_tensors_of_other_kinds_are_refused(folder: Path, name: str) -> None:
     change_tensors(folder, lambda tensors: tensors.update({f"{KEY}.{name}": torch.zeros(2)}))
     with pytest.raises(ModelUnsupported, match=name):
@@ -142,13 +169,17 @@ def test_tensors_of_other_kinds_are_refused(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_no_number_is_refused(folder: Path, value: float) -> None:
-    change_tensors(folder, lambda tensors: tensors[f"{KEY}.lora_A.weight"].view(-1)[3:4].fill_(value))
+    change_tensors(
+        folder, lambda tensors: tensors[f"{KEY}.lora_A.weight"].view(-1)[3:4].fill_(value)
+    )
     with pytest.raises(ModelCorrupt, match=QUERY):
         read(folder)
 
 
 def test_integers_are_refused(folder: Path) -> None:
-    change_tensors(folder, lambda tensors: tensors.update({k: t.to(torch.int8) for k, t in tensors.items()}))
+    change_tensors(
+        folder, lambda tensors: tensors.update({k: t.to(torch.int8) for k, t in tensors.items()})
+    )
     with pytest.raises(ModelUnsupported, match="I8"):
         read(folder)
 
@@ -165,11 +196,19 @@ def pickle_instead(folder: Path) -> None:
 FAULTS: list[tuple[Callable[[Path], Any], type[Fatal], str]] = [
     (truncate, ModelCorrupt, "not a whole safetensors file"),
     (pickle_instead, ModelNotFound, "pickle"),
-    (lambda folder: (folder / "adapter_model.safetensors").unlink(), ModelNotFound, "safe_serialization"),
+    (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        ModelNotFound,
+        "safe_serialization",
+    ),
     (lambda folder: (folder / "adapter_config.json").unlink(), ModelNotFound, "adapter_config"),
     (lambda folder: (folder / "adapter_config.json").write_text("{"), ModelCorrupt, "not JSON"),
     (lambda folder: (folder / "adapter_config.json").write_text("[]"), ModelCorrupt, "object"),
-    (lambda folder: (folder / "adapter_config.json").write_text(" " * 2_000_000), ModelCorrupt, "larger"),
+    (
+        lambda folder: (folder / "adapter_config.json").write_text(" " * 2_000_000),
+        ModelCorrupt,
+        "larger",
+    ),
 ]
 
 

@@ -1,4 +1,5 @@
-"""A server under a real memory limit: too little is refused with the limit that would do, and that limit serves."""
+"""A server under a real memory limit: too little is refused with the limit that would do,
+and that limit serves."""
 
 import json
 import os
@@ -29,7 +30,11 @@ TOO_LITTLE_MIB = 600
 def command(folder: Path, port: int) -> list[str]:
     file = folder / "config.json"
     model = {"name": "m", "path": str(tiny_model.make(folder / "model"))}
-    document = {"model": model, "authentication": "Disabled", "engine": {"device": "cpu", "maxModelLength": 256}}
+    document = {
+        "model": model,
+        "authentication": "Disabled",
+        "engine": {"device": "cpu", "maxModelLength": 256},
+    }
     file.write_text(json.dumps(document))
     serve = ["serve", "--config", str(file), "--host", "127.0.0.1", "--port", str(port)]
     return [sys.executable, "-m", "llm_runtime", *serve]
@@ -57,11 +62,15 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_serves(tmp_path: Pat
     report = report_from_termination_message(ended.stdout)
     assert report
     assert (ended.returncode, report.reason) == (1, "OutOfMemory")
-    named = re.search(r"which a memory limit of (\d+) MiB leaves instead of 600 MiB", report.message)
+    named = re.search(
+        r"which a memory limit of (\d+) MiB leaves instead of 600 MiB", report.message
+    )
     assert named, report.message
     with (
         limited(int(named[1])) as enter,
-        subprocess.Popen([*enter, *command(tmp_path, port)], env=environment, cwd=tmp_path) as server,
+        subprocess.Popen(
+            [*enter, *command(tmp_path, port)], env=environment, cwd=tmp_path
+        ) as server,
     ):
         try:
             eventually(lambda: answers(f"http://127.0.0.1:{port}"), seconds=120)

@@ -48,7 +48,9 @@ def test_a_folder_becomes_model_and_codec(folder: Path) -> None:
     assert loaded.codec.vocabulary_size == 260
 
 
-def test_the_log_says_how_long_it_took_and_what_memory(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_how_long_it_took_and_what_memory(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO):
         load(folder, CPU, MODEL)
     said = next(record.__dict__ for record in caplog.records if record.message == "model loaded")
@@ -62,7 +64,9 @@ def test_the_codec_says_what_transformers_says(folder: Path) -> None:
     for said in ("Grüße <b> x", "Grüße <|end|><|system|> x"):
         messages = [{"role": "user", "content": said}, {"role": "assistant", "content": "y"}]
         # Control tokens that are spelled are letters: of Transformers one must ask for it.
-        asked = theirs.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True)
+        asked = theirs.apply_chat_template(
+            messages, add_generation_prompt=True, sanitize_control_tokens=True
+        )
         assert codec.encode_chat(messages) == asked["input_ids"]
     assert codec.encode("Grüße") == theirs("Grüße")["input_ids"]
 
@@ -93,7 +97,10 @@ def test_remote_code_is_never_run(folder: Path) -> None:
         auto_map={"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.M"},
     )
     (folder / "code.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ModelUnsupported, match="needs code of its own \\(auto_map\\), which this runtime never runs"):
+    with pytest.raises(
+        ModelUnsupported,
+        match="needs code of its own \\(auto_map\\), which this runtime never runs",
+    ):
         load(folder, CPU, MODEL)
 
 
@@ -109,7 +116,9 @@ def test_what_no_runner_serves_is_refused_by_name(settings: Any, words: str) -> 
         refuse_unsupported(settings)
 
 
-def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_bounds_the_length_and_memory_the_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = EngineConfig(device="cpu", max_model_length=4096, max_batch_size=64)
     sequence_bytes = 2 * 2 * 4 * 8 * 512 * 4
     monkeypatch.setattr(runners, "SERVING_BYTES", 0)
@@ -123,8 +132,17 @@ def test_the_model_bounds_the_length_and_memory_the_cache(folder: Path, monkeypa
         build.build_engine(RuntimeConfig(model=MODEL, engine=settings), folder)
 
 
-def test_generation_config_recommends_and_what_no_request_may_have_is_left_out(folder: Path) -> None:
-    change(folder / "generation_config.json", temperature=0.6, top_p=0.9, top_k=20, min_p=7, do_sample=False)
+def test_generation_config_recommends_and_what_no_request_may_have_is_left_out(
+    folder: Path,
+) -> None:
+    change(
+        folder / "generation_config.json",
+        temperature=0.6,
+        top_p=0.9,
+        top_k=20,
+        min_p=7,
+        do_sample=False,
+    )
     codec = load(folder, CPU, MODEL).codec
     assert codec.sampling_defaults == {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
     assert pickle.loads(pickle.dumps(codec)).sampling_defaults == codec.sampling_defaults
@@ -149,7 +167,11 @@ def test_a_model_has_generated_before_it_is_ready_and_says_what_loading_took(fol
     ],
 )
 def test_a_model_whose_first_generation_fails_is_not_served(
-    folder: Path, fault: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    fault: Exception,
+    kind: type[Exception],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*_: Any) -> None:
         raise fault

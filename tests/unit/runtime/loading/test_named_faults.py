@@ -1,4 +1,5 @@
-"""A fault of a model is named for what it is: corrupt only if its bytes are, else by what is unknown or missing."""
+"""A fault of a model is named for what it is:
+corrupt only if its bytes are, else by what is unknown or missing."""
 
 import json
 import shutil
@@ -65,17 +66,28 @@ def test_what_a_configuration_asks_for_in_vain_is_unsupported_and_named(
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"model_type": "bert", "architectures": ["BertModel"]}, "BertModel is .* one without a head"),
+        (
+            {"model_type": "bert", "architectures": ["BertModel"]},
+            "BertModel is .* one without a head",
+        ),
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "one for masked LM"),
-        ({"model_type": "roberta", "architectures": ["RobertaForCausalLM"]}, "an encoder: roberta reads in both"),
+        (
+            {"model_type": "roberta", "architectures": ["RobertaForCausalLM"]},
+            "an encoder: roberta reads in both",
+        ),
         ({"model_type": "bert", "architectures": None}, "bert is .* an encoder"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "one for sequence classification"),
         ({"architectures": ["Qwen2ForRewardModel"]}, "one for reward model"),
         ({"architectures": ["LlamaModel"]}, "one without a head"),
-        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, "one for image classification"),
+        (
+            {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+            "one for image classification",
+        ),
     ],
 )
-def test_a_model_that_continues_no_text_is_told_as_what_it_is(folder: Path, fields: dict[str, Any], what: str) -> None:
+def test_a_model_that_continues_no_text_is_told_as_what_it_is(
+    folder: Path, fields: dict[str, Any], what: str
+) -> None:
     change(folder / "config.json", **fields)
     with pytest.raises(ModelUnsupported, match=what):
         load(folder, CPU, MODEL)
@@ -84,7 +96,12 @@ def test_a_model_that_continues_no_text_is_told_as_what_it_is(folder: Path, fiel
 
 
 def test_an_encoder_that_was_made_a_decoder_is_no_encoder(folder: Path) -> None:
-    change(folder / "config.json", model_type="bert", architectures=["BertLMHeadModel"], is_decoder=True)
+    change(
+        folder / "config.json",
+        model_type="bert",
+        architectures=["BertLMHeadModel"],
+        is_decoder=True,
+    )
     assert of_folder(folder).settings["is_decoder"]
 
 
@@ -96,7 +113,12 @@ def test_an_encoder_that_was_made_a_decoder_is_no_encoder(folder: Path) -> None:
         ("generation_config.json", b"{", ModelCorrupt, "generation_config.json is not JSON"),
         ("generation_config.json", b'{"eos_token_id": {"a": 1}}', ModelUnsupported, "eos_token_id"),
         ("generation_config.json", b'{"eos_token_id": "</s>"}', ModelUnsupported, "eos_token_id"),
-        ("model.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00no header", ModelCorrupt, "model.safetensors"),
+        (
+            "model.safetensors",
+            b"\x10\x00\x00\x00\x00\x00\x00\x00no header",
+            ModelCorrupt,
+            "model.safetensors",
+        ),
     ],
 )
 def test_a_file_at_fault_is_named(
@@ -120,10 +142,28 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ({"max_position_embeddings": 128, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 512),
         ({"max_position_embeddings": 128, "rope_parameters": YARN}, 512),
         ({"max_position_embeddings": 512, "rope_scaling": YARN}, 512),
-        ({"max_position_embeddings": 128, "rope_parameters": {"full_attention": YARN, "sliding_attention": {}}}, 512),
-        ({"max_position_embeddings": 128, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 128),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_parameters": {"full_attention": YARN, "sliding_attention": {}},
+            },
+            512,
+        ),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            },
+            128,
+        ),
         ({"max_position_embeddings": 128, "rope_scaling": {"type": "yarn", "factor": "4"}}, 128),
-        ({"max_position_embeddings": 128, "rope_scaling": {"type": "yarn", "factor": float("nan")}}, 128),
+        (
+            {
+                "max_position_embeddings": 128,
+                "rope_scaling": {"type": "yarn", "factor": float("nan")},
+            },
+            128,
+        ),
         ({"max_position_embeddings": 128, "rope_scaling": None}, 128),
         ({}, 0),
     ],
@@ -132,7 +172,9 @@ def test_yarn_stretches_what_a_model_was_trained_with(settings: dict[str, Any], 
     assert most_positions(settings) == most
 
 
-def test_a_model_with_yarn_by_its_recipe_is_served_at_the_length_that_is_asked_for(folder: Path) -> None:
+def test_a_model_with_yarn_by_its_recipe_is_served_at_the_length_that_is_asked_for(
+    folder: Path,
+) -> None:
     change(folder / "config.json", drop="rope_parameters", rope_scaling={"type": "yarn", **YARN})
     settings = EngineConfig(device="cpu", max_model_length=256, max_batch_size=2)
     built = build.build_model(RuntimeConfig(model=MODEL, engine=settings), folder)

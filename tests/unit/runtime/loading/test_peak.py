@@ -17,6 +17,8 @@ def test_what_was_given_back_counts_in_the_peak() -> None:
 
 def test_pages_of_files_do_not_count(tmp_path: Path) -> None:
     status = tmp_path / "status"
-    status.write_text("Name:\tx\nVmHWM:\t900 kB\nRssAnon:\t100 kB\nRssFile:\t700 kB\nRssShmem:\t20 kB\n")
+    status.write_text(
+        "Name:\tx\nVmHWM:\t900 kB\nRssAnon:\t100 kB\nRssFile:\t700 kB\nRssShmem:\t20 kB\n"
+    )
     assert own_bytes(status) == 120 * 1024
     assert own_bytes(tmp_path / "missing") == 0

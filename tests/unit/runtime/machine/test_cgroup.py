@@ -1,4 +1,5 @@
-"""What the kernel's files say about memory: both versions, inside a container and outside of one, and a real group."""
+"""What the kernel's files say about memory:
+both versions, inside a container and outside of one, and a real group."""
 
 import os
 import subprocess
@@ -45,15 +46,21 @@ def test_version_1_counts_what_lies_below_and_knows_a_paths_of_the_host(tmp_path
         memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
     )  # fmt: skip
     # As a container of cgroup version 1 sees it: the host's path, and its own group at the mount.
-    [found] = memory_groups(root, membership(tmp_path, "4:memory:/kubepods/burstable/pod1/abc\n0::/\n"))
+    [found] = memory_groups(
+        root, membership(tmp_path, "4:memory:/kubepods/burstable/pod1/abc\n0::/\n")
+    )
     assert found == MemoryGroup(1000, 600, 900, 150, oom_kills=4)
 
 
 def test_outside_of_a_container_each_group_on_the_way_counts(tmp_path: Path) -> None:
     root = tmp_path / "cgroup"
     stat = "inactive_file 0\n"
-    write(root / "user", memory__max=str(100 * MIB), memory__current=str(80 * MIB), memory__stat=stat)
-    write(root / "user" / "job", memory__max="max", memory__current=str(30 * MIB), memory__stat=stat)
+    write(
+        root / "user", memory__max=str(100 * MIB), memory__current=str(80 * MIB), memory__stat=stat
+    )
+    write(
+        root / "user" / "job", memory__max="max", memory__current=str(30 * MIB), memory__stat=stat
+    )
     member = membership(tmp_path, "0::/user/job\n")
     assert [group.limit_bytes for group in memory_groups(root, member)] == [None, 100 * MIB]
     write(tmp_path, meminfo="MemAvailable: 99999999 kB\n")
@@ -78,7 +85,11 @@ print(death(child.wait(), memory_groups(), before).model_dump_json())
     with limited(mib=160) as enter:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
         said = subprocess.run(
-            [*enter, sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+            [*enter, sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     assert '"reason":"OutOfMemory"' in said
     assert "the limit is 160 MiB" in said
@@ -86,10 +97,16 @@ print(death(child.wait(), memory_groups(), before).model_dump_json())
 
 @pytest.mark.parametrize("mib", [64, 200])
 def test_a_real_limit_is_what_is_left(mib: int) -> None:
-    program = "from llm_runtime.machine.memory import available_bytes; print(available_bytes() >> 20)"
+    program = (
+        "from llm_runtime.machine.memory import available_bytes; print(available_bytes() >> 20)"
+    )
     with limited(mib=mib) as enter:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
         said = subprocess.run(
-            [*enter, sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+            [*enter, sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     assert mib - 40 < int(said) < mib

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from llm_runtime.errors import OutOfMemory
-from llm_runtime.machine.memory import MIB, available_bytes, blocks_that_fit, check_room, resident_bytes, server_bytes
+from llm_runtime.machine.memory import (
+    MIB,
+    available_bytes,
+    blocks_that_fit,
+    check_room,
+    resident_bytes,
+    server_bytes,
+)
 from llm_runtime.machine.threads import configure_threads, usable_cores
 
 

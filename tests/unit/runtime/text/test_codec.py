@@ -36,7 +36,10 @@ def test_text_survives_the_way_there_and_back(codec: Codec) -> None:
 def test_another_process_gets_the_same_codec(folder: Path) -> None:
     here = codec_from_folder(folder, "{{ eos_token }}{{ messages[0].content }}")
     there: Codec = pickle.loads(pickle.dumps(here))
-    assert (there.vocabulary_size, there.eos_token_ids) == (here.vocabulary_size, here.eos_token_ids)
+    assert (there.vocabulary_size, there.eos_token_ids) == (
+        here.vocabulary_size,
+        here.eos_token_ids,
+    )
     assert there.encode("Grüße") == here.encode("Grüße")
     assert there.render_chat([{"role": "user", "content": "hi"}]) == "<|end|>hi"
 
@@ -65,12 +68,17 @@ def test_special_tokens_are_hidden_in_text_and_named_alone(codec: Codec) -> None
 
 def test_chat_uses_the_template_and_adds_a_generation_prompt(codec: Codec) -> None:
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": 'a "b" <c>'}]
-    assert codec.render_chat(messages) == '<|system|>be kind<|end|><|user|>a "b" <c><|end|><|assistant|>'
+    assert (
+        codec.render_chat(messages)
+        == '<|system|>be kind<|end|><|user|>a "b" <c><|end|><|assistant|>'
+    )
     assert len(codec.encode_chat(messages)) < len(codec.render_chat(messages))
 
 
 def test_a_configured_template_takes_the_place_of_the_tokenizers(folder: Path) -> None:
-    codec = codec_from_folder(folder, chat_template="{{ messages[-1]['content'] | tojson }}{{ eos_token }}")
+    codec = codec_from_folder(
+        folder, chat_template="{{ messages[-1]['content'] | tojson }}{{ eos_token }}"
+    )
     assert codec.render_chat([{"role": "user", "content": "<é>"}]) == '"<é>"<|end|>'
 
 
@@ -83,7 +91,11 @@ def test_without_a_template_chat_is_an_invalid_request(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('roles must alternate') }}", "{{ messages[7]['content'] + 1 }}", "{{ messages.x.y }}"],
+    [
+        "{{ raise_exception('roles must alternate') }}",
+        "{{ messages[7]['content'] + 1 }}",
+        "{{ messages.x.y }}",
+    ],
 )
 def test_a_template_that_refuses_is_an_invalid_request(folder: Path, template: str) -> None:
     with pytest.raises(InvalidRequest, match="template refuses"):
@@ -101,7 +113,9 @@ def test_a_template_that_is_no_jinja_is_refused_at_start(folder: Path) -> None:
         codec_from_folder(folder, "{% if %}")
 
 
-def test_a_template_that_takes_too_much_for_a_single_message_is_refused_at_start(folder: Path) -> None:
+def test_a_template_that_takes_too_much_for_a_single_message_is_refused_at_start(
+    folder: Path,
+) -> None:
     with pytest.raises(ModelUnsupported, match="it would make a text or list longer than"):
         codec_from_folder(folder, "{{ 'x' * 200000000 }}")
     assert codec_from_folder(folder, "{{ raise_exception('not this') }}")

@@ -40,7 +40,12 @@ TREE = {
     },
     "$ref": "#/$defs/node",
 }
-CHOICES = {"type": "array", "items": {"enum": ["ä", 1, None, "long one"]}, "minItems": 2, "maxItems": 3}
+CHOICES = {
+    "type": "array",
+    "items": {"enum": ["ä", 1, None, "long one"]},
+    "minItems": 2,
+    "maxItems": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,9 @@ def schema(of: Any) -> Constraint:
 
 def allowed(matcher: GrammarMatcher) -> list[int]:
     mask = matcher.mask()
-    return [place * 8 + bit for place, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1]
+    return [
+        place * 8 + bit for place, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1
+    ]
 
 
 def walk(codec: Codec, constraint: Constraint, seed: int, limit: int = 2000) -> str:
@@ -68,7 +75,11 @@ def walk(codec: Codec, constraint: Constraint, seed: int, limit: int = 2000) -> 
         ends = [token for token in choices if token in codec.eos_token_ids]
         if ends and (len(choices) == len(ends) or chance.random() < 0.2):
             break
-        closing = [token for token in choices if codec.token_text(token) in '"}]'] if len(tokens) > 200 else []
+        closing = (
+            [token for token in choices if codec.token_text(token) in '"}]']
+            if len(tokens) > 200
+            else []
+        )
         tokens.append(chance.choice(closing or [token for token in choices if token not in ends]))
         matcher.advance(tokens[-1])
         assert len(tokens) < limit
@@ -83,7 +94,9 @@ def test_whatever_the_masks_allow_fits_the_schema(codec: Codec, wanted: Any, see
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("pattern", [r"\d{4}-\d\d", r"(yes|no), [a-z ]{2,30}\.", "ä+/?", ".{0,20}"])
-def test_whatever_the_masks_allow_matches_the_expression(codec: Codec, pattern: str, seed: int) -> None:
+def test_whatever_the_masks_allow_matches_the_expression(
+    codec: Codec, pattern: str, seed: int
+) -> None:
     assert re.fullmatch(pattern, walk(codec, Constraint("regex", pattern), seed))
 
 
@@ -103,7 +116,11 @@ def test_blanks_between_the_parts_are_bounded(codec: Codec) -> None:
 def test_special_tokens_are_never_allowed_and_the_end_only_where_it_fits(codec: Codec) -> None:
     [end] = codec.eos_token_ids
     matcher = codec.matcher(Constraint("regex", ".*"))
-    special = {token for token in range(codec.vocabulary_size) if codec.token_text(token) in tiny_model.SPECIAL}
+    special = {
+        token
+        for token in range(codec.vocabulary_size)
+        if codec.token_text(token) in tiny_model.SPECIAL
+    }
     assert special & set(allowed(matcher)) == {end}
     unfinished = codec.matcher(Constraint("regex", "ab"))
     assert allowed(unfinished) == codec.encode("a")
@@ -141,7 +158,10 @@ def test_after_a_fault_nothing_is_allowed_not_even_the_end(codec: Codec) -> None
         (schema({"$ref": "#/$defs/none"}), "does not exist"),
         (schema({"$ref": "https://example.com/x.json"}), "not present"),
         (schema({"properties": {"a": {"pattern": "(a"}}}), "unclosed group"),
-        (Constraint("json_schema", '{"not": {"type": "string"}}', strict=True), "strict, but not can't be enforced"),
+        (
+            Constraint("json_schema", '{"not": {"type": "string"}}', strict=True),
+            "strict, but not can't be enforced",
+        ),
         (schema({"enum": []}), "Unsatisfiable"),
         (schema([1]), "used"),
         (Constraint("json_schema", '{"type"'), "used"),
@@ -150,14 +170,18 @@ def test_after_a_fault_nothing_is_allowed_not_even_the_end(codec: Codec) -> None
         (schema({"enum": ["x" * 40_000]}), "at most 32768"),
     ],
 )
-def test_what_can_not_be_enforced_is_refused_with_its_reason(codec: Codec, wrong: Constraint, reason: str) -> None:
+def test_what_can_not_be_enforced_is_refused_with_its_reason(
+    codec: Codec, wrong: Constraint, reason: str
+) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         codec.check_constraint(wrong)
     assert reason in refusal.value.message
     assert refusal.value.message.count("\n") == 0
 
 
-def test_a_grammar_is_compiled_once_and_its_matchers_are_independent(codec: Codec, tmp_path: Path) -> None:
+def test_a_grammar_is_compiled_once_and_its_matchers_are_independent(
+    codec: Codec, tmp_path: Path
+) -> None:
     asked = []
 
     def source() -> str:
@@ -182,7 +206,10 @@ def test_a_tokenizer_that_is_none_refuses_the_request_and_no_more() -> None:
 
 def test_the_largest_schema_that_is_taken_compiles_within_a_second(codec: Codec) -> None:
     properties: dict[str, Any] = {}
-    while len(json.dumps(schema({"type": "object", "properties": properties}).text)) < MAX_CHARACTERS["json_schema"]:
+    while (
+        len(json.dumps(schema({"type": "object", "properties": properties}).text))
+        < MAX_CHARACTERS["json_schema"]
+    ):
         properties[f"p{len(properties)}"] = {"type": "string"}
     properties.popitem()
     codec.check_constraint(schema({"type": "object", "properties": properties}))
@@ -191,9 +218,9 @@ def test_the_largest_schema_that_is_taken_compiles_within_a_second(codec: Codec)
 def test_checking_a_constraint_needs_no_torch(tmp_path: Path) -> None:
     folder = tiny_model.make_tokenizer(tmp_path)
     program = (
-        "import sys; from pathlib import Path; from llm_runtime.text.codec import codec_from_folder\n"
-        "from llm_runtime.request import Constraint\n"
-        f"codec_from_folder(Path({str(folder)!r})).check_constraint(Constraint('json_object'))\n"
-        "assert not {'torch', 'numpy'} & set(sys.modules)"
+        "import sys; from pathlib import Path; from llm_runtime.text.codec import"
+        " codec_from_folder\nfrom llm_runtime.request import"
+        f" Constraint\ncodec_from_folder(Path({str(folder)!r})).check_constraint(Constraint('json_object'))\nassert"
+        " not {'torch', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

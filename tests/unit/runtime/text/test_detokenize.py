@@ -1,4 +1,5 @@
-"""What tokens add to a text, in letters and in bytes, adds up to it: for tokenizers of every kind, and any tokens."""
+"""What tokens add to a text, in letters and in bytes, adds up to it:
+for tokenizers of every kind, and any tokens."""
 
 import random
 from collections.abc import Callable
@@ -20,14 +21,33 @@ from llm_runtime.text.codec import Codec
 from unit.runtime import tiny_model
 
 SPECIAL = ["<s>", "</s>", "<tool_call>"]
-WORDS = ["▁", "▁the", "▁is", "is", "▁Paris", "Paris", "▁▁", "é", "▁世", "界", ".", "\n", "▁Hi", "▁there", "▁you", "<b>"]
+WORDS = [
+    "▁",
+    "▁the",
+    "▁is",
+    "is",
+    "▁Paris",
+    "Paris",
+    "▁▁",
+    "é",
+    "▁世",
+    "界",
+    ".",
+    "\n",
+    "▁Hi",
+    "▁there",
+    "▁you",
+    "<b>",
+]
 LLAMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
 def byte_level() -> Tokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [("Ġ", "t"), ("Ã", "©"), ("â", "Ĥ"), ("âĤ", "¬"), ("Ġ", "ð"), ("Ł", "ĳ")]
-    vocabulary = {letter: number for number, letter in enumerate([*letters, *(a + b for a, b in pairs)])}
+    vocabulary = {
+        letter: number for number, letter in enumerate([*letters, *(a + b for a, b in pairs)])
+    }
     made = Tokenizer(models.BPE(vocabulary, pairs))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -38,14 +58,18 @@ def pieces(decoder: Any, *, byte_fallback: bool = True) -> Tokenizer:
     words = ["<unk>", *WORDS, *(f"<0x{byte:02X}>" for byte in range(256) if byte_fallback)]
     vocabulary = {word: number for number, word in enumerate(words)}
     made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=byte_fallback))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     made.decoder = decoder
     return made
 
 
 def word_piece() -> Tokenizer:
     words = ["[UNK]", "the", "##s", "capital", "##es", "of", "é", "##é", "世"]
-    made = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made = Tokenizer(
+        models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.decoder = decoders.WordPiece(cleanup=False)
     return made
@@ -56,7 +80,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "Llama 2": lambda: pieces(decoders.Sequence([*LLAMA, decoders.Strip(" ", 1, 0)])),
     "Gemma": lambda: pieces(decoders.Sequence(LLAMA)),
     "Metaspace": lambda: pieces(decoders.Metaspace(), byte_fallback=False),
-    "Metaspace, never": lambda: pieces(decoders.Metaspace(prepend_scheme="never"), byte_fallback=False),
+    "Metaspace, never": lambda: pieces(
+        decoders.Metaspace(prepend_scheme="never"), byte_fallback=False
+    ),
     "WordPiece": word_piece,
     "words": lambda: pieces(decoders.Replace("▁", "_"), byte_fallback=False),
 }
@@ -65,7 +91,12 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 def codec_of(kind: str) -> Codec:
     tokenizer = KINDS[kind]()
     tokenizer.add_special_tokens(SPECIAL)
-    return Codec(tokenizer, tokenizer.get_vocab_size(), frozenset({tokenizer.token_to_id("</s>")}), ChatTemplates())
+    return Codec(
+        tokenizer,
+        tokenizer.get_vocab_size(),
+        frozenset({tokenizer.token_to_id("</s>")}),
+        ChatTemplates(),
+    )
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
@@ -78,7 +109,11 @@ def cases(codec: Codec, count: int, seed: int = 0) -> Any:
     chance = random.Random(seed)
     texts = ["the capital is Paris", "a€b 👩‍👩‍👧 é", " Hi there\n\nyou", "世界 <b>."]
     for _ in range(count):
-        some = [token for _ in range(chance.randrange(3)) for token in codec.encode(chance.choice(texts))]
+        some = [
+            token
+            for _ in range(chance.randrange(3))
+            for token in codec.encode(chance.choice(texts))
+        ]
         wild = [chance.randrange(codec.vocabulary_size) for _ in range(chance.randrange(12))]
         cut = chance.randrange(len(some) + 1)
         ids = [*some[:cut], *wild, *some[cut:]][:40]
@@ -92,8 +127,13 @@ def test_parts_add_up_to_what_the_tokenizer_itself_writes(codec: Codec) -> None:
         text = codec.detokenizer()
         parts = "".join(map(text.push, ids)) + text.flush()
         whole = codec.decode(ids)
-        # A broken character among bytes that are tokens spoils the whole ones beside it in `decode`, not in a stream.
-        if "\ufffd" not in whole or codec._spelling.steps is None or codec._spelling.steps.byte_level:
+        # A broken character among bytes that are tokens spoils the whole ones beside it in
+        # `decode`, not in a stream.
+        if (
+            "\ufffd" not in whole
+            or codec._spelling.steps is None
+            or codec._spelling.steps.byte_level
+        ):
             seen += 1
             assert parts == whole, ids
     assert seen > 50
@@ -101,8 +141,12 @@ def test_parts_add_up_to_what_the_tokenizer_itself_writes(codec: Codec) -> None:
 
 @pytest.mark.parametrize("continued", [False, True], ids=["chat", "a text that goes on"])
 @pytest.mark.parametrize("shown", [False, True], ids=["markup hidden", "markup shown"])
-def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(codec: Codec, continued: bool, shown: bool) -> None:
-    prompt = tuple(codec.encode("the capital")) if continued else ({"role": "user", "content": "x"},)
+def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(
+    codec: Codec, continued: bool, shown: bool
+) -> None:
+    prompt = (
+        tuple(codec.encode("the capital")) if continued else ({"role": "user", "content": "x"},)
+    )
     words = (codec.control_ids["<tool_call>"],) if shown else ()
     for ids in cases(codec, 150, seed=1):
         job = Job(
@@ -110,7 +154,9 @@ def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(codec: Codec, co
             Sampling(len(ids), logprobs=2), shown_token_ids=words,
         )  # fmt: skip
         tokens = prompt if continued else (codec.control_ids["<s>"],)
-        asked = GenerationRequest("r", tokens, job.sampling, continues=continued, shown_token_ids=words)  # type: ignore[arg-type]
+        asked = GenerationRequest(
+            "r", tokens, job.sampling, continues=continued, shown_token_ids=words
+        )  # type: ignore[arg-type]
         sequence = Sequence(asked, codec)
         events: list[TokenEvent] = []
         for token in ids:
@@ -185,4 +231,8 @@ def test_an_added_word_is_written_as_it_stands() -> None:
     codec = Codec(tokenizer, tokenizer.get_vocab_size(), frozenset(), ChatTemplates())
     [word] = codec.encode("Grüße")
     text = codec.detokenizer()
-    assert (codec.token_text(word), text.bytes_of(word), text.push(word)) == ("Grüße", "Grüße".encode(), "Grüße")
+    assert (codec.token_text(word), text.bytes_of(word), text.push(word)) == (
+        "Grüße",
+        "Grüße".encode(),
+        "Grüße",
+    )

@@ -1,4 +1,5 @@
-"""Schemas as Pydantic and Zod write them: enforced as far as they can be, and what can't be is named."""
+"""Schemas as Pydantic and Zod write them:
+enforced as far as they can be, and what can't be is named."""
 
 import json
 import re
@@ -131,7 +132,9 @@ def test_pydantics_types_are_taken(codec: Codec, name: str) -> None:
     described = TypeAdapter(PYDANTIC[name]).json_schema()
     codec.check_constraint(schema(described))
     codec.check_constraint(
-        schema({"type": "object", "properties": {"x": described}, "$defs": described.get("$defs", {})})
+        schema(
+            {"type": "object", "properties": {"x": described}, "$defs": described.get("$defs", {})}
+        )
     )
 
 
@@ -143,7 +146,10 @@ def test_zods_types_are_taken(codec: Codec, name: str) -> None:
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"type": "object", "propertyNames": {"minLength": 2}}, "propertyNames"),
     ({"type": "string", "not": {"const": "a"}}, "not"),
-    ({"type": "string", "if": {"const": "a"}, "then": {}, "else": {"minLength": 3}}, "if, then, else"),
+    (
+        {"type": "string", "if": {"const": "a"}, "then": {}, "else": {"minLength": 3}},
+        "if, then, else",
+    ),
     ({"type": "object", "dependentRequired": {"a": ["b"]}}, "dependentRequired"),
     ({"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}}, "dependentSchemas"),
     ({"type": "object", "dependencies": {"a": ["b"]}}, "dependencies"),
@@ -162,9 +168,19 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("unknown", "words"), UNKNOWN, ids=[words for _, words in UNKNOWN])
-def test_an_unknown_word_refuses_nothing_unless_strict(codec: Codec, unknown: dict[str, Any], words: str) -> None:
-    inside = {"type": "object", "properties": {"n": {"type": "integer"}, "x": unknown}, "required": ["n"]}
-    for of in (unknown, inside, {"$defs": {"T": unknown}, "type": "array", "items": {"$ref": "#/$defs/T"}}):
+def test_an_unknown_word_refuses_nothing_unless_strict(
+    codec: Codec, unknown: dict[str, Any], words: str
+) -> None:
+    inside = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "x": unknown},
+        "required": ["n"],
+    }
+    for of in (
+        unknown,
+        inside,
+        {"$defs": {"T": unknown}, "type": "array", "items": {"$ref": "#/$defs/T"}},
+    ):
         codec.check_constraint(schema(of))
     said = refusal(codec, schema(inside, strict=True))
     assert words.split(", ")[0] in said
@@ -210,9 +226,21 @@ def test_what_asks_for_nothing_passes_even_if_strict(codec: Codec, idle: dict[st
 @pytest.mark.parametrize(
     "said",
     [
-        {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": {"type": "integer"}},
-        {"type": "object", "propertyNames": {"$ref": "#/$defs/N"}, "$defs": {"N": {"enum": ["a"], "title": "N"}}},
-        {"type": "object", "propertyNames": {"pattern": "^k[0-9]$"}, "additionalProperties": {"type": "null"}},
+        {
+            "type": "object",
+            "propertyNames": {"enum": ["a", "b"]},
+            "additionalProperties": {"type": "integer"},
+        },
+        {
+            "type": "object",
+            "propertyNames": {"$ref": "#/$defs/N"},
+            "$defs": {"N": {"enum": ["a"], "title": "N"}},
+        },
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^k[0-9]$"},
+            "additionalProperties": {"type": "null"},
+        },
         {"oneOf": [{"const": 1}, {"const": 2}]},
         {"oneOf": [{"enum": [1, "1"]}, {"enum": [2, "2"]}, {"const": True}]},
         {"$ref": "#/$defs/a b", "$defs": {"a b": {"type": "null"}}},
@@ -227,7 +255,11 @@ def test_what_can_be_said_otherwise_is_enforced(codec: Codec, said: dict[str, An
 
 
 def test_names_that_no_pattern_can_be_read_for_may_be_anything(codec: Codec) -> None:
-    looking = {"type": "object", "patternProperties": {"^(?!x)": {"const": 1}}, "additionalProperties": False}
+    looking = {
+        "type": "object",
+        "patternProperties": {"^(?!x)": {"const": 1}},
+        "additionalProperties": False,
+    }
     answers = [json.loads(walk(codec, schema(looking), seed)) for seed in range(12)]
     assert any(answers)
     assert {value for answer in answers for value in answer.values()} == {1}
@@ -243,7 +275,9 @@ def test_names_that_no_pattern_can_be_read_for_may_be_anything(codec: Codec) -> 
         {"type": "integer", "minimum": 5, "maximum": 3},
     ],
 )
-def test_a_schema_that_is_wrong_is_refused_strict_or_not(codec: Codec, wrong: dict[str, Any]) -> None:
+def test_a_schema_that_is_wrong_is_refused_strict_or_not(
+    codec: Codec, wrong: dict[str, Any]
+) -> None:
     for strict in (False, True):
         assert "can't be used" in refusal(
             codec, schema({"type": "object", "properties": {"a": wrong}, "required": ["a"]}, strict)
@@ -264,12 +298,20 @@ def test_words_in_data_are_no_words() -> None:
 def test_patterns_have_a_bound_together_and_equal_ones_count_once(codec: Codec) -> None:
     long = "^(" + "a" * 1500 + ")?$"
     other = "^(" + "b" * 1500 + ")?$"
-    equal = {"type": "object", "properties": {f"p{n}": {"type": "string", "pattern": long} for n in range(15)}}
+    equal = {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "string", "pattern": long} for n in range(15)},
+    }
     codec.check_constraint(schema(equal, strict=True))
     different = {"type": "object", "properties": {"a": {"pattern": long}, "b": {"pattern": other}}}
     codec.check_constraint(schema(different))
-    assert "properties.b.pattern can't be enforced" in refusal(codec, schema(different, strict=True))
-    tools = (tool("f", different["properties"]["a"]), tool("g", different["properties"]["b"], strict=True))  # type: ignore[index]
+    assert "properties.b.pattern can't be enforced" in refusal(
+        codec, schema(different, strict=True)
+    )
+    tools = (
+        tool("f", different["properties"]["a"]),
+        tool("g", different["properties"]["b"], strict=True),
+    )  # type: ignore[index]
     assert "g: strict, but pattern" in refusal(codec, forced(HERMES, tools))
 
 
@@ -292,7 +334,9 @@ def test_a_strict_tool_is_refused_by_its_name_and_word(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("difference", [-1, -40, 1, 70])
-def test_a_tokenizer_may_be_larger_or_smaller_than_the_model(tmp_path: Path, difference: int) -> None:
+def test_a_tokenizer_may_be_larger_or_smaller_than_the_model(
+    tmp_path: Path, difference: int
+) -> None:
     file = tiny_model.make_tokenizer(tmp_path) / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.add_special_tokens([AddedToken(f"<image_{n}>", special=True) for n in range(45)])
@@ -308,14 +352,19 @@ def test_a_tokenizer_may_be_larger_or_smaller_than_the_model(tmp_path: Path, dif
         matcher = grammars.matcher(constraint)
         tokens = allowed(matcher)
         assert tokens
-        assert max(tokens) < tokenizer.get_vocab_size() - 45, "added tokens that are special are never allowed"
+        assert max(tokens) < tokenizer.get_vocab_size() - 45, (
+            "added tokens that are special are never allowed"
+        )
 
 
 def test_the_docs_name_the_words_that_are_not_enforced() -> None:
     text = (Path(__file__).parents[4] / "docs" / "fields.md").read_text()
     rows = [line.strip("|").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     unknown = {
-        word for row in rows if row[-1].strip().startswith("not enforced") for word in re.findall(r"`([^`]+)`", row[0])
+        word
+        for row in rows
+        if row[-1].strip().startswith("not enforced")
+        for word in re.findall(r"`([^`]+)`", row[0])
     }
     assert unknown | {"propertyNames"} == UNKNOWN_WORDS
     [formats] = [row[1] for row in rows if row[0].strip() == "`format`"]

@@ -33,7 +33,11 @@ def test_what_a_template_lacks_is_said(template: str, lacks: list[str]) -> None:
 
 def test_families_can_what_they_can() -> None:
     qwen, mistral = ((FAMILIES / f"{name}.jinja").read_text() for name in ("qwen3", "mistral-v3"))
-    assert (abilities(qwen, qwen).calls, abilities(qwen, qwen).reasoning, abilities(qwen, qwen).lacks) == (
+    assert (
+        abilities(qwen, qwen).calls,
+        abilities(qwen, qwen).reasoning,
+        abilities(qwen, qwen).lacks,
+    ) == (
         "hermes",
         True,
         (),

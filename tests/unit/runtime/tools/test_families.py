@@ -1,4 +1,5 @@
-"""Calls of the families that people serve: what their templates write for a call is read, cut anywhere, and made."""
+"""Calls of the families that people serve:
+what their templates write for a call is read, cut anywhere, and made."""
 
 import json
 import random
@@ -47,7 +48,12 @@ PARAMETERS: dict[str, Any] = {
 TOOLS = [Tool("buy", PARAMETERS, strict=True), Tool("look_up", PARAMETERS, strict=True)]
 OFFERED = {tool.name: tool.parameters for tool in TOOLS}
 ASKED = {"role": "user", "content": "go"}
-GIVEN = {"size": "small", "count": 20, "note": 'é "q" <b>\nline', "deep": {"a": True, "b": [None, 1.5, "</x>"]}}
+GIVEN = {
+    "size": "small",
+    "count": 20,
+    "note": 'é "q" <b>\nline',
+    "deep": {"a": True, "b": [None, 1.5, "</x>"]},
+}
 ENDS = (
     "\n", "<|im_end|>", "</s>", "<|eot_id|>", "<|eot|>", "<|end_of_text|>", "<|end|>", "<｜end▁of▁sentence｜>",
     "<|END_OF_TURN_TOKEN|>", "[e~[", "<|eom|>", "<SPECIAL_12>", "\n", "<|im_end|>",
@@ -62,31 +68,51 @@ def template(family: str) -> str:
 
 
 def said(family: str, arguments: list[dict[str, Any]]) -> str | None:
-    """What the assistant says in a history when it calls `buy`; None where the template has no place for it."""
+    """What the assistant says in a history when it calls `buy`;
+    None where the template has no place for it."""
     calls = [
-        {"id": f"abcDEF12{number}", "type": "function", "function": {"name": "buy", "arguments": each}}
+        {
+            "id": f"abcDEF12{number}",
+            "type": "function",
+            "function": {"name": "buy", "arguments": each},
+        }
         for number, each in enumerate(arguments)
     ]
-    tools = [{"type": "function", "function": {"name": "buy", "description": "", "parameters": PARAMETERS}}]
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "buy", "description": "", "parameters": PARAMETERS},
+        }
+    ]
     message = {"role": "assistant", "content": "", "tool_calls": calls}
     try:
         before = render(template(family), [ASKED], tools, SPECIAL)
-        whole = render(template(family), [ASKED, message], tools, SPECIAL, add_generation_prompt=False)
+        whole = render(
+            template(family), [ASKED, message], tools, SPECIAL, add_generation_prompt=False
+        )
     except BadTemplate:
         return None
-    shared = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+    shared = next(
+        (at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before)
+    )
     for end in ENDS:
         whole = whole.removesuffix(end)
     begin = shared - 1 if whole[shared - 1 : shared] == "<" else shared
-    return whole[begin:].removeprefix("</think>")  # GLM 4.7 closes a thought that the prompt has opened.
+    return whole[begin:].removeprefix(
+        "</think>"
+    )  # GLM 4.7 closes a thought that the prompt has opened.
 
 
 def read(reading: Reading, text: str, size: int = 10**6, *, bound: bool = False) -> Part:
     """The answer, which comes in parts of `size` letters, without the words that end a message."""
     reader = reading.reader(OFFERED, inside=False if bound else None)
-    parts = [reader.take(text[at : at + size]) for at in range(0, len(text), size)] + [reader.take("", final=True)]
+    parts = [reader.take(text[at : at + size]) for at in range(0, len(text), size)] + [
+        reader.take("", final=True)
+    ]
     calls = [call for part in parts for call in part.calls]
-    return Part("".join(part.text for part in parts), "".join(part.thoughts for part in parts), calls)
+    return Part(
+        "".join(part.text for part in parts), "".join(part.thoughts for part in parts), calls
+    )
 
 
 def given(part: Part) -> list[Any]:
@@ -105,7 +131,9 @@ def test_what_a_template_renders_is_read_back_however_it_is_cut(family: str) -> 
     reading = reading_of(template(family))
     if (text := said(family, [GIVEN])) is None:
         pytest.fail("the template renders no call")
-    if family == "llama-3.2-pythonic":  # It quotes texts that have quotes, and would not read them itself.
+    if (
+        family == "llama-3.2-pythonic"
+    ):  # It quotes texts that have quotes, and would not read them itself.
         text = said(family, [{"count": 20, "note": "é <b>"}]) or ""
         expected: Any = {"count": 20, "note": "é <b>"}
     else:
@@ -117,7 +145,9 @@ def test_what_a_template_renders_is_read_back_however_it_is_cut(family: str) -> 
 def test_a_template_that_takes_arguments_as_text_has_its_form_too() -> None:
     whole = template("deepseek-v3")
     added = whole.replace("['arguments'] | tojson", "['arguments']")
-    shown = whole.replace("+ tool['function']['arguments'] | tojson +", "~ tool['function']['arguments'] ~")
+    shown = whole.replace(
+        "+ tool['function']['arguments'] | tojson +", "~ tool['function']['arguments'] ~"
+    )
     for wants_text in (added, shown):
         assert wants_text != whole
         form = reading_of(wants_text).form
@@ -133,13 +163,19 @@ def test_a_template_that_writes_ids_for_names_gets_such_ids() -> None:
     form = reading_of(by_id).form
     assert form is not None
     assert form.name == "kimi"
-    call = {"id": form.new_id("buy"), "type": "function", "function": {"name": "buy", "arguments": {"size": "small"}}}
+    call = {
+        "id": form.new_id("buy"),
+        "type": "function",
+        "function": {"name": "buy", "arguments": {"size": "small"}},
+    }
     text = render(
-        by_id, [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}], add_generation_prompt=False
+        by_id,
+        [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        add_generation_prompt=False,
     )
-    assert given(read(reading_of(by_id), text[text.index("<|tool_calls") :].removesuffix("<|im_end|>"))) == [
-        ("buy", {"size": "small"})
-    ]
+    assert given(
+        read(reading_of(by_id), text[text.index("<|tool_calls") :].removesuffix("<|im_end|>"))
+    ) == [("buy", {"size": "small"})]
 
 
 @pytest.mark.parametrize("family", FORMS)
@@ -149,14 +185,21 @@ def test_two_calls_are_read_as_two(family: str) -> None:
     if text is None or family == "gpt-oss":
         pytest.skip("one call at a time")
     for size in (1, 5, 10**6):
-        assert given(read(reading_of(template(family)), text, size, bound=True)) == [("buy", each) for each in both]
+        assert given(read(reading_of(template(family)), text, size, bound=True)) == [
+            ("buy", each) for each in both
+        ]
 
 
 @pytest.mark.parametrize("family", FORMS)
 def test_a_long_call_is_read_as_a_short_one_is(family: str) -> None:
     long = {"note": "x" * 9000, "count": 20}
     text = said(family, [long]) or ""
-    part = read(reading_of(template(family)), text + ("" if FORMS[family] == "llama" else " "), 100, bound=True)
+    part = read(
+        reading_of(template(family)),
+        text + ("" if FORMS[family] == "llama" else " "),
+        100,
+        bound=True,
+    )
     assert (given(part), part.text.strip()) == ([("buy", long)], "")
 
 
@@ -175,7 +218,9 @@ def test_a_call_that_is_cut_anywhere_leaks_nothing_of_its_markup(family: str) ->
         if begun:
             assert part.calls[0].name == "buy"
             whole = json.dumps({"size": "small", "count": 20}).translate(BLANKS)
-            assert whole.startswith(part.calls[0].arguments.translate(BLANKS).rstrip(",")), part.calls
+            assert whole.startswith(part.calls[0].arguments.translate(BLANKS).rstrip(",")), (
+                part.calls
+            )
     assert begun
 
 
@@ -191,7 +236,9 @@ def test_a_call_in_a_thought_is_none(family: str) -> None:
         part = read(reading, answer, size)
         assert (part.text, part.calls) == ("Fine.", [])
         assert part.thoughts.startswith("I could ")
-    assert given(read(reading, f"{opening}hm{reading.tags.closing}{call}", 3)) == [("buy", {"size": "small"})]
+    assert given(read(reading, f"{opening}hm{reading.tags.closing}{call}", 3)) == [
+        ("buy", {"size": "small"})
+    ]
     # What is never closed is a thought to its end; what is bound to a form has none.
     assert read(reading, f"{opening}hm").text == ""
     assert read(reading, '{"a": 1}', bound=True).text == '{"a": 1}'
@@ -201,8 +248,14 @@ def test_a_template_may_be_told_to_open_a_thought_or_not() -> None:
     told = "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}"
     deepseek = template("deepseek-v3.1")
     glm = template("glm-4.7").replace("<|assistant|><think>", f"<|assistant|>{told}")
-    assert [begins_inside(deepseek, options) for options in ({}, {"thinking": True})] == [False, True]
-    assert [begins_inside(glm, options) for options in ({}, {"enable_thinking": False})] == [True, False]
+    assert [begins_inside(deepseek, options) for options in ({}, {"thinking": True})] == [
+        False,
+        True,
+    ]
+    assert [begins_inside(glm, options) for options in ({}, {"enable_thinking": False})] == [
+        True,
+        False,
+    ]
     assert begins_inside("{{ raise_exception('no') }}</think>", {"a": 1}) is False
 
 
@@ -226,10 +279,14 @@ def test_the_channels_of_an_answer_are_told_apart() -> None:
         assert (part.text.strip(), given(part)) == ("Wait.", [("buy", {"size": "small"})])
         assert part.thoughts == "I could <tool_call> or to=functions.buy"
         final = read(
-            reading, "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>a < b<|", size
+            reading,
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>a < b<|",
+            size,
         )
         assert (final.text, final.thoughts, final.calls) == ("a < b<|", "hm", [])
-    assert read(reading, answer.replace("functions.buy <", "functions.sell <")).text.strip() == "Wait."
+    assert (
+        read(reading, answer.replace("functions.buy <", "functions.sell <")).text.strip() == "Wait."
+    )
     without = reading.reader().take(answer, final=True)
     assert (without.text.strip(), without.calls) == ("Wait.", [])
     cut = read(reading, answer[:-12])
@@ -239,7 +296,8 @@ def test_the_channels_of_an_answer_are_told_apart() -> None:
 
 @pytest.fixture(scope="module")
 def codecs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tokenizer in which the words of a form are special tokens, and one in which they are letters."""
+    """A tokenizer in which the words of a form are special tokens,
+    and one in which they are letters."""
     from tokenizers import AddedToken
 
     plain = codec_from_folder(tiny_model.make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
@@ -265,7 +323,9 @@ def walk(codec: Codec, bound: Constraint, seed: int) -> str:
     ids = list[int]()
     while not matcher.complete and len(ids) < 800:
         mask = matcher.mask()
-        choices = [token for token in range(codec.vocabulary_size) if mask[token // 8] >> token % 8 & 1]
+        choices = [
+            token for token in range(codec.vocabulary_size) if mask[token // 8] >> token % 8 & 1
+        ]
         assert choices
         if codec.eos_token_ids & set(choices):
             break
@@ -277,8 +337,12 @@ def walk(codec: Codec, bound: Constraint, seed: int) -> str:
 
 
 @pytest.mark.parametrize("special", ["letters", "special tokens", "added tokens"])
-@pytest.mark.parametrize("family", sorted({form: family for family, form in FORMS.items()}.values()))
-def test_a_forced_answer_is_read_as_calls_of_their_schemas(codecs: Any, family: str, special: str) -> None:
+@pytest.mark.parametrize(
+    "family", sorted({form: family for family, form in FORMS.items()}.values())
+)
+def test_a_forced_answer_is_read_as_calls_of_their_schemas(
+    codecs: Any, family: str, special: str
+) -> None:
     reading = reading_of(template(family))
     assert reading.form is not None
     codec: Codec = codecs(reading.form, special)
@@ -289,12 +353,17 @@ def test_a_forced_answer_is_read_as_calls_of_their_schemas(codecs: Any, family: 
         assert not part.text.strip(), (text, part)
         for name, arguments in given(part):
             assert name in OFFERED
-            assert (arguments["size"] in ("small", "large"), arguments["count"] in (1, 20)) == (True, True), text
+            assert (arguments["size"] in ("small", "large"), arguments["count"] in (1, 20)) == (
+                True,
+                True,
+            ), text
             assert (arguments["deep"], type(arguments["note"])) == ({"a": True}, str)
 
 
 @pytest.mark.parametrize("special", ["letters", "special tokens", "added tokens"])
-@pytest.mark.parametrize("family", sorted({form: family for family, form in FORMS.items()}.values()))
+@pytest.mark.parametrize(
+    "family", sorted({form: family for family, form in FORMS.items()}.values())
+)
 def test_strict_calls_in_a_free_answer_and_beside_a_format_are_possible(
     codecs: Any, family: str, special: bool
 ) -> None:

@@ -15,7 +15,12 @@ from llm_runtime.tools.grammar import allowed, either, forced
 from llm_runtime.tools.json_forms import Hermes, Llama, Mistral
 from unit.runtime import tiny_model
 
-NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+NUMBER = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
 TOOLS = (Tool("f", NUMBER, strict=True), Tool("g", {"type": "object"}))
 FORMS = [Hermes(), Llama(), Mistral()]
 RIGHT = {
@@ -56,15 +61,22 @@ def test_a_forced_answer_is_calls_and_nothing_else(codec: Codec, form: Form) -> 
     good = right(form)
     assert accepts(codec, bound, good)
     assert accepts(codec, bound, good.replace('"f"', '"g"').replace('{"a": 12}', '{"b": [null]}'))
-    for wrong in ("hello", "", good.replace("12", '"12"'), good.replace('"f"', '"h"'), good + " bye"):
+    for wrong in (
+        "hello",
+        "",
+        good.replace("12", '"12"'),
+        good.replace('"f"', '"h"'),
+        good + " bye",
+    ):
         assert not accepts(codec, bound, wrong), wrong
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_call_at_most_where_only_one_is_wanted(codec: Codec, form: Form) -> None:
-    opening, between, closing = {"mistral": ("[TOOL_CALLS][", ", ", "]"), "llama": ("", "; ", "")}.get(
-        form.name, ("", "\n", "")
-    )
+    opening, between, closing = {
+        "mistral": ("[TOOL_CALLS][", ", ", "]"),
+        "llama": ("", "; ", ""),
+    }.get(form.name, ("", "\n", ""))
     item = right(form).removeprefix(opening).removesuffix(closing)
     two = f"{opening}{item}{between}{item}{closing}"
     assert accepts(codec, forced(form, TOOLS), two)
@@ -75,7 +87,12 @@ def test_one_call_at_most_where_only_one_is_wanted(codec: Codec, form: Form) -> 
 def test_a_free_answer_may_be_text_but_its_strict_calls_are_right(codec: Codec, form: Form) -> None:
     bound = allowed(form, TOOLS)
     good = right(form)
-    for text in ("hello, what is 1 < 2?", "", good, good.replace('"f"', '"g"').replace("12", "null")):
+    for text in (
+        "hello, what is 1 < 2?",
+        "",
+        good,
+        good.replace('"f"', '"g"').replace("12", "null"),
+    ):
         assert accepts(codec, bound, text), text
     assert not accepts(codec, bound, good.replace("12", '"12"'))
 
@@ -94,7 +111,9 @@ def test_an_answer_is_calls_or_json_of_its_schema(codec: Codec, form: Form) -> N
     assert not accepts(codec, bound, "hello")
 
 
-@pytest.mark.parametrize("schema", [{"type": "object", "properties": {"a": {"type": "strange"}}}, {"pattern": "(a"}])
+@pytest.mark.parametrize(
+    "schema", [{"type": "object", "properties": {"a": {"type": "strange"}}}, {"pattern": "(a"}]
+)
 def test_a_schema_that_is_none_is_refused(codec: Codec, schema: dict[str, object]) -> None:
     with pytest.raises(InvalidRequest):
         codec.check_constraint(forced(Hermes(), [Tool("f", schema)]))

@@ -1,4 +1,5 @@
-"""Calls in answers: however the answer is cut into parts, the same text and the same calls come out."""
+"""Calls in answers: however the answer is cut into parts,
+the same text and the same calls come out."""
 
 import pytest
 
@@ -64,7 +65,12 @@ ANSWERS = [
     (Mistral(), "Let me see. " + M, "Let me see.", [F, W]),
     (Mistral(), 'x [TOOL_CALLS]f[ARGS]{"a": 1}', "x", [F]),
     (Mistral(), 'f{"a": 1}weather{}', "", [F, W]),
-    (Mistral(), '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"a": 1}[TOOL_CALLS]weather[ARGS]{}', "", [F, W]),
+    (
+        Mistral(),
+        '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"a": 1}[TOOL_CALLS]weather[ARGS]{}',
+        "",
+        [F, W],
+    ),
     (Mistral(), "[1] is a note, f is a function, weather[0]", None, []),
     (Mistral(), " [x", " [x", []),
 ]
@@ -76,7 +82,9 @@ def test_any_cut_gives_the_same(
     form: Form, answer: str, text: str | None, calls: list[tuple[str, str]], size: int
 ) -> None:
     reader = Reader(form, NAMES)
-    parts = [reader.take(answer[at : at + size]) for at in range(0, len(answer), size)] + [reader.take("", final=True)]
+    parts = [reader.take(answer[at : at + size]) for at in range(0, len(answer), size)] + [
+        reader.take("", final=True)
+    ]
     assert "".join(part[0] for part in parts) == (answer if text is None else text)
     assert [(call.name, call.arguments) for part in parts for call in part[1]] == calls
 
@@ -91,7 +99,12 @@ def test_a_whole_answer_gives_the_same_at_once(
 
 
 def test_text_that_can_begin_no_call_is_not_held_back() -> None:
-    for form, text in [(Hermes(), "a <to"), (Llama(), '{"nay'), (Mistral(), "see [2"), (Llama(), "Hi {")]:
+    for form, text in [
+        (Hermes(), "a <to"),
+        (Llama(), '{"nay'),
+        (Mistral(), "see [2"),
+        (Llama(), "Hi {"),
+    ]:
         reader = Reader(form, NAMES)
         assert reader.take(text + "!")[0] == text + "!"
 
@@ -103,7 +116,9 @@ def test_the_end_of_a_text_is_held_back_while_it_may_begin_a_call() -> None:
 
 
 def test_half_a_surrogate_in_arguments_stays_an_escape() -> None:
-    [call] = Reader(Llama(), NAMES).take('{"name": "f", "parameters": {"a": "\\ud800"}}', final=True)[1]
+    [call] = Reader(Llama(), NAMES).take(
+        '{"name": "f", "parameters": {"a": "\\ud800"}}', final=True
+    )[1]
     assert call.arguments == '{"a": "\\ud800"}'
 
 

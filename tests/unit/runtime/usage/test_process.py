@@ -1,4 +1,5 @@
-"""What a whole process loses: nothing at SIGTERM or while Postgres is away, the last flush window at SIGKILL."""
+"""What a whole process loses: nothing at SIGTERM or while Postgres is away,
+the last flush window at SIGKILL."""
 
 import os
 import subprocess
@@ -93,7 +94,9 @@ async def test_sigterm_under_load_loses_no_row(database_url: str, start: type[Wr
     assert await count(database_url) == (writing.taken, writing.taken, writing.taken * TOKENS)
 
 
-async def test_sigkill_loses_the_last_flush_window_only(database_url: str, start: type[Writing]) -> None:
+async def test_sigkill_loses_the_last_flush_window_only(
+    database_url: str, start: type[Writing]
+) -> None:
     writing = start(database_url)
     writing.listen(3, rows=500)
     writing.process.kill()
@@ -106,9 +109,12 @@ async def test_sigkill_loses_the_last_flush_window_only(database_url: str, start
     assert (requests, tokens) == (rows, rows * TOKENS)
 
 
-async def test_rows_wait_while_postgres_is_away_and_none_counts_twice(server: Postgres, start: type[Writing]) -> None:
+async def test_rows_wait_while_postgres_is_away_and_none_counts_twice(
+    server: Postgres, start: type[Writing]
+) -> None:
     url = server.create()
-    # What this server has confirmed it must still have after a crash; other tests need no such care.
+    # What this server has confirmed it must still have after a crash;
+    # other tests need no such care.
     server.psql("postgres", f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = on")
     writing = start(url)
     writing.listen(1)

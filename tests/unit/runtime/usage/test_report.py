@@ -25,13 +25,19 @@ async def test_sums_by_day_key_and_model(database_url: str) -> None:
         usage.write(row(key_id="ci", adapter="legal", prompt_tokens=100))
         usage.write(row(at=AT + timedelta(days=1), key_name="default/renamed"))
     by_day = await report.totals(database, NOVEMBER, "day")
-    assert [(day.group, day.requests, day.failed) for day in by_day] == [("2026-11-21", 2, 1), ("2026-11-22", 1, 0)]
+    assert [(day.group, day.requests, day.failed) for day in by_day] == [
+        ("2026-11-21", 2, 1),
+        ("2026-11-22", 1, 0),
+    ]
     by_key = await report.totals(database, NOVEMBER, "key")
     assert [(key.group, key.name, key.prompt_tokens) for key in by_key] == [
         ("ci", "default/web", 100), ("web", "default/web", 14)
     ]  # fmt: skip
     assert by_key[1].last_at == AT + timedelta(days=1)
-    assert [model.group for model in await report.totals(database, NOVEMBER, "model")] == ["bot:legal", "bot"]
+    assert [model.group for model in await report.totals(database, NOVEMBER, "model")] == [
+        "bot:legal",
+        "bot",
+    ]
     assert [day.requests for day in await report.totals(database, NOVEMBER, "day", "ci")] == [1]
     await database.close()
 
@@ -40,7 +46,13 @@ async def test_the_latest_requests_of_a_key_are_read_from_its_index(database_url
     database = await empty(database_url)
     async with DatabaseUsage(database, QUICK, Metrics()) as usage:
         for number in range(2000):
-            usage.write(row(at=AT + timedelta(seconds=number), key_id=f"k{number % 100}", request_id=str(number)))
+            usage.write(
+                row(
+                    at=AT + timedelta(seconds=number),
+                    key_id=f"k{number % 100}",
+                    request_id=str(number),
+                )
+            )
     found = await report.latest(database, "k7", 2)
     assert [request.request_id for request in found] == ["1907", "1807"]
     async with database.begin() as connection:
@@ -53,7 +65,9 @@ async def test_the_latest_requests_of_a_key_are_read_from_its_index(database_url
 
 
 @pytest.mark.parametrize("grouping", ["day", "key", "model"])
-async def test_a_month_without_usage_has_no_sums(database_url: str, grouping: report.Grouping) -> None:
+async def test_a_month_without_usage_has_no_sums(
+    database_url: str, grouping: report.Grouping
+) -> None:
     database = await empty(database_url)
     assert await report.totals(database, NOVEMBER, grouping) == []
     await database.close()

@@ -29,10 +29,20 @@ async def test_a_row_is_stored_as_it_was_and_raises_the_sums_of_its_day(database
     async with DatabaseUsage(database, QUICK, metrics) as usage:
         usage.write(row(finish_reasons=("stop", "length"), choices=2, user_hash="ab"))
         usage.write(row(at=AT + timedelta(hours=1), cached=True, outcome=Outcome.CANCELLED))
-        usage.write(row(at=AT + timedelta(days=1), outcome=Outcome.TIMEOUT, key_name="default/renamed"))
+        usage.write(
+            row(at=AT + timedelta(days=1), outcome=Outcome.TIMEOUT, key_name="default/renamed")
+        )
     first = (await stored(database))[0]
-    assert (first.at, first.finish_reasons, first.outcome, first.user_hash) == (AT, "stop,length", "completed", "ab")
-    sums = [(str(day.day), day.requests, day.failed, day.cached, day.prompt_tokens) for day in await daily(database)]
+    assert (first.at, first.finish_reasons, first.outcome, first.user_hash) == (
+        AT,
+        "stop,length",
+        "completed",
+        "ab",
+    )
+    sums = [
+        (str(day.day), day.requests, day.failed, day.cached, day.prompt_tokens)
+        for day in await daily(database)
+    ]
     assert sums == [("2026-11-21", 2, 0, 1, 14), ("2026-11-22", 1, 1, 0, 7)]
     assert (await daily(database))[0].last_at == AT + timedelta(hours=1)
     assert (await daily(database))[1].key_name == "default/renamed"
@@ -66,7 +76,9 @@ async def test_texts_are_stored_only_when_asked_for(database_url: str, keep: boo
     async with DatabaseUsage(database, replace_config(store_prompts=keep), Metrics()) as usage:
         usage.write(row(prompt="who", completion="me\0"))
     [found] = await stored(database)
-    assert (found.prompt, found.completion) == (("who", "me\N{REPLACEMENT CHARACTER}") if keep else (None, None))
+    assert (found.prompt, found.completion) == (
+        ("who", "me\N{REPLACEMENT CHARACTER}") if keep else (None, None)
+    )
     await database.close()
 
 
@@ -77,7 +89,9 @@ def replace_config(**fields: Any) -> DatabaseConfig:
 async def test_values_that_no_column_holds_are_cut_and_stored(database_url: str) -> None:
     database = await empty(database_url)
     async with DatabaseUsage(database, QUICK, Metrics()) as usage:
-        usage.write(row(request_id="x" * 1000, key_name="a\0b\ud800", model="m" * 300, prompt_tokens=2**70))
+        usage.write(
+            row(request_id="x" * 1000, key_name="a\0b\ud800", model="m" * 300, prompt_tokens=2**70)
+        )
         usage.write(row(finish_reasons=("length",) * 128))
     first, second = await stored(database)
     assert (len(first.request_id), len(first.model), first.prompt_tokens) == (128, 200, 2**63 - 1)
@@ -86,7 +100,9 @@ async def test_values_that_no_column_holds_are_cut_and_stored(database_url: str)
     await database.close()
 
 
-async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(database_url: str) -> None:
+async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(
+    database_url: str,
+) -> None:
     database = await empty(database_url)
     metrics = Metrics()
     async with DatabaseUsage(database, QUICK, metrics) as usage:
@@ -109,7 +125,9 @@ async def test_a_full_queue_drops_the_oldest_and_counts_them(database_url: str) 
     assert metric(metrics, "llm_usage_rows_pending") == 10
     async with usage:
         pass
-    assert [found.request_id for found in await stored(database)] == [str(number) for number in range(15, 25)]
+    assert [found.request_id for found in await stored(database)] == [
+        str(number) for number in range(15, 25)
+    ]
     assert metric(metrics, "llm_usage_rows_dropped_total") == 15
     await database.close()
 
@@ -126,7 +144,9 @@ async def test_without_tables_rows_wait_for_the_upgrade(database_url: str) -> No
     await database.close()
 
 
-async def test_an_end_without_a_database_is_bounded_and_says_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_end_without_a_database_is_bounded_and_says_what_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     database = Database("postgresql://user:secret@127.0.0.1:1/none")
     metrics = Metrics()
     began = time.monotonic()
@@ -143,18 +163,24 @@ async def test_an_end_without_a_database_is_bounded_and_says_what_is_lost(caplog
 
 
 @pytest.mark.timeout(30)  # Three writers of 3,000 rows each.
-async def test_three_writers_over_the_same_keys_neither_deadlock_nor_miscount(postgres_server: Postgres) -> None:
+async def test_three_writers_over_the_same_keys_neither_deadlock_nor_miscount(
+    postgres_server: Postgres,
+) -> None:
     database = await empty(url := postgres_server.create())
     others = [database, Database(url), Database(url)]
 
     async def write(database: Database, chance: random.Random) -> None:
         async with DatabaseUsage(database, QUICK, Metrics()) as usage:
             for number in range(3000):
-                usage.write(row(key_id=f"k{chance.randrange(50)}", adapter=chance.choice(["", "legal"])))
+                usage.write(
+                    row(key_id=f"k{chance.randrange(50)}", adapter=chance.choice(["", "legal"]))
+                )
                 if number % 25 == 0:
                     await asyncio.sleep(0.002)
 
-    await asyncio.gather(*(write(database, random.Random(seed)) for seed, database in enumerate(others)))
+    await asyncio.gather(
+        *(write(database, random.Random(seed)) for seed, database in enumerate(others))
+    )
     assert await counted(database) == (9000, 9000, 9000 * 12)
     assert postgres_server.psql("postgres", "SELECT sum(deadlocks) FROM pg_stat_database") == "0"
     for other in others:
@@ -162,7 +188,8 @@ async def test_three_writers_over_the_same_keys_neither_deadlock_nor_miscount(po
 
 
 class Proxy:
-    """Between driver and server: when `armed`, the answer to the next COMMIT is lost, and the connection with it."""
+    """Between driver and server: when `armed`, the answer to the next COMMIT is lost,
+    and the connection with it."""
 
     def __init__(self, port: int) -> None:
         self.armed = False
@@ -211,7 +238,9 @@ async def test_a_commit_whose_answer_was_lost_counts_once(postgres_server: Postg
 
 
 def test_taking_a_row_costs_microseconds() -> None:
-    usage = DatabaseUsage(Database("sqlite:///:memory:"), replace_config(max_pending_rows=1000), Metrics())
+    usage = DatabaseUsage(
+        Database("sqlite:///:memory:"), replace_config(max_pending_rows=1000), Metrics()
+    )
     one = row()
     best = min(timed(lambda: usage.write(one), 5000) for _ in range(3))
     assert best < 10e-6, f"{best * 1e6:.1f} µs"

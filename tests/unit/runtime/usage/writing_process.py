@@ -1,4 +1,5 @@
-"""A process that writes usage rows until SIGTERM: `python writing_process.py URL FLUSH_SECONDS ROWS_PER_SECOND`.
+"""A process that writes usage rows until SIGTERM:
+`python writing_process.py URL FLUSH_SECONDS ROWS_PER_SECOND`.
 
 Prints the number of the last row taken, time after time; at the end how many it took.
 """
@@ -26,7 +27,9 @@ async def main() -> None:
     taken = 0
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await migrate.upgrade(database)
-    async with DatabaseUsage(database, DatabaseConfig(flush_seconds=flush_seconds), Metrics()) as usage:
+    async with DatabaseUsage(
+        database, DatabaseConfig(flush_seconds=flush_seconds), Metrics()
+    ) as usage:
         while not stopping.is_set():
             for _ in range(round(rate * TICK_SECONDS)):
                 usage.write(row(request_id=str(taken), key_id=f"k{taken % 40}"))
