@@ -355,6 +355,8 @@ class Observed:
     autoscaler: Manifest | None = None
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
+    adapter_evidence: Mapping[str, Mapping[str, SmokeOutcome]] = field(default_factory=dict)
+    """Of candidates of adapters, by the name that pods know them by: what became of smoke prompts, by ConfigMap."""
     adapters_beside_keys: bool = False
     """Whether an earlier operator gave pods adapters, and the credentials to fetch them, beside their keys."""
     connections: Mapping[str, Connection] = field(default_factory=dict)

@@ -186,6 +186,7 @@ def _status(
         conditions=conditions.deployment(picture, now),
         model=_model(observed, now),
         adapters=adapter_status.status(observed, now),
+        adapter_candidates=adapter_status.candidates(observed, now),
         stable=decision.stable,
         candidate=decision.candidate.status() if decision.candidate else None,
         history=decision.history,

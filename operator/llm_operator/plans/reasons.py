@@ -30,6 +30,10 @@ class Reason(StrEnum):
     RollingOut = "RollingOut", "a candidate is under way; the message counts its ready pods"
     Downloading = "Downloading", "pods bring the model's files; the message says how far the slowest is"
     AdapterLoading = "AdapterLoading", "AdaptersReady: ready pods have still to load a version; the message names them"
+    AdapterJudged = (
+        "AdapterJudged",
+        "AdaptersReady: a version of an adapter is behind its gates, and the version before it answers",
+    )
     Scaling = "Scaling", "pods of the serving revision come or go"
     Retrying = "Retrying", "a passing fault; it is tried again by itself"
     # By wish
@@ -102,6 +106,10 @@ class Reason(StrEnum):
     EngineKilled = "EngineKilled", "the engine's process was killed from outside (SIGKILL); its container starts again"
     EngineDied = "EngineDied", "the engine's process ended by a signal or with a status; its container starts again"
     AdapterFailed = "AdapterFailed", "AdaptersReady is False: a pod can't load an adapter, for a reason not listed here"
+    AdapterRefused = (
+        "AdapterRefused",
+        "AdaptersReady is False: a version of an adapter failed its gates and answers nobody; the one before it does",
+    )
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"
     ApplyFailed = "ApplyFailed", "the API server refused a child; the message has its words"
