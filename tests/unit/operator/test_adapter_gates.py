@@ -32,11 +32,11 @@ class Gated(Following):
         """The pods load nothing any more."""
         self.prompts("capital: Paris")
 
-    def prompts(self, text: str) -> None:
+    def prompts(self, text: str, config_map: str = "legal-smoke") -> None:
         name, expected = text.split(": ")
         data = {name: f"prompt: The capital?\nexpect: {{exact: {expected}}}"}
-        meta = {"name": "legal-smoke", "namespace": NAMESPACE}
-        self.cluster._store("person", ("ConfigMap", NAMESPACE, "legal-smoke"), {"metadata": meta, "data": data})
+        meta = {"name": config_map, "namespace": NAMESPACE}
+        self.cluster._store("person", ("ConfigMap", NAMESPACE, config_map), {"metadata": meta, "data": data})
 
     async def run(self, looks: int = 4) -> None:
         """Looks, and what pods make of them in between."""
@@ -186,6 +186,20 @@ async def test_a_refused_version_is_judged_anew_by_other_gates_and_none_let_it_t
     await world.run(1)
     assert world.versions() == {"legal": "4"}
     assert "judged" not in world.status()["adapters"][0]
+
+
+async def test_what_is_told_of_gates_with_long_names_has_room_in_the_status() -> None:
+    world = Gated()
+    names = [f"{letter * 250}" for letter in "abcd"]
+    for name in names:
+        world.prompts("capital: Paris", name)
+    await world.deploy(adapters=[{**LEGAL, "gates": [{"smokePrompts": {"configMap": name}} for name in names]}])
+    told = []
+    for _ in range(6):
+        await world.run(1)
+        told += [len(each["judged"]) for each in world.status().get("adapters", [])]
+    assert told
+    assert set(told) == {1024}
 
 
 async def test_gates_that_are_added_leave_what_answers() -> None:

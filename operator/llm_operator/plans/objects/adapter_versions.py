@@ -142,8 +142,8 @@ def _judged(observed: Observed, found: Versions) -> Versions:
     if gates.failed(verdict) is not None:
         return Versions(found.serves, candidate.model_copy(update={"gates": verdict, "outcome": "Failed"}))
     if all(each.state == "Passed" for each in verdict):
-        passed = AdapterStatus.model_validate(candidate.model_dump(include=set(AdapterStatus.model_fields)))
-        return Versions(passed.model_copy(update={"judged": gates.summary(verdict)}))
+        told = {**candidate.model_dump(include=set(AdapterStatus.model_fields)), "judged": gates.summary(verdict)}
+        return Versions(AdapterStatus.model_validate(told))
     return Versions(found.serves, candidate.model_copy(update={"gates": verdict}))
 
 
