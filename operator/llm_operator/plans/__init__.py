@@ -1,12 +1,23 @@
 """Pure planning: what was observed → what should be. No I/O, no clock, no chance."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import approval, names, rollout
-from llm_operator.plans.objects import adapters, autoscale, keys, monitor, network, revision, shadow, traffic, workload
+from llm_operator.plans.objects import (
+    adapter_versions,
+    adapters,
+    autoscale,
+    keys,
+    monitor,
+    network,
+    revision,
+    shadow,
+    traffic,
+    workload,
+)
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import adapter_status, conditions, faults
 from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Occurrence, Plan
@@ -21,6 +32,7 @@ NEWS = timedelta(minutes=30)
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
     """The plan for one LLMDeployment."""
     observed = approval.held(observed)
+    observed = replace(observed, adapter_versions=adapter_versions.versions(observed))
     replicas = 0 if observed.spec.suspend else observed.spec.replicas
     decision = rollout.advance(
         rollout.Situation(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 
-from llm_operator.crds import AdapterCandidate, CandidateStatus, GateVerdict
+from llm_operator.crds import CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import PrometheusQuery
 from llm_operator.observe import Outside
 from llm_operator.plans import names
@@ -151,22 +151,20 @@ async def _adapters(
 ) -> dict[str, dict[str, SmokeOutcome]]:
     """What has become of the prompts for versions of adapters that are behind their gates."""
     prompts = {each.name: each.smoke_maps for each in observed.spec.adapters or ()}
-    judged = [each.judged for each in adapter_versions.candidates(observed) if each.judged]
-    asked = [_version(observed, each) for each in judged]
+    asked = dict[smoke.Candidate, tuple[str, ...]]()
+    for each in adapter_versions.candidates(observed):
+        if each.judged is not None and each.spread is not None:
+            name = adapter_versions.alias(each.judged)
+            candidate = smoke.Candidate(name, f"{observed.meta.name}:{name}", each.spread.loaded)
+            asked[candidate] = prompts[each.judged.name]
     outside.memory.end_adapters(observed.meta.uid, [each.name for each in asked])
 
     async def of(candidate: smoke.Candidate, maps: tuple[str, ...]) -> dict[str, SmokeOutcome]:
         found = await asyncio.gather(*(_smoke(outside, observed, candidate, each, key, missing) for each in maps))
         return dict(zip(maps, found, strict=True))
 
-    found = await asyncio.gather(*(of(each, prompts[who.name]) for each, who in zip(asked, judged, strict=True)))
-    return {each.name: outcomes for each, outcomes in zip(asked, found, strict=True)}
-
-
-def _version(observed: Observed, candidate: AdapterCandidate) -> smoke.Candidate:
-    name = adapter_versions.alias(candidate)
-    loaded = adapter_versions.spread(observed, candidate).loaded
-    return smoke.Candidate(name, f"{observed.meta.name}:{name}", loaded)
+    found = await asyncio.gather(*(of(candidate, maps) for candidate, maps in asked.items()))
+    return {candidate.name: outcomes for candidate, outcomes in zip(asked, found, strict=True)}
 
 
 def _revision(observed: Observed, candidate: CandidateStatus, pods: list[Manifest]) -> smoke.Candidate:

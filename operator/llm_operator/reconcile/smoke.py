@@ -31,7 +31,7 @@ UNKNOWN_MODEL = 404
 Known = tuple[str, str, str, str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """Who is asked."""
 
@@ -85,8 +85,9 @@ async def outcome(outside: Outside, observed: Observed, candidate: Candidate, na
 
 
 async def _own(outside: Outside, observed: Observed, candidate: Candidate, pods: list[Manifest]) -> list[Manifest]:
+    asked = {_name(pod) for pod in pods}
     found = [
-        await own_pods(outside, observed, revision, [pod for pod in those if pod in pods])
+        await own_pods(outside, observed, revision, [pod for pod in those if _name(pod) in asked])
         for revision, those in candidate.pods.items()
     ]
     return [pod for some in found for pod in some]

@@ -10,7 +10,7 @@ from llm_operator.plans.objects import adapter_versions, adapters
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import parse, stamp
 from llm_operator.plans.status import faults
-from llm_operator.state import Observed, Occurrence
+from llm_operator.state import AdapterVersions, Observed, Occurrence
 
 FIRST_LOOK_SECONDS = 2.0
 LONGEST_LOOK_SECONDS = 60.0
@@ -58,7 +58,7 @@ def candidates(observed: Observed, now: datetime) -> tuple[AdapterCandidate, ...
     return tuple(
         each.candidate.model_copy(
             update={
-                "ready_replicas": adapter_versions.spread(observed, each.candidate).pods,
+                "ready_replicas": each.spread.pods if each.spread else 0,
                 "resolved_at": _since(each.candidate, known.get(each.candidate.name)) or stamp(now),
             }
         )
@@ -116,14 +116,14 @@ def _held(observed: Observed) -> tuple[str, str, str] | None:
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
     said = "; ".join(_behind_gates(each) for each in found)
     for each in found:
-        if each.judged and (failed := adapter_versions.spread(observed, each.judged).failed):
-            return "False", _reason(failed), said
+        if each.judged and each.spread and each.spread.failed:
+            return "False", _reason(each.spread.failed), said
     if any(each.judged is None for each in found):
         return "False", Reason.AdapterRefused, said
     return ("Unknown", Reason.AdapterJudged, said) if found else None
 
 
-def _behind_gates(versions: adapter_versions.Versions) -> str:
+def _behind_gates(versions: AdapterVersions) -> str:
     candidate = versions.candidate
     assert candidate is not None
     if versions.judged is None:
@@ -212,7 +212,7 @@ def _candidate_events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -
             said = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
             found.append(Occurrence("Normal", "AdapterCandidate", said))
         if each.outcome is not None and not (same and old and old.outcome is not None):
-            said = _behind_gates(adapter_versions.Versions(serving.get(each.name), each))
+            said = _behind_gates(AdapterVersions(serving.get(each.name), each))
             found.append(Occurrence("Warning", Reason.AdapterRefused, said))
     return found
 
