@@ -3,6 +3,7 @@ All of it is lost at a restart, and then read or derived anew."""
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
@@ -22,6 +23,7 @@ from llm_operator.state import (
     ProbeOutcome,
     SmokeOutcome,
 )
+from llm_runtime.contract import CANDIDATE_MARK
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
@@ -86,7 +88,8 @@ class Memory:
     """By deployment uid: a candidate and what copies for it carry. Another one after a restart."""
     smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
     """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of
-    its content, pod uid and restarts)."""
+    its content, pod uid and restarts). A candidate is a revision, or a version of an adapter by its
+    name in the pods."""
     asking: dict[tuple[str, str, str, str, str], "asyncio.Task[None]"] = field(default_factory=dict)
     """The same prompts while they are being asked."""
     places: defaultdict[str, asyncio.Semaphore] = field(
@@ -118,6 +121,7 @@ class Memory:
 
     def _part(self, key: Key) -> None:
         if (uid := self.uids.pop(key, None)) is not None:
+            self.end_adapters(uid)
             self.end_rollout(uid)
             self.evaluating.pop(uid, None)
 
@@ -137,16 +141,26 @@ class Memory:
         """Drop what was gathered for the gates of a roll-out that is over."""
         for gathered in (self.watched, self.copies, self.shadow_tokens):
             gathered.pop(uid, None)
-        for outcome in [known for known in self.smoke if known[0] == uid]:
-            del self.smoke[outcome]
+        self._end_smoke(uid, lambda candidate: CANDIDATE_MARK not in candidate)
         for evaluation in [known for known in self.evaluations if known[0] == uid]:
             del self.evaluations[evaluation]
         for query in [known for known in self.measured if known[0] == uid]:
             del self.measured[query]
-        for prompts in [known for known in self.asking if known[0] == uid]:
-            self.asking.pop(prompts).cancel()
-        self.places.pop(uid, None)
         for probe in [known for known in self.probes if known[0] == uid]:
             del self.probes[probe]
         for running in [known for known in self.probing if known[0] == uid]:
             self.probing.pop(running).cancel()
+
+    def end_adapters(self, uid: str, judged: Collection[str] = ()) -> None:
+        """Drop what was gathered for candidates of adapters but those that are `judged` still."""
+        self._end_smoke(
+            uid, lambda candidate: CANDIDATE_MARK in candidate and candidate not in judged
+        )
+
+    def _end_smoke(self, uid: str, over: Callable[[str], bool]) -> None:
+        for outcome in [known for known in self.smoke if known[0] == uid and over(known[1])]:
+            del self.smoke[outcome]
+        for prompts in [known for known in self.asking if known[0] == uid and over(known[1])]:
+            self.asking.pop(prompts).cancel()
+        if not any(known[0] == uid for known in self.asking):
+            self.places.pop(uid, None)

@@ -406,7 +406,7 @@ async def _connections(
     status: LLMDeploymentStatus,
 ) -> dict[str, Connection]:
     """Of what is to be loaded: the specification's, and those of versions that are kept."""
-    kept = [each.connection for each in status.adapters]
+    kept = [each.connection for each in (*status.adapters, *status.adapter_candidates)]
     found: dict[str, Connection] = {}
     for name in {*(adapter.spec.mlflow.connection for adapter in adapters), *kept}:
         with suppress(RegistryFault):

@@ -22,7 +22,15 @@ TOLD = ("RegistryReachable", "AdaptersReady")
 """The conditions that tell of a connection."""
 ABSENT = frozenset({Reason.ModelNotFound, Reason.AliasNotFound, Reason.VersionNotFound})
 REFUSED = frozenset({Reason.InvalidSpec, Reason.NotPermitted})
-ADAPTERS_RESOLVED = frozenset({Reason.AdaptersLoaded, Reason.AdapterLoading, Reason.NoReadyPods})
+ADAPTERS_RESOLVED = frozenset(
+    {
+        Reason.AdaptersLoaded,
+        Reason.AdapterLoading,
+        Reason.AdapterJudged,
+        Reason.AdapterRefused,
+        Reason.NoReadyPods,
+    }
+)
 
 
 class Poll:
@@ -178,7 +186,13 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
         names.append(asked["name"])
     # Whether pods have loaded them is not for the registry to say.
     doubtful = _reason(resource, "AdaptersReady") not in ADAPTERS_RESOLVED
-    known = {each["name"]: each for each in status.get("adapters") or []}
+    # What is behind its gates, or was refused by them,
+    # is what the reference was seen to stand for last.
+    known = {
+        each["name"]: each
+        for listed in ("adapters", "adapterCandidates")
+        for each in status.get(listed) or []
+    }
     for adapter in _adapters(resource):
         asked = adapter["mlflow"]
         if _server(asked) == connection and (

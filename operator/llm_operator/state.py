@@ -6,7 +6,9 @@ from datetime import datetime
 from typing import Any
 
 from llm_operator.crds import (
+    AdapterCandidate,
     AdapterSpec,
+    AdapterStatus,
     ApiKeySpec,
     ApiKeyStatus,
     GateVerdict,
@@ -355,6 +357,39 @@ class Given:
 
 
 @dataclass(frozen=True)
+class AdapterSpread:
+    """In which ready pods an adapter's candidate is loaded."""
+
+    loaded: Mapping[str, list[Manifest]]
+    """By revision."""
+    behind: str
+    """Why not in all; empty where it is."""
+    failed: Mapping[str, str]
+    """Reason by pod, of those that can't load it."""
+
+    @property
+    def pods(self) -> int:
+        return sum(map(len, self.loaded.values()))
+
+
+@dataclass(frozen=True)
+class AdapterVersions:
+    """The versions of one adapter of the specification."""
+
+    serves: AdapterStatus | None
+    """What clients get. None: no version yet."""
+    candidate: AdapterCandidate | None = None
+    """What is judged, or was refused."""
+    spread: AdapterSpread | None = None
+    """Of what is judged."""
+
+    @property
+    def judged(self) -> AdapterCandidate | None:
+        """What pods are to load beside what serves."""
+        return self.candidate if self.candidate and self.candidate.outcome is None else None
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a plan for one LLMDeployment is made from."""
 
@@ -379,6 +414,11 @@ class Observed:
     autoscaler: Manifest | None = None
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
+    adapter_versions: tuple[AdapterVersions, ...] | None = None
+    """Of each of them, as its gates let them. None: not judged yet."""
+    adapter_evidence: Mapping[str, Mapping[str, SmokeOutcome]] = field(default_factory=dict)
+    """Of candidates of adapters, by the name that pods know them by:
+    what became of smoke prompts, by ConfigMap."""
     adapters_beside_keys: bool = False
     """Whether an earlier operator gave pods adapters,
     and the credentials to fetch them, beside their keys."""

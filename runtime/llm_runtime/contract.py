@@ -119,6 +119,10 @@ METRIC_DOWNLOAD_RATE = "llm_download_bytes_per_second"
 
 ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """What an adapter may be called."""
+CANDIDATE_MARK = "@"
+"""Stands in the name of every adapter's candidate, and in that of no adapter."""
+CANDIDATE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[A-Za-z0-9._-]{1,64}$"
+"""What an adapter's candidate is called: the adapter's name, and a mark of exactly this version."""
 
 KEY_PREFIX = "llmk"
 KEY_SECRET_LENGTH = 43
@@ -530,6 +534,14 @@ class PinnedAdapter(_Additive):
     Empty: the first of its number."""
 
 
+class CandidateAdapter(PinnedAdapter):
+    """A version of an adapter that has still to show what it is worth:
+    only the operator's own key reaches it."""
+
+    name: Annotated[str, Field(pattern=CANDIDATE_NAME)]
+    """Name under which the operator asks for it."""
+
+
 class AdapterFile(_Additive):
     """The adapters that a server has loaded beside its model.
     Changed while it serves, nothing restarts.
@@ -543,13 +555,22 @@ class AdapterFile(_Additive):
     adapters: tuple[PinnedAdapter, ...] = ()
     """Adapters in the order of the specification;
     beyond `engine.maxAdapters` only the first are loaded."""
+    candidates: tuple[CandidateAdapter, ...] = ()
+    """Versions that are loaded beside the adapters, for the operator's own key alone. A list of
+    their own: a server that does not know it must not show them to clients."""
     default_adapter: str = ""
     """Adapter that answers for the bare name of the model, over the configuration's.
     Empty: the configuration's."""
 
+    @property
+    def wanted(self) -> tuple[PinnedAdapter, ...]:
+        """All that are to be loaded.
+        Candidates come last: where there is not room for all, they have none."""
+        return (*self.adapters, *self.candidates)
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":
-        names = [adapter.name for adapter in self.adapters]
+        names = [adapter.name for adapter in self.wanted]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the adapter {min(twice)!r} is named twice")
         return self

@@ -33,6 +33,7 @@ from llm_runtime.contract import (
     FETCHED_FLAG,
     MODELS_FLAG,
     REGISTRIES_FLAG,
+    CandidateAdapter,
     FatalReport,
     PinnedAdapter,
     RegistriesFile,
@@ -52,7 +53,7 @@ class Job(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    adapter: PinnedAdapter
+    adapter: PinnedAdapter | CandidateAdapter
     access: RegistryAccess
 
     @property
@@ -112,10 +113,10 @@ class AdaptersFetcher:
             self._retries.clear()  # It may be the credentials that were wrong.
         wanted = {
             each.name: Job(adapter=each, access=self._access[each.connection])
-            for each in self._list.wanted.adapters
+            for each in self._list.wanted.wanted
             if each.connection in self._access  # Else the server says so: its list lacks it, too.
         }
-        listed = {each.name for each in self._list.wanted.adapters}
+        listed = {each.name for each in self._list.wanted.wanted}
         for file in self._told.glob("*.json"):
             if file.stem not in listed:
                 file.unlink()

@@ -32,6 +32,8 @@ class Caller:
     """Adapters that the caller may use beside the base model. Empty means all."""
     admin: bool = False
     """Whether the caller may manage models and keys."""
+    operator: bool = False
+    """Whether it is the operator itself, which alone may use candidates of adapters."""
 
 
 class FinishReason(StrEnum):

@@ -1,11 +1,15 @@
 """An adapter's alias moves: the new version answers in every pod, no request fails,
-and no pod starts anew."""
+and no pod starts anew.
+
+With gates a worse version never answers, and a good one does once it has passed.
+"""
 
 import base64
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +23,7 @@ pytestmark = pytest.mark.e2e
 
 NAME = "advisor"
 ADAPTER = "support-legal"
+SMOKE = "advisor-legal-smoke"
 """The operator's, as the stack installs it: it notices after that at the latest."""
 DEPLOYMENT = f"""
 apiVersion: llm-operator.dev/v1alpha1
@@ -52,6 +57,7 @@ def client(world: World) -> Iterator[httpx.Client]:
         yield session
     world.kubectl("delete", "llmd", NAME, "--timeout=60s")
     world.kubectl("delete", "llmkey", "advisors")
+    world.kubectl("delete", "configmap", SMOKE, "--ignore-not-found")
     world.until(lambda: NAME not in world.kubectl("get", "pods", "-o", "name"), "its pods gone")
 
 
@@ -59,15 +65,12 @@ def client(world: World) -> Iterator[httpx.Client]:
 def versions(
     models: dict[str, Path], world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> str:
-    """Two versions of an adapter for the first model; the first is `champion`."""
+    """Three versions of an adapter for the first model:
+    `champion`, one that answers otherwise, and the first again."""
     folder = tmp_path_factory.mktemp("adapters")
-    for seed, alias in enumerate(("champion", None)):
-        push(
-            world.stack.mlflow.uri,
-            ADAPTER,
-            lora_models.save_adapter(models["first"], folder / str(seed), seed),
-            alias=alias,
-        )
+    for seed, alias in ((0, "champion"), (1, None), (0, None)):
+        made = lora_models.save_adapter(models["first"], folder / str(seed), seed)
+        push(world.stack.mlflow.uri, ADAPTER, made, alias=alias)
     return ADAPTER
 
 
@@ -148,3 +151,82 @@ def test_a_removed_adapter_is_gone_and_the_pods_are_not(client: httpx.Client, wo
     )
     assert answer(client, NAME).is_success
     assert pods(world) == before
+
+
+def test_a_worse_version_never_answers_and_a_good_one_does_when_it_has_passed(
+    client: httpx.Client, world: World, versions: str
+) -> None:
+    before = pods(world)
+    legal = f"{NAME}:legal"
+    reference = {"name": versions, "alias": "champion"}
+    set_alias(world.stack.mlflow.uri, versions, "champion", "1")
+    adapt(world, {"name": "legal", "mlflow": reference})
+    world.until(
+        lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods"
+    )
+    chat = {
+        "model": legal,
+        "messages": [{"role": "user", "content": "hello"}],
+        "temperature": 0,
+        "max_tokens": 12,
+    }
+    right = client.post("/v1/chat/completions", json=chat).json()["choices"][0]["message"][
+        "content"
+    ]
+    prompt = {"prompt": "hello", "maxTokens": 12, "expect": {"exact": right}}
+    about = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": SMOKE},
+        "data": {"hi": json.dumps(prompt)},
+    }
+    world.kubectl("apply", "-f", "-", stdin=json.dumps(about))
+    adapt(
+        world,
+        {"name": "legal", "mlflow": reference, "gates": [{"smokePrompts": {"configMap": SMOKE}}]},
+    )
+    loop = RequestLoop(
+        str(client.base_url).rstrip("/"), key(world), legal, "hello", clients=2, max_tokens=8
+    ).start()
+    try:
+        world.until(lambda: loop.tally.requests >= 8, "requests before the move")
+        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
+        world.until(
+            lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
+            "it to be refused",
+        )
+        refused = world.condition("AdaptersReady", NAME)["message"]
+        assert serving(world) == "1"
+        asked = loop.tally.requests
+        world.until(lambda: loop.tally.requests >= asked + 8, "requests after the refusal")
+        moved = time.monotonic()
+        set_alias(world.stack.mlflow.uri, versions, "champion", "3")
+        world.until(lambda: serving(world) == "3", "the good version to pass")
+        passed = time.monotonic()
+        world.until(
+            lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
+        )
+    finally:
+        tally = loop.stop()
+    print(
+        f"refused: {refused}\npassed {passed - moved:.1f} s after the alias moved; {tally.requests}"
+        " requests"
+    )
+    assert tally.failures == []
+    assert len(tally.answers) == 1
+    assert "version 1 of support-legal goes on answering" in refused
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == [NAME, legal]
+    assert world.llmd(NAME)["status"]["adapters"][0]["judged"].startswith(
+        "passed: gate smokePrompts"
+    )
+    assert pods(world) == before
+
+
+def adapt(world: World, adapter: dict[str, Any]) -> None:
+    world.kubectl(
+        "patch", "llmd", NAME, "--type=merge", "-p", json.dumps({"spec": {"adapters": [adapter]}})
+    )
+
+
+def serving(world: World) -> str:
+    return str(world.llmd(NAME)["status"]["adapters"][0]["version"])

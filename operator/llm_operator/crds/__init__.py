@@ -14,6 +14,7 @@ from llm_operator.crds.llmdeployment import LLMDeploymentRoot, LLMDeploymentSpec
 from llm_operator.crds.model import AdapterSpec, MlflowModel, ServedModel
 from llm_operator.crds.schema import structural
 from llm_operator.crds.status import (
+    AdapterCandidate,
     AdapterStatus,
     ApiKeyStatus,
     AvailableVersion,
@@ -33,6 +34,7 @@ __all__ = [
     "UNSEEN",
     "VERSION",
     "AccessSpec",
+    "AdapterCandidate",
     "AdapterSpec",
     "AdapterStatus",
     "ApiKeySpec",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.common import IntegerText, ObjectName
+from llm_operator.crds.rollout import SmokePrompts
 from llm_operator.crds.schema import Section, described_by, rules
 from llm_runtime.contract import AdapterConfig, ModelConfig
 
@@ -177,6 +178,13 @@ class ModelSpec(Section):
     chat_template: Annotated[str, Field(max_length=65_536)] = ""
 
 
+class AdapterGate(Section):
+    """A check that a version of the adapter must pass before it answers clients."""
+
+    smoke_prompts: SmokePrompts
+    """Prompts whose answers must be as expected, by the new version on every ready pod."""
+
+
 @described_by(AdapterConfig)
 class AdapterSpec(Section):
     """A LoRA adapter that running pods load beside the model."""
@@ -184,3 +192,11 @@ class AdapterSpec(Section):
     name: AdapterName
     mlflow: MlflowModel
     """Registered model in MLflow whose artifacts are the adapter in PEFT's format."""
+    gates: Annotated[tuple[AdapterGate, ...], Field(max_length=4)] | None = None
+    """Checks that each version must pass before it answers clients, the first one too. Until then
+    the version before answers. Absent or empty: a version answers as soon as it is loaded."""
+
+    @property
+    def smoke_maps(self) -> tuple[str, ...]:
+        """The ConfigMaps with smoke prompts, each once."""
+        return tuple(dict.fromkeys(gate.smoke_prompts.config_map for gate in self.gates or ()))

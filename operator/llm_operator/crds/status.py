@@ -78,7 +78,10 @@ class AdapterStatus(Section):
     ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
     """Number of ready pods in which this version answers."""
     resolved_at: Time | None = None
-    """Time at which this version was first seen under the reference."""
+    """Time at which this version was first seen under the reference;
+    of one with gates, at which it passed them."""
+    judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
+    """Gates that judged the version before it answered. Absent: none did."""
 
 
 class RevisionStatus(Section):
@@ -126,6 +129,21 @@ class GateVerdict(Section):
     """Time at which the operator began to count."""
     message: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """Details behind the result, for people."""
+
+
+class AdapterCandidate(AdapterStatus):
+    """A version of an adapter that is behind its gates, or was refused by them.
+    It answers no client."""
+
+    resolved_at: Time | None = None
+    """Time at which this version was first seen under the reference."""
+    ready_replicas: int | None = Field(default=None, json_schema_extra={"format": "int32"})
+    """Number of ready pods that have loaded the version."""
+    gates: Annotated[tuple[GateVerdict, ...], Field(max_length=4)] = ()
+    """Result of each gate for the version."""
+    outcome: Literal["Failed"] | None = None
+    """Failed: the version was refused. It is judged anew when the reference has stood for another
+    version, or when the adapter's gates name other ConfigMaps."""
 
 
 class CandidateStatus(RevisionStatus):
@@ -232,7 +250,19 @@ class LLMDeploymentStatus(Section):
             },
         ),
     ] = ()
-    """Versions that the adapters' references last resolved to."""
+    """Versions that the adapters' references last resolved to;
+    of an adapter with gates, the last that passed them."""
+    adapter_candidates: Annotated[
+        tuple[AdapterCandidate, ...],
+        Field(
+            max_length=8,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = ()
+    """Versions of adapters that are behind their gates, or were refused by them."""
     stable: StableStatus | None = None
     """The revision that serves."""
     candidate: CandidateStatus | None = None

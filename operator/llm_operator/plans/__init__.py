@@ -1,12 +1,13 @@
 """Pure planning: what was observed → what should be. No I/O, no clock, no chance."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import approval, names, rollout
 from llm_operator.plans.objects import (
+    adapter_versions,
     adapters,
     autoscale,
     keys,
@@ -39,6 +40,7 @@ NEWS = timedelta(minutes=30)
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
     """The plan for one LLMDeployment."""
     observed = approval.held(observed)
+    observed = replace(observed, adapter_versions=adapter_versions.versions(observed))
     replicas = 0 if observed.spec.suspend else observed.spec.replicas
     decision = rollout.advance(
         rollout.Situation(
@@ -225,6 +227,7 @@ def _status(
         conditions=conditions.deployment(picture, now),
         model=_model(observed, now),
         adapters=adapter_status.status(observed, now),
+        adapter_candidates=adapter_status.candidates(observed, now),
         stable=decision.stable,
         candidate=decision.candidate.status() if decision.candidate else None,
         history=decision.history,

@@ -43,6 +43,13 @@ class Reason(StrEnum):
         "AdapterLoading",
         "AdaptersReady: ready pods have still to load a version; the message names them",
     )
+    AdapterJudged = (
+        "AdapterJudged",
+        (
+            "AdaptersReady: a version of an adapter is behind its gates, and the version before it"
+            " answers"
+        ),
+    )
     Scaling = "Scaling", "pods of the serving revision come or go"
     Retrying = "Retrying", "a passing fault; it is tried again by itself"
     # By wish
@@ -168,6 +175,13 @@ class Reason(StrEnum):
     AdapterFailed = (
         "AdapterFailed",
         "AdaptersReady is False: a pod can't load an adapter, for a reason not listed here",
+    )
+    AdapterRefused = (
+        "AdapterRefused",
+        (
+            "AdaptersReady is False: a version of an adapter failed its gates and answers nobody;"
+            " the one before it does"
+        ),
     )
     # Children
     NameTaken = "NameTaken", "an object that is not ours has a child's name"

@@ -12,7 +12,7 @@ from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
-from llm_operator.plans.objects import keys
+from llm_operator.plans.objects import adapter_versions, keys
 from llm_operator.plans.rollout import stamp, tries_on
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
@@ -23,6 +23,7 @@ from llm_runtime.contract import hash_key, key_id_of
 
 QUERY_AGE = timedelta(seconds=10)
 """How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
+NO_POD = "no pod of the candidate is ready yet"
 GONE = ""
 """In place of the resourceVersion of a Secret that does not exist."""
 
@@ -41,6 +42,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         held = None
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
+    observed = replace(observed, adapter_evidence=await _adapters(outside, observed, key, missing))
     over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
     if over or candidate is None or not (spec.gates or spec.shadows):
         outside.memory.end_rollout(observed.meta.uid)
@@ -63,7 +65,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     outcomes, answers, probed, evaluations = await asyncio.gather(
         asyncio.gather(
             *(
-                _smoke(outside, observed, candidate.revision, name, pods, key, missing)
+                _smoke(outside, observed, _revision(observed, candidate, pods), name, key, missing)
                 for name in spec.smoke_maps
             )
         ),
@@ -160,21 +162,51 @@ async def _query(
     return found
 
 
+async def _adapters(
+    outside: Outside, observed: Observed, key: str | None, missing: str
+) -> dict[str, dict[str, SmokeOutcome]]:
+    """What has become of the prompts for versions of adapters that are behind their gates."""
+    prompts = {each.name: each.smoke_maps for each in observed.spec.adapters or ()}
+    asked = dict[smoke.Candidate, tuple[str, ...]]()
+    for each in adapter_versions.candidates(observed):
+        if each.judged is not None and each.spread is not None:
+            name = adapter_versions.alias(each.judged)
+            candidate = smoke.Candidate(name, f"{observed.meta.name}:{name}", each.spread.loaded)
+            asked[candidate] = prompts[each.judged.name]
+    outside.memory.end_adapters(observed.meta.uid, [each.name for each in asked])
+
+    async def of(candidate: smoke.Candidate, maps: tuple[str, ...]) -> dict[str, SmokeOutcome]:
+        found = await asyncio.gather(
+            *(_smoke(outside, observed, candidate, each, key, missing) for each in maps)
+        )
+        return dict(zip(maps, found, strict=True))
+
+    found = await asyncio.gather(*(of(candidate, maps) for candidate, maps in asked.items()))
+    return {candidate.name: outcomes for candidate, outcomes in zip(asked, found, strict=True)}
+
+
+def _revision(
+    observed: Observed, candidate: CandidateStatus, pods: list[Manifest]
+) -> smoke.Candidate:
+    return smoke.Candidate(
+        candidate.revision, observed.meta.name, {candidate.revision: pods} if pods else {}
+    )
+
+
 async def _smoke(
     outside: Outside,
     observed: Observed,
-    revision: str,
+    candidate: smoke.Candidate,
     name: str,
-    pods: list[Manifest],
     key: str | None,
     missing: str,
 ) -> SmokeOutcome:
-    if not pods:
-        return SmokeOutcome(waiting="no pod of the candidate is ready yet")
+    if not candidate.pods:
+        return SmokeOutcome(waiting=NO_POD)
     if key is None:
         secret = names.operator_key_secret(observed.meta)
         return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
-    return await smoke.outcome(outside, observed, revision, name, pods, key)
+    return await smoke.outcome(outside, observed, candidate, name, key)
 
 
 async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | None, HeldKey | None]:
@@ -184,7 +216,10 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
     name = names.operator_key_secret(meta)
     rollout = observed.spec.rollout
     asks = rollout.asks and observed.spec.access.authentication == "Required"
-    if not asks and not rollout.load_probes:
+    # Without it nobody but clients is told apart:
+    # candidates of adapters and load probes are not for them.
+    known = any(each.gates for each in observed.spec.adapters or ()) or rollout.load_probes
+    if not asks and not known:
         await _forget_key(outside, meta, name)
         return "", None
     secret = await outside.cluster.get("Secret", meta.namespace, name)

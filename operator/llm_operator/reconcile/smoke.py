@@ -1,9 +1,15 @@
-"""Asks smoke prompts of every ready pod of a candidate, behind the loop:
-a look finds what has become of them."""
+"""Asks smoke prompts of every pod that has a candidate, behind the loop:
+a look finds what has become of them.
+
+A candidate is a revision, or a version of an adapter that pods have loaded beside the one that
+answers.
+"""
 
 import asyncio
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llm_operator.observe import Outside
@@ -11,6 +17,7 @@ from llm_operator.plans import names
 from llm_operator.ports.cluster import ApiError
 from llm_operator.reconcile.own_pods import own_pods
 from llm_operator.state import Manifest, Observed, SmokeOutcome
+from llm_runtime.contract import CANDIDATE_MARK
 
 SMOKE_SECONDS = 60.0
 """For all prompts of one pod together."""
@@ -20,14 +27,34 @@ AT_ONCE = 4
 """Prompts that one pod is asked at the same time."""
 NOT_YET = (0, 401, 403, 429, 503)
 """Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
+UNKNOWN_MODEL = 404
+"""Of a version of an adapter: the pod has not read its list yet."""
 
 Known = tuple[str, str, str, str, str]
 
 
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Who is asked."""
+
+    name: str
+    """What tells its outcomes from others: the revision,
+    or what pods call the version of an adapter."""
+    model: str
+    """What the prompts ask for."""
+    pods: Mapping[str, list[Manifest]]
+    """Ready pods that have it, by their revision."""
+
+    @property
+    def not_yet(self) -> tuple[int, ...]:
+        """Answers of a pod that is asked again."""
+        return (*NOT_YET, UNKNOWN_MODEL) if CANDIDATE_MARK in self.name else NOT_YET
+
+
 async def outcome(
-    outside: Outside, observed: Observed, revision: str, name: str, pods: list[Manifest], key: str
+    outside: Outside, observed: Observed, candidate: Candidate, name: str, key: str
 ) -> SmokeOutcome:
-    """What has become of a ConfigMap's prompts on the revision's ready pods,
+    """What has become of a ConfigMap's prompts on the candidate's pods,
     which are asked where they were not."""
     try:
         found = await outside.cluster.get("ConfigMap", observed.meta.namespace, name)
@@ -37,7 +64,11 @@ async def outcome(
         return SmokeOutcome(waiting=f"ConfigMap {name} does not exist: create it", unusable=True)
     data = found.get("data") or {}
     digest = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-    asked = {(observed.meta.uid, revision, name, digest, _life(pod)): pod for pod in pods}
+    asked = {
+        (observed.meta.uid, candidate.name, name, digest, _life(pod)): pod
+        for pods in candidate.pods.values()
+        for pod in pods
+    }
     memory = outside.memory
     unasked = [
         known
@@ -45,12 +76,12 @@ async def outcome(
         if known not in memory.asking and not _final(memory.smoke.get(known))
     ]
     try:
-        own = await own_pods(outside, observed, revision, [asked[known] for known in unasked])
+        own = await _own(outside, observed, candidate, [asked[known] for known in unasked])
     except ApiError as error:
         return SmokeOutcome(waiting=f"whose the candidate's pods are can't be read: {error}")
     for known in unasked:
         if asked[known] in own:
-            _begin(outside, known, asked[known], key, observed.meta.name, data)
+            _begin(outside, known, asked[known], key, candidate, data)
         else:
             del asked[known]
     if not asked:
@@ -64,6 +95,17 @@ async def outcome(
         for task in done:
             task.result()
     return _together({_name(pod): memory.smoke.get(known) for known, pod in asked.items()}, name)
+
+
+async def _own(
+    outside: Outside, observed: Observed, candidate: Candidate, pods: list[Manifest]
+) -> list[Manifest]:
+    asked = {_name(pod) for pod in pods}
+    found = [
+        await own_pods(outside, observed, revision, [pod for pod in those if _name(pod) in asked])
+        for revision, those in candidate.pods.items()
+    ]
+    return [pod for some in found for pod in some]
 
 
 def _together(pods: dict[str, SmokeOutcome | None], config_map: str) -> SmokeOutcome:
@@ -113,14 +155,19 @@ def _name(pod: Manifest) -> str:
 
 
 def _begin(
-    outside: Outside, known: Known, pod: Manifest, key: str, model: str, data: dict[str, str]
+    outside: Outside,
+    known: Known,
+    pod: Manifest,
+    key: str,
+    candidate: Candidate,
+    data: dict[str, str],
 ) -> None:
     memory = outside.memory
     places = memory.places[known[0]]
 
     async def ask() -> None:
         async with places:
-            memory.smoke[known] = await _ask_all(outside, pod, key, model, known[2], data)
+            memory.smoke[known] = await _ask_all(outside, pod, key, candidate, known[2], data)
 
     def over(task: asyncio.Task[None]) -> None:
         if memory.asking.get(known) is task:
@@ -131,7 +178,12 @@ def _begin(
 
 
 async def _ask_all(
-    outside: Outside, pod: Manifest, key: str, model: str, config_map: str, data: dict[str, str]
+    outside: Outside,
+    pod: Manifest,
+    key: str,
+    candidate: Candidate,
+    config_map: str,
+    data: dict[str, str],
 ) -> SmokeOutcome:
     """What became of a ConfigMap's prompts on one pod."""
     try:
@@ -144,8 +196,8 @@ async def _ask_all(
     async def ask(name: str, body: dict[str, Any]) -> tuple[str, str]:
         """What is wrong with the answer, and why there is none yet."""
         async with places:
-            answer = await outside.pods.ask(pod, key, {"model": model, **body})
-        if answer.status in NOT_YET:
+            answer = await outside.pods.ask(pod, key, {"model": candidate.model, **body})
+        if answer.status in candidate.not_yet:
             return (
                 "",
                 f"pod {_name(pod)} has not answered {name}: {answer.status or ''} {answer.text}",

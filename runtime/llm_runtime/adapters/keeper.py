@@ -19,7 +19,7 @@ from typing import Any, Literal
 from llm_runtime import errors
 from llm_runtime.adapters.delivery import LOOK_SECONDS, identity
 from llm_runtime.adapters.file import AdapterList
-from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess
+from llm_runtime.contract import CANDIDATE_MARK, FatalReport, PinnedAdapter, RegistryAccess
 from llm_runtime.request import Engine
 
 log = logging.getLogger(__name__)
@@ -119,16 +119,17 @@ class Adapters:
 
     async def settled(self, timeout_seconds: float = READY_SECONDS) -> None:
         """Return when each adapter is loaded or has failed once:
-        who is said to be ready should answer for all."""
+        who is said to be ready should answer for all.
+
+        Candidates answer no client, and hold up nobody.
+        """
         deadline = self._clock() + timeout_seconds
-        while tasks := [
-            place.task for place in self._places.values() if place.task and not place.failures
-        ]:
+        while tasks := [place.task for place in self._public if place.task and not place.failures]:
             left = deadline - self._clock()
             _, open_ = await asyncio.wait(tasks, timeout=max(0.0, left))
             if open_:
                 log.warning("ready before its adapters", extra={"adapters": self.report()})
-            if open_ or all(not place.busy for place in self._places.values()):
+            if open_ or all(not place.busy for place in self._public):
                 return
 
     def look(self) -> None:
@@ -138,16 +139,20 @@ class Adapters:
                 place.retry_at = 0.0
         if self._engine is None:
             return
-        wanted = {adapter.name: adapter for adapter in self._list.wanted.adapters}
+        wanted = {adapter.name: adapter for adapter in self._list.wanted.wanted}
         for name in [name for name in self._places if name not in wanted]:
             self._take_away(self._engine, name)
         for number, adapter in enumerate(wanted.values()):
             self._keep(self._engine, number, adapter)
 
     @property
+    def _public(self) -> list[_Place]:
+        return [place for place in self._places.values() if CANDIDATE_MARK not in place.wanted.name]
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """All that are wanted, be they loaded or not."""
-        return tuple(adapter.name for adapter in self._list.wanted.adapters)
+        """All that are wanted, candidates too, be they loaded or not."""
+        return tuple(adapter.name for adapter in self._list.wanted.wanted)
 
     @property
     def default(self) -> str:
@@ -175,7 +180,7 @@ class Adapters:
     def report(self) -> list[dict[str, Any]]:
         """What stands where, one entry for each wanted adapter; no address and no credential."""
         found = []
-        for adapter in self._list.wanted.adapters:
+        for adapter in self._list.wanted.wanted:
             place = self._places.get(adapter.name)
             loaded = place.loaded.version if place and place.loaded else None
             entry = {"name": adapter.name, "version": loaded, "wanted_version": adapter.version}

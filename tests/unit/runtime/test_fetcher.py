@@ -116,6 +116,28 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+def test_a_candidate_is_brought_beside_the_adapters_by_a_child_that_reads_its_name(
+    world: World,
+) -> None:
+    world.want(LEGAL)
+    listed = json.loads(world.lists.read_text())
+    candidate = {"name": "legal@2.5f3c", "model": "bot-legal", "version": "2"}
+    world._put(world.lists, {**listed, "candidates": [candidate]})
+    world.look()
+    assert world.asked() == [["legal-1", "legal@2.5f3c-2"]]
+    assert (
+        fetcher._JOBS.validate_json(fetcher._JOBS.dump_json(world.child.jobs)) == world.child.jobs
+    )
+    world.finish()
+    told = read(world.told, "legal@2.5f3c")
+    assert told is not None
+    assert told.folder
+    world.want(LEGAL)
+    world.look()
+    assert read(world.told, "legal@2.5f3c") is None
+    assert read(world.told, "legal") is not None
+
+
 def test_a_version_that_was_registered_anew_is_another_one() -> None:
     former = PinnedAdapter(name="legal", model="law", version="1")
     again = former.model_copy(update={"anew": "5f3c"})

@@ -22,10 +22,15 @@ from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyRing
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.common.aside import in_thread
-from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess
+from llm_runtime.contract import AdapterFile, FatalReport, PinnedAdapter, RegistryAccess, format_key
 from waiting import until
 
 SERVER = {"default": {"trackingUri": "http://mlflow", "password": "secret"}}
+
+
+OPERATORS = format_key("op", "o" * 43)
+CANDIDATE = "legal@2.5f3c"
+BESIDE = {"candidates": [{"name": CANDIDATE, "model": "bot-legal", "version": "2"}]}
 
 
 def write(file: Path, *adapters: tuple[str, str], **more: Any) -> None:
@@ -307,11 +312,15 @@ def serve(tmp_path: Path, file: Path) -> Serve:
 
     @asynccontextmanager
     async def start(
-        engine: ScriptedEngine, fetch: Callable[..., Awaitable[Path]], wait: bool = True, **key: Any
+        engine: ScriptedEngine,
+        fetch: Callable[..., Awaitable[Path]],
+        wait: bool = True,
+        authentication: str = "Required",
+        **key: Any,
     ) -> AsyncIterator[tuple[Server, httpx.AsyncClient]]:
         keys = tmp_path / "keys.json"
-        keys.write_text(key_file(record(KEY, **key)))
-        settings = config()
+        keys.write_text(key_file(record(KEY, **key), record(OPERATORS, operator=True)))
+        settings = config().model_copy(update={"authentication": authentication})
         adapters = Adapters(AdapterList(file), fetch, 4)
         cache = CompletionCache(settings.server.completion_cache)
         server = make_server(
@@ -525,3 +534,71 @@ async def test_a_key_for_other_adapters_may_not_use_the_default_one_but_the_base
         listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
     assert list(answers.values()) == [404, 404, 200, 200]
     assert listed == ["support-bot:base", "support-bot:sales"]
+
+
+@pytest.mark.parametrize("authentication", ["Required", "Disabled"])
+@pytest.mark.parametrize(
+    "named", [(), ("legal", CANDIDATE)], ids=["a key for all", "a key that names it"]
+)
+async def test_a_candidate_is_loaded_beside_its_adapter_and_there_for_the_operators_key_alone(
+    file: Path, serve: Serve, authentication: str, named: tuple[str, ...]
+) -> None:
+    write(file, ("legal", "1"), **BESIDE)
+    engine = ScriptedEngine()
+    operators = {"X-API-Key": OPERATORS}
+    async with serve(engine, Shelf(), authentication=authentication, adapters=named) as (_, client):
+        await until(lambda: CANDIDATE in engine.adapters)
+        answers = [
+            await client.post("/v1/completions", json=asking(name), headers=headers)
+            for name, headers in ((CANDIDATE, {}), (CANDIDATE, operators), ("legal", {}))
+        ]
+        about = (await client.get(f"/v1/models/support-bot:{CANDIDATE}")).status_code
+        shown = [(await client.get(path)).text for path in ("/v1/models", "/status", "/info")]
+        metrics = (await client.get("/metrics")).text
+        await client.post("/v1/completions", json=asking("another"))
+    assert [answer.status_code for answer in answers] == [404, 200, 200]
+    assert CANDIDATE not in answers[0].json()["error"]["message"].split("may use", 1)[1]
+    assert about == 404
+    assert not any(CANDIDATE in text for text in shown)
+    assert [request.adapter for request in engine.requests] == [CANDIDATE, "legal"]
+    assert f'llm_adapter_loaded{{adapter="{CANDIDATE}",version="2"}} 1.0' in metrics
+
+
+async def test_a_candidate_that_is_slow_or_fails_holds_up_neither_the_server_nor_its_adapter(
+    file: Path, serve: Serve
+) -> None:
+    write(file, ("legal", "1"), **BESIDE)
+    shelf = Shelf()
+
+    async def fetch(adapter: PinnedAdapter, access: RegistryAccess) -> Path:
+        if adapter.name == CANDIDATE:
+            await asyncio.Event().wait()
+        return await shelf(adapter, access)
+
+    async with serve(ScriptedEngine(), fetch) as (server, client):
+        assert server.serving.state is State.READY
+        assert (await client.post("/v1/completions", json=asking("legal"))).status_code == 200
+
+
+async def test_candidates_have_what_room_is_left_and_go_with_the_list(file: Path) -> None:
+    write(file, ("legal", "1"), **BESIDE)
+    world = World(file, most=1)
+    await world.look()
+    assert world.states() == [("legal", "1", "loaded"), (CANDIDATE, None, "failed")]
+    world = World(file)
+    await world.look()
+    assert world.engine.adapters == ("legal", CANDIDATE)
+    write(file, ("legal", "2"))
+    await world.look()
+    assert world.engine.adapters == ("legal",)
+    assert world.adapters.version("legal") == "2"
+
+
+def test_a_name_is_an_adapters_or_a_candidates_and_never_both() -> None:
+    pinned = {"model": "law", "version": "1"}
+    for lists in (
+        {"adapters": [{**pinned, "name": CANDIDATE}]},
+        {"candidates": [{**pinned, "name": "legal"}]},
+    ):
+        with pytest.raises(ValueError, match="name"):
+            AdapterFile.model_validate(lists)

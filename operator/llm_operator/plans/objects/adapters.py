@@ -1,58 +1,13 @@
-"""The adapters of the running pods: the list that they follow, and what the status says of it."""
+"""The adapters of the running pods: the list that they follow,
+and what is wrong with its references."""
 
 from collections.abc import Callable
 
 from llm_operator.crds import AdapterStatus
 from llm_operator.plans import names
-from llm_operator.plans.objects import keys, revision, workload
-from llm_operator.state import Connection, Fault, Manifest, Observed, ResolvedAdapter
+from llm_operator.plans.objects import adapter_versions, keys, revision, workload
+from llm_operator.state import Connection, Fault, Manifest, Observed
 from llm_runtime import contract
-
-
-def pinned(observed: Observed) -> tuple[AdapterStatus, ...]:
-    """The version of each adapter that the pods are to have. One that never had any is left out."""
-    known = {each.name: each for each in observed.status.adapters}
-    return tuple(
-        found
-        for adapter in observed.adapters
-        if (found := _pin(adapter, known.get(adapter.spec.name))) is not None
-    )
-
-
-def _pin(adapter: ResolvedAdapter, known: AdapterStatus | None) -> AdapterStatus | None:
-    if adapter.resolution.fault is not None:
-        return known
-    model = adapter.resolution.model
-    asked = adapter.spec.mlflow
-    assert model is not None
-    made = model.registered_at or None
-    before = (
-        known
-        if known and _numbered(known) == (asked.connection, model.name, model.version)
-        else None
-    )
-    return AdapterStatus(
-        name=adapter.spec.name,
-        model=model.name,
-        version=model.version,
-        alias=asked.alias,
-        stage=asked.stage,
-        connection=asked.connection,
-        sub_path=asked.sub_path or None,
-        registered_at=made or (before.registered_at if before else None),
-        anew=_anew(before, made) if before else None,
-    )
-
-
-def _numbered(adapter: AdapterStatus) -> tuple[str, str, str]:
-    return adapter.connection, adapter.model, adapter.version
-
-
-def _anew(before: AdapterStatus, made: str | None) -> str | None:
-    """What an operator before this one did not note says nothing."""
-    if made is None or before.registered_at in (None, made):
-        return before.anew
-    return revision.mark(made)
 
 
 def secret(observed: Observed) -> Manifest:
@@ -85,25 +40,33 @@ def _file(observed: Observed, access: Callable[[Connection], contract.RegistryAc
     file = contract.AdapterFile(
         connections=_used(observed, access),
         adapters=tuple(
-            contract.PinnedAdapter(
-                name=each.name,
-                connection=each.connection,
-                model=each.model,
-                version=each.version,
-                sub_path=each.sub_path or "",
-                anew=each.anew or "",
-            )
-            for each in pinned(observed)
+            contract.PinnedAdapter(name=each.name, **_version(each))
+            for each in adapter_versions.pinned(observed)
+        ),
+        candidates=tuple(
+            contract.CandidateAdapter(name=adapter_versions.alias(each), **_version(each))
+            for each in adapter_versions.judged(observed)
         ),
         default_adapter=observed.spec.default_adapter or "",
     )
     return _text(file)
 
 
+def _version(adapter: AdapterStatus) -> dict[str, str]:
+    return {
+        "connection": adapter.connection,
+        "model": adapter.model,
+        "version": adapter.version,
+        "sub_path": adapter.sub_path or "",
+        "anew": adapter.anew or "",
+    }
+
+
 def _used(
     observed: Observed, access: Callable[[Connection], contract.RegistryAccess]
 ) -> dict[str, contract.RegistryAccess]:
-    used = sorted({each.connection for each in pinned(observed)} & observed.connections.keys())
+    wanted = (*adapter_versions.pinned(observed), *adapter_versions.judged(observed))
+    used = sorted({each.connection for each in wanted} & observed.connections.keys())
     return {name: access(observed.connections[name]) for name in used}
 
 

@@ -1,22 +1,25 @@
 """Where the adapters' versions answer: the status, the condition AdaptersReady, its Events,
 and when to look again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from llm_operator.crds import AdapterStatus, Condition, LLMDeploymentStatus
-from llm_operator.plans.objects import adapters
+from llm_operator.crds import AdapterCandidate, AdapterStatus, Condition, LLMDeploymentStatus
+from llm_operator.plans.evidence import gates
+from llm_operator.plans.objects import adapter_versions, adapters
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import parse, stamp
 from llm_operator.plans.status import faults
-from llm_operator.state import Observed, Occurrence
+from llm_operator.state import AdapterVersions, Observed, Occurrence
 
 FIRST_LOOK_SECONDS = 2.0
 LONGEST_LOOK_SECONDS = 60.0
 NAMED_PODS = 3
 """In a message, at most."""
-ON_THE_WAY = frozenset({Reason.AdapterLoading, Reason.NoReadyPods})
+ON_THE_WAY = frozenset({Reason.AdapterLoading, Reason.AdapterJudged, Reason.NoReadyPods})
+TOLD_APART = frozenset({Reason.AdapterRefused})
+"""Each version that is refused has an Event, and the condition none."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,27 @@ def status(observed: Observed, now: datetime) -> tuple[AdapterStatus, ...]:
     )
 
 
+def candidates(observed: Observed, now: datetime) -> tuple[AdapterCandidate, ...]:
+    """Versions that are behind their gates, since when,
+    and in how many ready pods they are loaded."""
+    known = {each.name: each for each in observed.status.adapter_candidates}
+    return tuple(
+        each.candidate.model_copy(
+            update={
+                "ready_replicas": each.spread.pods if each.spread else 0,
+                "resolved_at": _since(each.candidate, known.get(each.candidate.name)) or stamp(now),
+            }
+        )
+        for each in adapter_versions.versions(observed)
+        if each.candidate is not None
+    )
+
+
 def _since(adapter: AdapterStatus, before: AdapterStatus | None) -> str | None:
-    same = before is not None and _version(adapter) == _version(before)
+    same = before is not None and adapter_versions.identity(adapter) == adapter_versions.identity(
+        before
+    )
     return before.resolved_at if same and before else None
-
-
-def _version(adapter: AdapterStatus) -> tuple[str, str, str, str | None, str | None]:
-    return adapter.connection, adapter.model, adapter.version, adapter.sub_path, adapter.anew
 
 
 def _standings(observed: Observed) -> list[_Standing]:
@@ -66,7 +83,7 @@ def _standings(observed: Observed) -> list[_Standing]:
         for pod in each.pods
         if faults.ready(pod)
     ]
-    return [_standing(observed, adapter, pods) for adapter in adapters.pinned(observed)]
+    return [_standing(observed, adapter, pods) for adapter in adapter_versions.pinned(observed)]
 
 
 def _standing(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> _Standing:
@@ -96,20 +113,58 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
     standings = _standings(observed)
     said = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in standings)
     if failed := [each for each in standings if each.failed]:
-        return "False", _reason(failed[0]), "; ".join(_failure(observed, each) for each in failed)
-    if late := [each for each in standings if each.behind or each.silent]:
-        return "Unknown", Reason.AdapterLoading, "; ".join(_lateness(each) for each in late)
+        return (
+            "False",
+            _reason(failed[0].failed),
+            "; ".join(_failure(observed, each) for each in failed),
+        )
+    late = "; ".join(_lateness(each) for each in standings if each.behind or each.silent)
+    if held := _held(observed):
+        status, reason, told = held
+        return status, reason, f"{told}; {late}" if late else told
+    if late:
+        return "Unknown", Reason.AdapterLoading, late
     if any(not each.pods for each in standings):
         return "Unknown", Reason.NoReadyPods, f"{said}; no pod is ready yet"
     return "True", Reason.AdaptersLoaded, said
+
+
+def _held(observed: Observed) -> tuple[str, str, str] | None:
+    """What is to be told of versions that do not answer because of gates: what is bad first."""
+    found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
+    said = "; ".join(_behind_gates(each) for each in found)
+    for each in found:
+        if each.judged and each.spread and each.spread.failed:
+            return "False", _reason(each.spread.failed), said
+    if any(each.judged is None for each in found):
+        return "False", Reason.AdapterRefused, said
+    return ("Unknown", Reason.AdapterJudged, said) if found else None
+
+
+def _behind_gates(versions: AdapterVersions) -> str:
+    candidate = versions.candidate
+    assert candidate is not None
+    if versions.judged is None:
+        failed = gates.failed(candidate.gates)
+        what = f"was refused by {gates.told(failed)}" if failed else "was refused"
+    else:
+        open_ = [gates.told(each) for each in candidate.gates if each.state != "Passed"]
+        what = f"is behind its gates: {', '.join(open_)}" if open_ else "is behind its gates"
+    serves = versions.serves
+    keeps = (
+        f"version {serves.version} of {serves.model} goes on answering"
+        if serves
+        else "no version answers"
+    )
+    return f"adapter {candidate.name}: {_what(candidate)} {what}; {keeps}"
 
 
 def _what(adapter: AdapterStatus) -> str:
     return f"{adapter.model} version {adapter.version}"
 
 
-def _reason(standing: _Standing) -> str:
-    told = next(iter(standing.failed.values()))
+def _reason(failed: Mapping[str, str]) -> str:
+    told = next(iter(failed.values()))
     return told if told in Reason.__members__ else Reason.AdapterFailed
 
 
@@ -142,13 +197,17 @@ def _names(pods: Sequence[str]) -> str:
 
 def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) -> float | None:
     """Seconds until pods that are behind are asked again: soon at first, then ever more rarely.
-    None: none is."""
-    if not any(each.behind or each.silent for each in _standings(observed)):
+    None: none is.
+
+    The same for versions behind their gates:
+    prompts are answered, and ConfigMaps mended, without an event.
+    """
+    late = any(each.behind or each.silent for each in _standings(observed))
+    if not late and not adapter_versions.judged(observed):
         return None
     condition = next((each for each in after.conditions if each.type == "AdaptersReady"), None)
-    moments = [each.resolved_at for each in after.adapters] + (
-        [condition.last_transition_time] if condition else []
-    )
+    moments = [each.resolved_at for each in (*after.adapters, *after.adapter_candidates)]
+    moments += [condition.last_transition_time] if condition else []
     newest = max((moment for each in moments if (moment := parse(each))), default=now)
     return min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
 
@@ -161,12 +220,35 @@ def events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occu
         old = known.get(each.name)
         if old is None or (old.model, old.version) != (each.model, each.version):
             was = f", was {_what(old)}" if old else ""
+            judged = f"; {each.judged}" if each.judged else ""
             found.append(
                 Occurrence(
-                    "Normal", "AdapterResolved", f"adapter {each.name} is {_what(each)}{was}"
+                    "Normal",
+                    "AdapterResolved",
+                    f"adapter {each.name} is {_what(each)}{was}{judged}",
                 )
             )
-    return found + _condition_events(_condition(before), _condition(after))
+    return (
+        found
+        + _candidate_events(before, after)
+        + _condition_events(_condition(before), _condition(after))
+    )
+
+
+def _candidate_events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occurrence]:
+    known = {each.name: each for each in before.adapter_candidates}
+    serving = {each.name: each for each in after.adapters}
+    found = list[Occurrence]()
+    for each in after.adapter_candidates:
+        old = known.get(each.name)
+        same = old is not None and adapter_versions.identity(old) == adapter_versions.identity(each)
+        if each.outcome is None and not same:
+            said = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
+            found.append(Occurrence("Normal", "AdapterCandidate", said))
+        if each.outcome is not None and not (same and old and old.outcome is not None):
+            said = _behind_gates(AdapterVersions(serving.get(each.name), each))
+            found.append(Occurrence("Warning", Reason.AdapterRefused, said))
+    return found
 
 
 def _condition(status: LLMDeploymentStatus) -> Condition | None:
@@ -178,4 +260,8 @@ def _condition_events(old: Condition | None, new: Condition | None) -> list[Occu
         return []
     if new.status == "True":
         return [Occurrence("Normal", new.reason, new.message)]
-    return [] if new.reason in ON_THE_WAY else [Occurrence("Warning", new.reason, new.message)]
+    return (
+        []
+        if new.reason in ON_THE_WAY | TOLD_APART
+        else [Occurrence("Warning", new.reason, new.message)]
+    )

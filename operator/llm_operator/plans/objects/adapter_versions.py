@@ -1,0 +1,194 @@
+"""Which version of each adapter answers, and which is held behind the adapter's gates. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from llm_operator.crds import AdapterCandidate, AdapterStatus
+from llm_operator.crds.rollout import GateSpec
+from llm_operator.plans.evidence import gates
+from llm_operator.plans.objects import revision
+from llm_operator.state import (
+    AdapterSpread,
+    AdapterVersions,
+    Evidence,
+    Manifest,
+    Observed,
+    ResolvedAdapter,
+    SmokeOutcome,
+    pod_ready,
+)
+from llm_runtime import contract
+
+
+def versions(observed: Observed) -> tuple[AdapterVersions, ...]:
+    """Of each adapter, in the order of the specification, as its gates let them."""
+    known = observed.adapter_versions
+    return (
+        tuple(_judged(observed, each) for each in candidates(observed)) if known is None else known
+    )
+
+
+def pinned(observed: Observed) -> tuple[AdapterStatus, ...]:
+    """The version of each adapter that clients are to get. One that never had any is left out."""
+    return tuple(each.serves for each in versions(observed) if each.serves is not None)
+
+
+def judged(observed: Observed) -> tuple[AdapterCandidate, ...]:
+    """What pods are to load for the operator alone."""
+    return tuple(each.judged for each in versions(observed) if each.judged is not None)
+
+
+def candidates(observed: Observed) -> tuple[AdapterVersions, ...]:
+    """The same before anything is judged: what has to be asked, and where it is loaded."""
+    serving = {each.name: each for each in observed.status.adapters}
+    held = {each.name: each for each in observed.status.adapter_candidates}
+    found = [
+        _versions(adapter, serving.get(adapter.spec.name), held.get(adapter.spec.name))
+        for adapter in observed.adapters
+    ]
+    pods = _pods(observed) if any(each.judged for each in found) else []
+    return tuple(
+        replace(each, spread=_spread(observed, each.judged, pods)) if each.judged else each
+        for each in found
+    )
+
+
+def alias(candidate: AdapterStatus) -> str:
+    """The name under which pods have a candidate: another one for whatever else may be loaded."""
+    mark = revision.mark(repr(identity(candidate)))
+    return f"{candidate.name}{contract.CANDIDATE_MARK}{candidate.version[:40]}.{mark}"
+
+
+def identity(adapter: AdapterStatus) -> tuple[str, str, str, str | None, str | None]:
+    """What tells an adapter's versions apart."""
+    return adapter.connection, adapter.model, adapter.version, adapter.sub_path, adapter.anew
+
+
+def _pods(observed: Observed) -> list[tuple[str, Manifest]]:
+    """The ready pods of the stable revision, or of all where there is none, each with its revision.
+
+    What is wrong with the answers of another revision may be the fault of its model.
+    """
+    stable = observed.status.stable.revision if observed.status.stable else None
+    asked = [each for each in observed.revisions.values() if stable in (None, each.revision)]
+    return [(each.revision, pod) for each in asked for pod in each.pods if pod_ready(pod)]
+
+
+def _spread(
+    observed: Observed, candidate: AdapterCandidate, pods: Iterable[tuple[str, Manifest]]
+) -> AdapterSpread:
+    name = alias(candidate)
+    loaded = dict[str, list[Manifest]]()
+    behind = list[str]()
+    failed = dict[str, str]()
+    for revision_id, pod in pods:
+        named = pod["metadata"]["name"]
+        figures = observed.figures.get(named)
+        if figures is not None and name in figures.adapters:
+            loaded.setdefault(revision_id, []).append(pod)
+            continue
+        behind.append(named)
+        if figures is not None and name in figures.adapter_failures:
+            failed[named] = figures.adapter_failures[name]
+    if not behind:
+        return AdapterSpread(loaded, "" if loaded else "no pod is ready", failed)
+    first = next(iter(failed), behind[0])
+    why = f": {failed[first]}" if first in failed else " yet"
+    more = f", and in {len(behind) - 1} more" if len(behind) > 1 else ""
+    return AdapterSpread(loaded, f"not loaded in pod {first}{why}{more}", failed)
+
+
+def _versions(
+    adapter: ResolvedAdapter, serving: AdapterStatus | None, held: AdapterCandidate | None
+) -> AdapterVersions:
+    if adapter.resolution.fault is not None:
+        # What the reference stands for is not known: nothing is promoted, and nothing is forgotten.
+        return AdapterVersions(serving, held if adapter.spec.gates else None)
+    found = _pin(adapter, filter(None, (held, serving)))
+    if not adapter.spec.gates or (serving is not None and identity(found) == identity(serving)):
+        return AdapterVersions(found if serving is None else _as_before(found, serving))
+    same = held if held and identity(held) == identity(found) else None
+    begun = AdapterCandidate.model_validate(found.model_dump())
+    if same is None or _other_gates(adapter, same):
+        return AdapterVersions(serving, begun)
+    return AdapterVersions(
+        serving, begun.model_copy(update={"gates": same.gates, "outcome": same.outcome})
+    )
+
+
+def _as_before(found: AdapterStatus, serving: AdapterStatus) -> AdapterStatus:
+    same = identity(found) == identity(serving)
+    return found.model_copy(update={"judged": serving.judged}) if same else found
+
+
+def _other_gates(adapter: ResolvedAdapter, held: AdapterCandidate) -> bool:
+    names = {gates.smoke_name(name) for name in adapter.spec.smoke_maps}
+    return bool(held.gates) and names != {each.name for each in held.gates}
+
+
+def _judged(observed: Observed, found: AdapterVersions) -> AdapterVersions:
+    candidate = found.judged
+    adapter = next(
+        (each for each in observed.adapters if candidate and each.spec.name == candidate.name), None
+    )
+    if candidate is None or adapter is None or adapter.resolution.fault is not None:
+        return found
+    specs = [GateSpec(smoke_prompts=each.smoke_prompts) for each in adapter.spec.gates or ()]
+    smoke = {name: _outcome(observed, found, name) for name in adapter.spec.smoke_maps}
+    verdict = gates.judge(specs, Evidence(smoke=smoke))
+    update: dict[str, Any] = {"gates": verdict}
+    if gates.failed(verdict) is not None:
+        return AdapterVersions(
+            found.serves, candidate.model_copy(update={**update, "outcome": "Failed"})
+        )
+    if all(each.state == "Passed" for each in verdict):
+        told = {
+            **candidate.model_dump(include=set(AdapterStatus.model_fields)),
+            "judged": gates.summary(verdict),
+        }
+        return AdapterVersions(AdapterStatus.model_validate(told))
+    return replace(found, candidate=candidate.model_copy(update=update))
+
+
+def _outcome(observed: Observed, found: AdapterVersions, config_map: str) -> SmokeOutcome:
+    """What became of the prompts, with regard to pods that could not be asked."""
+    assert found.candidate is not None
+    assert found.spread is not None
+    known = observed.adapter_evidence.get(alias(found.candidate), {}).get(config_map)
+    behind = found.spread.behind
+    if known is not None and found.spread.loaded and (known.failures or known.waiting):
+        return known
+    if behind or known is None:
+        return SmokeOutcome(waiting=behind or "not asked yet", pods=known.pods if known else 0)
+    return known
+
+
+def _pin(adapter: ResolvedAdapter, known: Iterable[AdapterStatus]) -> AdapterStatus:
+    """What the reference stands for now."""
+    model = adapter.resolution.model
+    asked = adapter.spec.mlflow
+    assert model is not None
+    made = model.registered_at or None
+    numbered = (asked.connection, model.name, model.version)
+    before = next(
+        (each for each in known if (each.connection, each.model, each.version) == numbered), None
+    )
+    return AdapterStatus(
+        name=adapter.spec.name,
+        model=model.name,
+        version=model.version,
+        alias=asked.alias,
+        stage=asked.stage,
+        connection=asked.connection,
+        sub_path=asked.sub_path or None,
+        registered_at=made or (before.registered_at if before else None),
+        anew=_anew(before, made) if before else None,
+    )
+
+
+def _anew(before: AdapterStatus, made: str | None) -> str | None:
+    """What an operator before this one did not note says nothing."""
+    if made is None or before.registered_at in (None, made):
+        return before.anew
+    return revision.mark(made)
