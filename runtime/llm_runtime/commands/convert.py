@@ -30,8 +30,7 @@ Target = Annotated[Path, typer.Argument(help="Folder to make.")]
 
 
 def convert(source: Source, target: Target) -> None:
-    """Write a model's or an adapter's .bin weights as safetensors,
-    with its configuration and tokenizer, to TARGET.
+    """Write .bin weights as safetensors, with configuration and tokenizer, to TARGET.
 
     The pickles are opened, by PyTorch's loader for tensors only (weights_only) and in a process of
     its own: a file that wants to run code is refused. Do it only with files whose maker you trust.

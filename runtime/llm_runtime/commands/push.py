@@ -55,8 +55,7 @@ def push(
     base_model: Base = "",
     force: Force = False,
 ) -> None:
-    """Verify a local model or adapter folder, upload it to MLflow as a new version,
-    and say how to serve it."""
+    """Verify a model or adapter folder and upload it to MLflow as a new version."""
     from llm_runtime.commands.publish import Wish, publish
     from llm_runtime.files.package import package
 
