@@ -1,5 +1,4 @@
-"""The demo's story, told in the open: install, apply, wait, ask;
-then promote a version while requests run.
+"""The demo's story in the open: install, apply, wait, ask; then promote while requests run.
 
 Started by hack/demo, which has prepared the environment.
 """
