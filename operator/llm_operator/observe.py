@@ -23,7 +23,7 @@ from llm_operator.crds import (
 )
 from llm_operator.memory import Memory
 from llm_operator.plans import names
-from llm_operator.plans.objects import keys, source
+from llm_operator.plans.objects import keys, revision, source
 from llm_operator.plans.rollout import room
 from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Cluster, NotFound
@@ -143,7 +143,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         _database_missing(outside.cluster, meta, spec),
     )
     children = [child for group in listed for child in group if names.ours(child, meta)]
-    revisions = _revisions(meta, children, pods)
+    revisions = _revisions(meta, status, children, pods)
     now = outside.clock()
     events, figures, coming, silent = await asyncio.gather(
         _events(outside.cluster, meta, pods),
@@ -245,35 +245,35 @@ async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpe
 
 
 def _revisions(
-    meta: Meta, children: list[Manifest], pods: list[Manifest]
+    meta: Meta, status: LLMDeploymentStatus, children: list[Manifest], pods: list[Manifest]
 ) -> dict[str, RevisionChildren]:
-    def of(items: list[Manifest], revision: str) -> list[Manifest]:
+    def of(items: list[Manifest], name: str) -> list[Manifest]:
         return [
             i
             for i in items
-            if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == revision
+            if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == name
         ]
 
     def named(child: Manifest) -> bool:
         # Whoever writes a Deployment may give it our label and owner: by its name there is one.
-        revision = (child["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "")
-        return bool(child["metadata"]["name"] == names.child(meta, revision))
+        labelled = (child["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "")
+        return bool(child["metadata"]["name"] == names.child(meta, labelled))
 
     parts = [
         child for child in children if child["kind"] in ("Deployment", "ConfigMap") and named(child)
     ]
+
+    def children_of(name: str) -> RevisionChildren:
+        found = {part["kind"]: part for part in reversed(of(parts, name))}
+        made = found.get("Deployment")
+        config = found.get("ConfigMap")
+        remembers = revision.believed(status, name, config, made)
+        return RevisionChildren(name, made, config if remembers else None, tuple(of(pods, name)))
+
     known = {
         (part["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "") for part in parts
     } - {""}
-    return {
-        revision: RevisionChildren(
-            revision=revision,
-            deployment=next((p for p in of(parts, revision) if p["kind"] == "Deployment"), None),
-            config=next((p for p in of(parts, revision) if p["kind"] == "ConfigMap"), None),
-            pods=tuple(of(pods, revision)),
-        )
-        for revision in sorted(known)
-    }
+    return {name: children_of(name) for name in sorted(known)}
 
 
 async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[str, list[Manifest]]:

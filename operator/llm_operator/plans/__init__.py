@@ -205,9 +205,9 @@ def _fault(observed: Observed, lost: str) -> Fault | None:
     if lost:
         return Fault(
             Reason.RevisionLost,
-            f"the ConfigMap {names.child(observed.meta, lost)} was deleted: its pods keep running,"
-            " but a new pod of this revision can't start; change the specification or move the"
-            " alias to roll out a new one",
+            f"the ConfigMap {names.child(observed.meta, lost)} was deleted or changed: its pods"
+            " keep running, but a new pod of this revision can't start; change the specification"
+            " or move the alias to roll out a new one",
         )
     asked = observed.spec.monitoring.service_monitor.enabled == "Enabled"
     if asked and not observed.service_monitors:

@@ -57,8 +57,13 @@ def _settle(lanes: Lanes[Key], key: Key, done: Done, resync_seconds: float) -> N
 def _again(queue: Queue[Key], key: Key, error: Exception) -> None:
     metrics.RETRIES.labels(key.kind).inc()
     delay = queue.retry(key)
-    failures = queue.failures(key)
-    # The first, second, fourth, … time: thousands may fail for hours,
-    # and the object's status says so all the time.
-    level = logging.WARNING if failures & (failures - 1) == 0 else logging.DEBUG
+    level = logging.WARNING if told(queue.failures(key)) else logging.DEBUG
     log.log(level, "%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)
+
+
+def told(failures: int) -> bool:
+    """Whether an object's failure number `failures` gets a line in the log: 1, 4, 16, 64, …
+
+    Thousands of objects may fail for hours, and their statuses say so all the time.
+    """
+    return failures.bit_count() == 1 and failures.bit_length() % 2 == 1

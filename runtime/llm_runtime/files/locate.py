@@ -6,6 +6,7 @@ read as YAML; no flavour is imported and no pickle is opened.
 """
 
 import json
+import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,10 +94,15 @@ def check_links(folder: Path) -> None:
     """Raise ModelCorrupt for a symbolic link that leaves the folder:
     a model must not make this process read others.
 
-    In the Hugging Face cache, files are links to blobs beside their snapshot,
-    so there the whole repository is allowed.
+    In the Hugging Face cache, files are links to blobs beside their snapshot, so there the whole
+    repository is allowed. The folder may be a link itself, but not to one around it: whoever fills
+    a volume would choose how much is inside.
     """
     root = folder.resolve()
+    # As it is written, with no link followed: `resolve` would follow them.
+    written = Path(os.path.abspath(folder))  # noqa: PTH100
+    if any(parent.resolve().is_relative_to(root) for parent in written.parents):
+        raise ModelCorrupt(f"{folder} is a link to a folder around it: name the model's own folder")
     home = (
         root.parents[1]
         if root.parent.name == "snapshots" and (root.parents[1] / "blobs").is_dir()

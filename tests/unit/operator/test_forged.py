@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
+import json
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from llm_operator import observe
 from llm_operator.plans import names
 from llm_operator.reconcile import Pace, Retry, reconcile
+from llm_operator.settings import Choice, PodPolicy
 from llm_operator.state import Key, Manifest
 from unit.operator.fakes import NAMESPACE, FakeCluster, World
 from unit.operator.test_rollout_gates import look, world_with_prompts
@@ -51,6 +54,93 @@ async def test_a_secret_that_was_there_before_adds_nothing_of_its_own(name: str)
     await look(world, 3)
     assert theirs.keys().isdisjoint(world.cluster.objects["Secret", NAMESPACE, name]["data"])
     assert world.condition("Ready")["status"] == "True"
+
+
+async def forged_memory(privileged: str) -> Manifest:
+    """A revision's ConfigMap with the operator's labels,
+    as anybody could write it who knows the specification."""
+    world, _ = await served()
+    config = copy.deepcopy(
+        world.cluster.objects["ConfigMap", NAMESPACE, f"bot-{world.status()['stable']['revision']}"]
+    )
+    template = json.loads(config["data"]["template.json"])
+    template["spec"][privileged] = True
+    config["data"]["template.json"] = json.dumps(template)
+    config["metadata"] = {
+        name: config["metadata"][name] for name in ("name", "namespace", "labels")
+    }
+    return config
+
+
+def pod_of(world: World, name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"][
+        "spec"
+    ]
+    return spec
+
+
+async def test_a_template_that_was_there_before_its_revision_makes_no_pod() -> None:
+    config = await forged_memory("hostNetwork")
+    world = World()
+    await world.cluster.create(config)
+    await world.deploy()
+    await look(world, 3)
+    assert "hostNetwork" not in pod_of(world, config["metadata"]["name"])
+    assert world.condition("Ready")["status"] == "True"
+    kept = world.cluster.objects["ConfigMap", NAMESPACE, config["metadata"]["name"]]
+    assert "hostNetwork" not in kept["data"]["template.json"]
+
+
+async def test_a_template_that_is_swapped_changes_no_pod_and_is_put_right() -> None:
+    config = await forged_memory("hostNetwork")
+    name = config["metadata"]["name"]
+    world, _ = await served()
+    await world.cluster.delete(
+        "ConfigMap",
+        NAMESPACE,
+        name,
+        world.cluster.objects["ConfigMap", NAMESPACE, name]["metadata"]["uid"],
+    )
+    await world.cluster.create(config)
+    await look(world, 3)
+    assert "hostNetwork" not in pod_of(world, name)
+    kept = world.cluster.objects["ConfigMap", NAMESPACE, name]
+    assert "hostNetwork" not in kept["data"]["template.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", None])
+async def test_a_memory_that_can_not_be_read_is_put_right(text: str | None) -> None:
+    world, _ = await served()
+    name = f"bot-{world.status()['stable']['revision']}"
+    config = world.cluster.objects["ConfigMap", NAMESPACE, name]
+    config["data"] = {} if text is None else {"config.json": text, "template.json": text}
+    await look(world, 3)
+    assert json.loads(world.cluster.objects["ConfigMap", NAMESPACE, name]["data"]["template.json"])[
+        "spec"
+    ]
+    assert world.condition("Ready")["status"] == "True"
+
+
+async def test_a_forged_memory_does_not_go_round_the_platforms_policy() -> None:
+    world, _ = await served()
+    await world.deploy(pod={"priorityClassName": "system-node-critical"})
+    await look(world, 1)
+    assert world.condition("Ready")["reason"] == "NotPermitted"
+    allowed = World()
+    allowed.outside = dataclasses.replace(
+        allowed.outside, policy=PodPolicy(priority_classes=Choice())
+    )
+    await allowed.deploy(pod={"priorityClassName": "system-node-critical"})
+    await look(allowed, 3)
+    name = f"bot-{allowed.status()['stable']['revision']}"
+    config = copy.deepcopy(allowed.cluster.objects["ConfigMap", NAMESPACE, name])
+    config["metadata"] = {
+        each: config["metadata"][each] for each in ("name", "namespace", "labels")
+    }
+    await world.cluster.create(config)
+    await look(world, 2)
+    assert world.condition("Ready")["reason"] == "NotPermitted"
+    assert ("Deployment", NAMESPACE, name) not in world.cluster.objects
 
 
 class Swapping(FakeCluster):

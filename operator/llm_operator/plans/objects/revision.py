@@ -153,6 +153,28 @@ def memory(observed: Observed, revision: str) -> Memory | None:
     )
 
 
+def believed(
+    status: LLMDeploymentStatus, revision: str, config: Manifest | None, deployment: Manifest | None
+) -> bool:
+    """Whether a ConfigMap may be what the operator remembers of a revision.
+
+    Who may write ConfigMaps must not choose what runs: a template could have any account, volume
+    and privilege. What only writers of Deployments and the operator can say vouches for it: the
+    Deployment's annotation, or a status by which the revision has served. A Deployment of an
+    operator before this one has no annotation.
+    """
+    if config is None:
+        return False
+    if deployment is None:
+        served = {entry.revision for entry in status.history if entry.served}
+        return revision in served | ({status.stable.revision} if status.stable else set())
+    told = (deployment["metadata"].get("annotations") or {}).get(names.TEMPLATE_ANNOTATION)
+    try:
+        return told in (None, workload.digest(json.loads(config["data"][workload.TEMPLATE_FILE])))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
+
 def _readdressed(observed: Observed, config: str) -> str:
     """The stored file with the registry's present address, for pods that are still to come."""
     stored = json.loads(config)

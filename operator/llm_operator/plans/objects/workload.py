@@ -1,5 +1,6 @@
 """The Deployment of one revision, its pods' template, and the ConfigMap that remembers both."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -43,8 +44,17 @@ def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Ma
         "kind": "ConfigMap",
         "metadata": names.metadata(meta, names.child(meta, revision), revision),
         "immutable": True,
-        "data": {contract.CONFIG_FILE: config, TEMPLATE_FILE: json.dumps(template, sort_keys=True)},
+        "data": {contract.CONFIG_FILE: config, TEMPLATE_FILE: _text(template)},
     }
+
+
+def _text(template: Manifest) -> str:
+    return json.dumps(template, sort_keys=True)
+
+
+def digest(template: Manifest) -> str:
+    """What tells a template from any other, as the Deployment's annotation has it."""
+    return hashlib.sha256(_text(template).encode()).hexdigest()
 
 
 def deployment(
@@ -56,10 +66,11 @@ def deployment(
         if spec.rollout.strategy == "Recreate"
         else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     )
+    about = names.metadata(meta, names.child(meta, revision), revision)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": names.metadata(meta, names.child(meta, revision), revision),
+        "metadata": {**about, "annotations": {names.TEMPLATE_ANNOTATION: digest(template)}},
         "spec": {
             "replicas": replicas,
             "revisionHistoryLimit": 1,

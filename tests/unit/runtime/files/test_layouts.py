@@ -312,6 +312,35 @@ def test_a_link_that_leaves_the_folder_is_corrupt(tmp_path: Path, name: str) -> 
         local_model(folder, tmp_path / "models")
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "name"),
+    [
+        ("model", "../..", "model"),
+        ("model", ".", "model"),
+        ("way", "../../..", "way/mnt"),
+        ("way", "deep/er", "way/../.."),
+    ],
+)
+def test_a_link_to_a_folder_around_it_is_corrupt(
+    tmp_path: Path, link: str, target: str, name: str
+) -> None:
+    """Whoever fills the volume would choose what counts as inside,
+    and so what files may be links to."""
+    volume = write_model(tmp_path / "mnt" / "claims" / "volume")
+    (tmp_path / "mnt" / "password").write_text("secret")
+    (volume / "deep" / "er").mkdir(parents=True)
+    (volume / "chat_template.jinja").symlink_to("../../password")
+    (volume / link).symlink_to(target)
+    with pytest.raises(ModelCorrupt, match="is a link"):
+        local_model(volume / name, tmp_path / "models")
+
+
+def test_the_folder_may_be_a_link_to_another_beside_it(tmp_path: Path) -> None:
+    write_model(tmp_path / "v3")
+    (tmp_path / "current").symlink_to("v3")
+    assert local_model(tmp_path / "current", tmp_path / "models") == tmp_path / "current"
+
+
 def test_links_inside_the_folder_and_the_hubs_own_are_followed(tmp_path: Path) -> None:
     blobs = write_model(tmp_path / "models--org--name" / "blobs")
     snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
