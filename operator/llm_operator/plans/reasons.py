@@ -213,7 +213,7 @@ class Reason(StrEnum):
     InvalidSpec = "InvalidSpec", "stored before the CRD knew better"
     RevisionLost = (
         "RevisionLost",
-        "the ConfigMap of a revision that is not wanted any more was deleted",
+        "the ConfigMap of a revision that is not wanted any more was deleted or changed",
     )
     AutoscalerPending = "AutoscalerPending", "the autoscaler has not reported yet"
     # The database

@@ -85,6 +85,9 @@ def test_of_a_settled_deployment_an_upgrade_changes_nothing_but_what_its_monitor
     settled = plans.deployment(world, settle_seconds=5, now=LATER).status
     plan = plans.deployment(replace(world, status=settled), settle_seconds=5, now=LATER)
     written = {(o["kind"], o["metadata"]["name"]): o for o in plan.objects if o["kind"] != "Secret"}
+    for (kind, _), found in written.items():
+        if kind == "Deployment":  # It restarts no pod.
+            assert [*found["metadata"].pop("annotations")] == [names.TEMPLATE_ANNOTATION]
     recorded = yaml.safe_load(file.read_text())["out"]["objects"]
     before = {(o["kind"], o["metadata"]["name"]): o for o in recorded if o["kind"] != "Secret"}
     assert written.keys() == before.keys()
