@@ -6,7 +6,6 @@ read as YAML; no flavour is imported and no pickle is opened.
 """
 
 import json
-import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,9 +98,7 @@ def check_links(folder: Path) -> None:
     a volume would choose how much is inside.
     """
     root = folder.resolve()
-    # As it is written, with no link followed: `resolve` would follow them.
-    written = Path(os.path.abspath(folder))  # noqa: PTH100
-    if any(parent.resolve().is_relative_to(root) for parent in written.parents):
+    if any(parent.resolve().is_relative_to(root) for parent in folder.absolute().parents):
         raise ModelCorrupt(f"{folder} is a link to a folder around it: name the model's own folder")
     home = (
         root.parents[1]
