@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from habits import figures
 from habits.code import PARTS, ROOT, sources
-from habits.figures import LONG_LINE
 from habits.map import stale_map
 from habits.unused import unused_code
 
@@ -65,10 +65,10 @@ def doubled_assignments() -> Iterator[str]:
 def long_lines() -> Iterator[str]:
     for part in PARTS:
         lines = [line for file in sources(part) for line in file.text.splitlines()]
-        share = 100 * sum(len(line) > LONG_LINE for line in lines) / len(lines)
+        share = figures.long_lines(lines)
         if share > LONG_LINES_PERCENT:
             yield (
-                f"{part}: {share:.1f} % of the lines have more than {LONG_LINE} characters,"
+                f"{part}: {share:.1f} % of the lines have more than {figures.LONG_LINE} characters,"
                 f" {LONG_LINES_PERCENT} % are allowed: break them where a thought ends"
             )
 

@@ -53,11 +53,16 @@ def row(part: str, files: list[Source]) -> tuple[str, ...]:
         spread(functions),
         f"{sum(length > LONG_FUNCTION for length in functions)} of {len(functions):,}",
         f"{100 * comments / len(lines):.1f}",
-        f"{100 * sum(len(line) > LONG_LINE for line in lines) / len(lines):.1f} %",
+        f"{long_lines(lines):.1f} %",
         str(sum(len(list(file.doubled_assignments())) for file in files)),
         str(walrus),
         str(len(circles(files))),
     )
+
+
+def long_lines(lines: list[str]) -> float:
+    """The share of long lines, in percent."""
+    return 100 * sum(len(line) > LONG_LINE for line in lines) / len(lines)
 
 
 def spread(lengths: list[int]) -> str:

@@ -23,7 +23,7 @@ from llm_operator.state import (
     ProbeOutcome,
     SmokeOutcome,
 )
-from llm_runtime.contract import CANDIDATE_MARK
+from llm_runtime.contract import is_candidate
 
 MOST = 10_000
 MOST_DIGESTS = 200_000
@@ -141,7 +141,7 @@ class Memory:
         """Drop what was gathered for the gates of a roll-out that is over."""
         for gathered in (self.watched, self.copies, self.shadow_tokens):
             gathered.pop(uid, None)
-        self._end_smoke(uid, lambda candidate: CANDIDATE_MARK not in candidate)
+        self._end_smoke(uid, lambda candidate: not is_candidate(candidate))
         for evaluation in [known for known in self.evaluations if known[0] == uid]:
             del self.evaluations[evaluation]
         for query in [known for known in self.measured if known[0] == uid]:
@@ -153,9 +153,7 @@ class Memory:
 
     def end_adapters(self, uid: str, judged: Collection[str] = ()) -> None:
         """Drop what was gathered for candidates of adapters but those that are `judged` still."""
-        self._end_smoke(
-            uid, lambda candidate: CANDIDATE_MARK in candidate and candidate not in judged
-        )
+        self._end_smoke(uid, lambda candidate: is_candidate(candidate) and candidate not in judged)
 
     def _end_smoke(self, uid: str, over: Callable[[str], bool]) -> None:
         for outcome in [known for known in self.smoke if known[0] == uid and over(known[1])]:

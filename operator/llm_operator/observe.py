@@ -247,21 +247,16 @@ async def _database_missing(cluster: Cluster, meta: Meta, spec: LLMDeploymentSpe
 def _revisions(
     meta: Meta, status: LLMDeploymentStatus, children: list[Manifest], pods: list[Manifest]
 ) -> dict[str, RevisionChildren]:
-    def of(items: list[Manifest], name: str) -> list[Manifest]:
-        return [
-            i
-            for i in items
-            if (i["metadata"].get("labels") or {}).get(names.REVISION_LABEL) == name
-        ]
-
     def named(child: Manifest) -> bool:
         # Whoever writes a Deployment may give it our label and owner: by its name there is one.
-        labelled = (child["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "")
-        return bool(child["metadata"]["name"] == names.child(meta, labelled))
+        return bool(child["metadata"]["name"] == names.child(meta, names.revision_of(child)))
 
     parts = [
         child for child in children if child["kind"] in ("Deployment", "ConfigMap") and named(child)
     ]
+
+    def of(items: list[Manifest], name: str) -> list[Manifest]:
+        return [item for item in items if names.revision_of(item) == name]
 
     def children_of(name: str) -> RevisionChildren:
         found = {part["kind"]: part for part in reversed(of(parts, name))}
@@ -270,9 +265,7 @@ def _revisions(
         remembers = revision.believed(status, name, config, made)
         return RevisionChildren(name, made, config if remembers else None, tuple(of(pods, name)))
 
-    known = {
-        (part["metadata"].get("labels") or {}).get(names.REVISION_LABEL, "") for part in parts
-    } - {""}
+    known = {names.revision_of(part) for part in parts} - {""}
     return {name: children_of(name) for name in sorted(known)}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from llm_operator.crds import (
@@ -196,6 +197,10 @@ def pod_ready(pod: Manifest) -> bool:
     )
 
 
+NO_POD = "no pod of the candidate is ready yet"
+"""What evidence of answers waits for."""
+
+
 @dataclass(frozen=True)
 class SmokeOutcome:
     """What became of one ConfigMap's smoke prompts, on one pod or on all together."""
@@ -292,6 +297,11 @@ class RevisionChildren:
     config: Manifest | None
     pods: tuple[Manifest, ...] = ()
 
+    @cached_property
+    def ready_pods(self) -> tuple[Manifest, ...]:
+        """Pods that are ready and stay, by their own word. One look asks for them many times."""
+        return tuple(pod for pod in self.pods if pod_ready(pod))
+
     @property
     def ready(self) -> int:
         """Ready pods: as many as both the pods themselves and the Deployment say.
@@ -307,13 +317,13 @@ class RevisionChildren:
             if status.get("observedGeneration") == generation
             else 0
         )
-        return min(counted, sum(pod_ready(pod) for pod in self.pods))
+        return min(counted, len(self.ready_pods))
 
     @property
     def answering(self) -> int:
         """Pods that are ready and stay, by their own word:
         unlike `ready` it does not blink when pods are ordered."""
-        return min(self.wanted, sum(pod_ready(pod) for pod in self.pods))
+        return min(self.wanted, len(self.ready_pods))
 
     @property
     def wanted(self) -> int:

@@ -563,14 +563,14 @@ class AdapterFile(_Additive):
     Empty: the configuration's."""
 
     @property
-    def wanted(self) -> tuple[PinnedAdapter, ...]:
+    def with_candidates(self) -> tuple[PinnedAdapter, ...]:
         """All that are to be loaded.
         Candidates come last: where there is not room for all, they have none."""
         return (*self.adapters, *self.candidates)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "AdapterFile":
-        names = [adapter.name for adapter in self.wanted]
+        names = [adapter.name for adapter in self.with_candidates]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"the adapter {min(twice)!r} is named twice")
         return self
@@ -662,6 +662,11 @@ def hash_key(key: str, salt: str) -> str:
     construction).
     """
     return hmac.new(salt.encode(), key.encode(), hashlib.sha256).hexdigest()
+
+
+def is_candidate(name: str) -> bool:
+    """Whether a name in a server's list of adapters is that of a candidate."""
+    return CANDIDATE_MARK in name
 
 
 def report_from_termination_message(text: str) -> FatalReport | None:

@@ -113,10 +113,10 @@ class AdaptersFetcher:
             self._retries.clear()  # It may be the credentials that were wrong.
         wanted = {
             each.name: Job(adapter=each, access=self._access[each.connection])
-            for each in self._list.wanted.wanted
+            for each in self._list.wanted.with_candidates
             if each.connection in self._access  # Else the server says so: its list lacks it, too.
         }
-        listed = {each.name for each in self._list.wanted.wanted}
+        listed = {each.name for each in self._list.wanted.with_candidates}
         for file in self._told.glob("*.json"):
             if file.stem not in listed:
                 file.unlink()

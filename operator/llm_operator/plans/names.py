@@ -35,6 +35,11 @@ def labels(meta: Meta, revision: str | None = None) -> dict[str, str]:
     return own | ({REVISION_LABEL: revision} if revision else {})
 
 
+def revision_of(manifest: Manifest) -> str:
+    """The revision that a child or pod is labelled with; empty without one."""
+    return str((manifest["metadata"].get("labels") or {}).get(REVISION_LABEL, ""))
+
+
 def selector(meta: Meta, revision: str | None = None) -> dict[str, str]:
     """The labels by which Services, Deployments and budgets find pods."""
     return {DEPLOYMENT_LABEL: meta.name} | ({REVISION_LABEL: revision} if revision else {})

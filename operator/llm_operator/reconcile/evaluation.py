@@ -18,7 +18,7 @@ from llm_operator.plans.objects import keys
 from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.ports.registry import RegistryFault
 from llm_operator.reconcile.own_pods import own_ready_pods
-from llm_operator.state import EvaluationOutcome, Manifest, Meta, Observed
+from llm_operator.state import NO_POD, EvaluationOutcome, Manifest, Meta, Observed
 
 log = logging.getLogger(__name__)
 AGAIN = timedelta(seconds=60)
@@ -145,7 +145,7 @@ async def _task(
     stable = observed.status.stable
     own = await _side(outside, observed, candidate.revision, candidate.version)
     if not own.addresses:
-        raise _NotPossible("no pod of the candidate is ready yet")
+        raise _NotPossible(NO_POD)
     model = observed.status.model
     same = model is not None and reference is not None and connection == reference.connection
     return Task(

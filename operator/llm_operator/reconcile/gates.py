@@ -14,16 +14,23 @@ from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.objects import adapter_versions, keys
 from llm_operator.plans.rollout import stamp, tries_on
-from llm_operator.plans.status import faults
 from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile import evaluation, loadprobe, smoke
 from llm_operator.reconcile.apikey import new_key
-from llm_operator.state import Evidence, HeldKey, Manifest, Measured, Meta, Observed, SmokeOutcome
+from llm_operator.state import (
+    NO_POD,
+    Evidence,
+    HeldKey,
+    Manifest,
+    Measured,
+    Meta,
+    Observed,
+    SmokeOutcome,
+)
 from llm_runtime.contract import hash_key, key_id_of
 
 QUERY_AGE = timedelta(seconds=10)
 """How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
-NO_POD = "no pod of the candidate is ready yet"
 GONE = ""
 """In place of the resourceVersion of a Secret that does not exist."""
 
@@ -52,7 +59,8 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         observed = replace(
             observed, shadow_token=_shadow_token(outside, observed.meta.uid, candidate.revision)
         )
-    pods = [pod for pod in _pods(observed, candidate.revision) if faults.ready(pod)]
+    children = observed.revisions.get(candidate.revision)
+    pods = list(children.ready_pods) if children else []
     asked = (
         [gate.prometheus_query for gate in spec.gates or () if gate.prometheus_query is not None]
         if pods
@@ -62,13 +70,11 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         loadprobe.outcome(outside, observed, candidate, each, key, missing)
         for each in spec.load_probes
     ]
+    revision = smoke.Candidate(
+        candidate.revision, observed.meta.name, {candidate.revision: pods} if pods else {}
+    )
     outcomes, answers, probed, evaluations = await asyncio.gather(
-        asyncio.gather(
-            *(
-                _smoke(outside, observed, _revision(observed, candidate, pods), name, key, missing)
-                for name in spec.smoke_maps
-            )
-        ),
+        _smokes(outside, observed, revision, spec.smoke_maps, key, missing),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
         asyncio.gather(*probes),
         evaluation.outcomes(outside, observed, candidate, key, missing),
@@ -78,7 +84,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         evidence=Evidence(
             revision=candidate.revision,
             traffic=_traffic(outside, observed, candidate),
-            smoke=dict(zip(spec.smoke_maps, outcomes, strict=True)),
+            smoke=outcomes,
             probes=dict(zip(spec.load_probes, probed, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
             evaluations=evaluations,
@@ -175,22 +181,28 @@ async def _adapters(
             asked[candidate] = prompts[each.judged.name]
     outside.memory.end_adapters(observed.meta.uid, [each.name for each in asked])
 
-    async def of(candidate: smoke.Candidate, maps: tuple[str, ...]) -> dict[str, SmokeOutcome]:
-        found = await asyncio.gather(
-            *(_smoke(outside, observed, candidate, each, key, missing) for each in maps)
+    found = await asyncio.gather(
+        *(
+            _smokes(outside, observed, candidate, maps, key, missing)
+            for candidate, maps in asked.items()
         )
-        return dict(zip(maps, found, strict=True))
-
-    found = await asyncio.gather(*(of(candidate, maps) for candidate, maps in asked.items()))
+    )
     return {candidate.name: outcomes for candidate, outcomes in zip(asked, found, strict=True)}
 
 
-def _revision(
-    observed: Observed, candidate: CandidateStatus, pods: list[Manifest]
-) -> smoke.Candidate:
-    return smoke.Candidate(
-        candidate.revision, observed.meta.name, {candidate.revision: pods} if pods else {}
+async def _smokes(
+    outside: Outside,
+    observed: Observed,
+    candidate: smoke.Candidate,
+    maps: tuple[str, ...],
+    key: str | None,
+    missing: str,
+) -> dict[str, SmokeOutcome]:
+    """What has become of a candidate's prompts, by ConfigMap."""
+    found = await asyncio.gather(
+        *(_smoke(outside, observed, candidate, each, key, missing) for each in maps)
     )
+    return dict(zip(maps, found, strict=True))
 
 
 async def _smoke(

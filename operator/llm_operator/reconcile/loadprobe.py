@@ -11,7 +11,7 @@ from llm_operator.plans.evidence import loadprobe
 from llm_operator.ports.cluster import ApiError
 from llm_operator.ports.pods import Answer
 from llm_operator.reconcile.own_pods import own_ready_pods
-from llm_operator.state import Manifest, Observed, ProbeOutcome
+from llm_operator.state import NO_POD, Manifest, Observed, ProbeOutcome
 from llm_runtime.contract import LoadFigures
 
 AGAIN_SECONDS = 10.0
@@ -53,7 +53,7 @@ async def outcome(
     except ApiError as error:
         return ProbeOutcome(waiting=f"whose the pods are can't be read: {error}")
     if pods[0] is None:
-        return ProbeOutcome(waiting="no pod of the candidate is ready yet")
+        return ProbeOutcome(waiting=NO_POD)
     if pods[1] is None:
         return ProbeOutcome(message="there is no ready pod of the stable revision to compare with")
     _begin(outside, known, pods[0], pods[1], key)

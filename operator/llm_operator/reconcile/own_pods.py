@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from llm_operator.observe import Outside
-from llm_operator.plans.status import faults
 from llm_operator.state import Manifest, Observed
 
 
@@ -40,5 +39,4 @@ def _controller(manifest: Manifest) -> Manifest | None:
 async def own_ready_pods(outside: Outside, observed: Observed, revision: str) -> list[Manifest]:
     """The ready pods that the revision's Deployment has made. Raises ApiError."""
     children = observed.revisions.get(revision)
-    ready = [pod for pod in children.pods if faults.ready(pod)] if children else []
-    return await own_pods(outside, observed, revision, ready)
+    return await own_pods(outside, observed, revision, children.ready_pods if children else ())

@@ -17,7 +17,7 @@ from llm_operator.plans import names
 from llm_operator.ports.cluster import ApiError
 from llm_operator.reconcile.own_pods import own_pods
 from llm_operator.state import Manifest, Observed, SmokeOutcome
-from llm_runtime.contract import CANDIDATE_MARK
+from llm_runtime.contract import is_candidate
 
 SMOKE_SECONDS = 60.0
 """For all prompts of one pod together."""
@@ -48,7 +48,7 @@ class Candidate:
     @property
     def not_yet(self) -> tuple[int, ...]:
         """Answers of a pod that is asked again."""
-        return (*NOT_YET, UNKNOWN_MODEL) if CANDIDATE_MARK in self.name else NOT_YET
+        return (*NOT_YET, UNKNOWN_MODEL) if is_candidate(self.name) else NOT_YET
 
 
 async def outcome(

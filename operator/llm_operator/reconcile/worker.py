@@ -57,13 +57,9 @@ def _settle(lanes: Lanes[Key], key: Key, done: Done, resync_seconds: float) -> N
 def _again(queue: Queue[Key], key: Key, error: Exception) -> None:
     metrics.RETRIES.labels(key.kind).inc()
     delay = queue.retry(key)
-    level = logging.WARNING if told(queue.failures(key)) else logging.DEBUG
+    failures = queue.failures(key)
+    # 1, 4, 16, 64, …: thousands of objects may fail for hours,
+    # and their statuses say so all the time.
+    told = failures.bit_count() == 1 and failures.bit_length() % 2 == 1
+    level = logging.WARNING if told else logging.DEBUG
     log.log(level, "%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)
-
-
-def told(failures: int) -> bool:
-    """Whether an object's failure number `failures` gets a line in the log: 1, 4, 16, 64, …
-
-    Thousands of objects may fail for hours, and their statuses say so all the time.
-    """
-    return failures.bit_count() == 1 and failures.bit_length() % 2 == 1

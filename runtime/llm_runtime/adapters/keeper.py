@@ -19,7 +19,7 @@ from typing import Any, Literal
 from llm_runtime import errors
 from llm_runtime.adapters.delivery import LOOK_SECONDS, identity
 from llm_runtime.adapters.file import AdapterList
-from llm_runtime.contract import CANDIDATE_MARK, FatalReport, PinnedAdapter, RegistryAccess
+from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess, is_candidate
 from llm_runtime.request import Engine
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Adapters:
                 place.retry_at = 0.0
         if self._engine is None:
             return
-        wanted = {adapter.name: adapter for adapter in self._list.wanted.wanted}
+        wanted = {adapter.name: adapter for adapter in self._list.wanted.with_candidates}
         for name in [name for name in self._places if name not in wanted]:
             self._take_away(self._engine, name)
         for number, adapter in enumerate(wanted.values()):
@@ -147,12 +147,12 @@ class Adapters:
 
     @property
     def _public(self) -> list[_Place]:
-        return [place for place in self._places.values() if CANDIDATE_MARK not in place.wanted.name]
+        return [place for place in self._places.values() if not is_candidate(place.wanted.name)]
 
     @property
     def names(self) -> tuple[str, ...]:
         """All that are wanted, candidates too, be they loaded or not."""
-        return tuple(adapter.name for adapter in self._list.wanted.wanted)
+        return tuple(adapter.name for adapter in self._list.wanted.with_candidates)
 
     @property
     def default(self) -> str:
@@ -180,7 +180,7 @@ class Adapters:
     def report(self) -> list[dict[str, Any]]:
         """What stands where, one entry for each wanted adapter; no address and no credential."""
         found = []
-        for adapter in self._list.wanted.wanted:
+        for adapter in self._list.wanted.with_candidates:
             place = self._places.get(adapter.name)
             loaded = place.loaded.version if place and place.loaded else None
             entry = {"name": adapter.name, "version": loaded, "wanted_version": adapter.version}

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Protocol
 from llm_runtime import errors
 from llm_runtime.common.mounted import MountedFile
 from llm_runtime.contract import (
-    CANDIDATE_MARK,
     STANDARD_TIER,
     KeyFile,
     KeyRecord,
     Tier,
     hash_key,
+    is_candidate,
     key_id_of,
 )
 from llm_runtime.request import Caller
@@ -341,7 +341,7 @@ def authenticate(keys: Keys, offered: Iterable[str], now: datetime) -> KeyRecord
 
 def may_use(caller: Caller, adapter: str) -> bool:
     """Whether `adapter` is among those that the caller may use."""
-    if CANDIDATE_MARK in adapter:
+    if is_candidate(adapter):
         return caller.operator
     return not adapter or not caller.adapters or adapter in caller.adapters
 

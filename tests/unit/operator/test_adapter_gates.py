@@ -56,7 +56,7 @@ class Gated(Following):
         }
 
     def _figures(self) -> Figures:
-        wanted = {each.name: each.version for each in self.delivered().wanted}
+        wanted = {each.name: each.version for each in self.delivered().with_candidates}
         failed = {
             name: why
             for name in wanted

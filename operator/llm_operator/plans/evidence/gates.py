@@ -8,6 +8,7 @@ from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import EvaluationSpec, GateSpec, PrometheusQuery, SmokePrompts
 from llm_operator.plans.evidence import loadprobe
 from llm_operator.state import (
+    NO_POD,
     Estimate,
     EvaluationOutcome,
     Evidence,
@@ -31,13 +32,11 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
         found = evidence.smoke.get(gate.smoke_prompts.config_map)
         return _smoke(
             gate.smoke_prompts,
-            found or SmokeOutcome(waiting="no pod of the candidate is ready yet"),
+            found or SmokeOutcome(waiting=NO_POD),
         )
     if gate.load_probe is not None:
         probed = evidence.probes.get(gate.load_probe)
-        return loadprobe.verdict(
-            gate.load_probe, probed or ProbeOutcome(waiting="no pod of the candidate is ready yet")
-        )
+        return loadprobe.verdict(gate.load_probe, probed or ProbeOutcome(waiting=NO_POD))
     if gate.prometheus_query is not None:
         asked = evidence.queries.get(gate.prometheus_query.query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
@@ -45,7 +44,7 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
         made = evidence.evaluations.get(key(gate))
         return _evaluation(
             gate.evaluation,
-            made or EvaluationOutcome(waiting="no pod of the candidate is ready yet"),
+            made or EvaluationOutcome(waiting=NO_POD),
         )
     if gate.shadow_agreement is not None:
         name, most = gate.shadow_agreement.bound

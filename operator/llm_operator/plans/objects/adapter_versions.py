@@ -16,7 +16,6 @@ from llm_operator.state import (
     Observed,
     ResolvedAdapter,
     SmokeOutcome,
-    pod_ready,
 )
 from llm_runtime import contract
 
@@ -72,7 +71,7 @@ def _pods(observed: Observed) -> list[tuple[str, Manifest]]:
     """
     stable = observed.status.stable.revision if observed.status.stable else None
     asked = [each for each in observed.revisions.values() if stable in (None, each.revision)]
-    return [(each.revision, pod) for each in asked for pod in each.pods if pod_ready(pod)]
+    return [(each.revision, pod) for each in asked for pod in each.ready_pods]
 
 
 def _spread(

@@ -10,7 +10,6 @@ from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import adapter_versions, adapters
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import parse, stamp
-from llm_operator.plans.status import faults
 from llm_operator.state import AdapterVersions, Observed, Occurrence
 
 FIRST_LOOK_SECONDS = 2.0
@@ -78,10 +77,7 @@ def _since(adapter: AdapterStatus, before: AdapterStatus | None) -> str | None:
 
 def _standings(observed: Observed) -> list[_Standing]:
     pods = [
-        pod["metadata"]["name"]
-        for each in observed.revisions.values()
-        for pod in each.pods
-        if faults.ready(pod)
+        pod["metadata"]["name"] for each in observed.revisions.values() for pod in each.ready_pods
     ]
     return [_standing(observed, adapter, pods) for adapter in adapter_versions.pinned(observed)]
 

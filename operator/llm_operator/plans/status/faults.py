@@ -409,8 +409,7 @@ def _refused(deployment: Manifest | None) -> Fault | None:
     return Fault(
         Reason.PodsRefused,
         f"pods of {name} are refused: {failure.get('message', '')} ({_kubectl(deployment)} describe"
-        " replicaset -l "
-        f"{names.REVISION_LABEL}={(deployment['metadata'].get('labels') or {}).get(names.REVISION_LABEL, '')})",
+        f" replicaset -l {names.REVISION_LABEL}={names.revision_of(deployment)})",
     )
 
 
