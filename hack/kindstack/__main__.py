@@ -1,4 +1,4 @@
-"""The verbs of hack/e2e-kind: up, down, load, and test, which is all of them around pytest."""
+"""The verbs of hack/e2e-kind: prepare, up, down, load, and test, which is all of them around pytest."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kindstack import images
-from kindstack.cluster import KindCluster
+from kindstack import engine as engines
+from kindstack import images, node_image
+from kindstack.cluster import KindCluster, engine_for_clusters
 from kindstack.phases import Phases
 from kindstack.shell import ROOT, KindError, MachineLacks, selection, verb_of
 
@@ -31,7 +32,7 @@ def main() -> None:
     """Parse the command line and do it; a failure is one line."""
     parser = argparse.ArgumentParser(
         prog="hack/e2e-kind",
-        usage="%(prog)s [test|up|load|down] [--image NODE-IMAGE] [pytest arguments]",
+        usage="%(prog)s [test|prepare|up|load|down] [--image NODE-IMAGE] [pytest arguments]",
         description="The suite of tests/kind on a real kind cluster.",
         # Else pytest's --im… would be one of these.
         allow_abbrev=False,
@@ -68,12 +69,30 @@ def up(arguments: argparse.Namespace, phases: Phases) -> KindCluster:
     return cluster
 
 
+def build(engine: engines.Engine, image: str, phases: Phases) -> None:
+    with phases(f"building {image}"):
+        images.build(engine, image, phases.progress)
+
+
 def load(cluster: KindCluster, phases: Phases) -> None:
-    for image in (images.OPERATOR, images.RUNTIME):
-        with phases(f"building {image}"):
-            images.build(cluster.engine, image, phases.progress)
+    for image in images.ALL:
+        build(cluster.engine, image, phases)
         with phases(f"loading {image} into {len(cluster.nodes)} nodes"):
             cluster.load_image(image)
+
+
+def verb_prepare(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Build all that needs no cluster; the engine's cache makes it quick for who starts one later."""
+    phases = Phases(say)
+    _program, engine = engine_for_clusters(phases)
+    try:
+        with phases("node image"):
+            node_image.choose(engine, arguments.image, phases.progress)
+        for image in images.ALL:
+            build(engine, image, phases)
+    finally:
+        engines.stop(engine)
+    return 0
 
 
 def verb_up(arguments: argparse.Namespace, _: list[str]) -> int:
@@ -105,6 +124,7 @@ def verb_test(arguments: argparse.Namespace, rest: list[str]) -> int:
                 "pytest",
                 "-v",
                 "-s",
+                "-rs",
                 "--durations=12",
                 *selection("tests/kind", rest),
             ]
@@ -114,7 +134,13 @@ def verb_test(arguments: argparse.Namespace, rest: list[str]) -> int:
     return status
 
 
-VERBS = {"test": verb_test, "up": verb_up, "load": verb_load, "down": verb_down}
+VERBS = {
+    "test": verb_test,
+    "prepare": verb_prepare,
+    "up": verb_up,
+    "load": verb_load,
+    "down": verb_down,
+}
 
 if __name__ == "__main__":
     main()

@@ -42,6 +42,23 @@ class State:
     empty before there is one."""
 
 
+def engine_for_clusters(phases: Phases) -> tuple[Path, Engine]:
+    """The kind program, and an engine with room for a cluster; the caller ends one of ours.
+
+    Raises KindError.
+    """
+    with phases("kind (Go build)"):
+        program = programs.kind(phases.progress)
+    with phases("Docker engine"):
+        engine = engines.find(program, phases.progress)
+    try:
+        engines.require_space(engine, FREE_GIB)
+    except BaseException:
+        engines.stop(engine)
+        raise
+    return program, engine
+
+
 class KindCluster:
     """A running kind cluster with its state below one folder;
     `stop`, or the end of a `with` block, removes it.
@@ -76,12 +93,8 @@ class KindCluster:
         """
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        with phases("kind (Go build)"):
-            program = programs.kind(phases.progress)
-        with phases("Docker engine"):
-            engine = engines.find(program, phases.progress)
+        program, engine = engine_for_clusters(phases)
         try:
-            engines.require_space(engine, FREE_GIB)
             return cls._start(folder, tools, phases, program, engine, image, workers)
         except BaseException:
             engines.stop(engine)

@@ -12,6 +12,7 @@ from kindstack.shell import ROOT
 
 OPERATOR = "llm-operator:kind"
 RUNTIME = "llm-runtime:kind"
+ALL = (OPERATOR, RUNTIME)
 # What `docker build` of the runtime gets, as a shell writes it:
 # E2E_KIND_BUILD_ARGS="--build-arg TORCH_INDEX=…".
 OPTIONS = "E2E_KIND_BUILD_ARGS"

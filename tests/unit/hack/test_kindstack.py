@@ -17,7 +17,7 @@ import pytest
 
 from devstack.cluster import ClusterError, create_kind
 from kindstack import __main__ as main
-from kindstack import base, cluster, engine, networks, node_image, programs, shell
+from kindstack import base, cluster, engine, images, networks, node_image, programs, shell
 from kindstack.cluster import KindCluster, State
 from kindstack.phases import Phases
 from kindstack.shell import KindError, MachineLacks
@@ -219,7 +219,7 @@ def test_words_without_a_verb_are_for_pytest_and_a_path_replaces_the_suite(
         assert shell.selection("tests/kind", called[0][1]) == tests
 
 
-@pytest.mark.parametrize("verb", ["up", "load", "down"])
+@pytest.mark.parametrize("verb", ["prepare", "up", "load", "down"])
 def test_a_word_that_a_verb_would_ignore_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
@@ -245,6 +245,28 @@ def test_a_start_that_fails_ends_the_engine_that_it_started(
     with pytest.raises(KindError, match="check KIND_IMAGE"):
         KindCluster.start(tmp_path, tmp_path, Phases(lambda _: None), image="no/such:image")
     assert ended == [ours]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_needs_no_cluster_is_built_before_one_is_started(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    done: list[object] = []
+    ours = engine.Engine(own=True)
+
+    def build(_: engine.Engine, image: str, __: object) -> None:
+        if fails:
+            raise KindError("no package can be had")
+        done.append(image)
+
+    monkeypatch.setattr(main, "engine_for_clusters", lambda _: (Path("/bin/true"), ours))
+    monkeypatch.setattr(node_image, "choose", lambda _, image, __: done.append(image))
+    monkeypatch.setattr(images, "build", build)
+    monkeypatch.setattr(engine, "stop", done.append)
+    with contextlib.nullcontext() if not fails else pytest.raises(KindError):
+        main.verb_prepare(argparse.Namespace(image="node:1"), [])
+    built = [] if fails else ["llm-operator:kind", "llm-runtime:kind"]
+    assert done == ["node:1", *built, ours]
 
 
 @pytest.mark.parametrize("trouble", ["it does not answer", "it can't start privileged containers"])
