@@ -358,6 +358,21 @@ class Operator:
             assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
             return None
 
+    def writes(self) -> dict[str, float]:
+        """How often this process has written, by the metric's labels. Without the Lease."""
+        found = self._samples('llm_operator_writes_total{kind="')
+        return {name: count for name, count in found.items() if 'kind="Lease"' not in name}
+
+    def looks(self) -> float:
+        """How often it has looked at LLMDeployments."""
+        name = 'llm_operator_reconcile_duration_seconds_count{kind="LLMDeployment"'
+        return sum(self._samples(name).values())
+
+    def _samples(self, start: str) -> dict[str, float]:
+        lines = (self.answers("/metrics") or "").splitlines()
+        pairs = (line.rpartition(" ") for line in lines if line.startswith(start))
+        return {name: float(value) for name, _, value in pairs}
+
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> int:
         with self._changing:
             assert self.process is not None
@@ -407,6 +422,13 @@ class Place:
 
     def get(self, kind: str, name: str) -> Json | None:
         return self.api.get(kind, self.name, name)
+
+    def look_again(self, operator: Operator, number: int = 0, name: str = "bot") -> None:
+        """Have the operator look once more, by a change that changes nothing."""
+        looked = operator.looks()
+        note = {"metadata": {"annotations": {"example.com/note": str(number)}}}
+        self.api.patch("LLMDeployment", self.name, name, note)
+        eventually(lambda: operator.looks() > looked)
 
     def status(self, name: str = "bot", kind: str = "LLMDeployment") -> Json:
         return dict((self.get(kind, name) or {}).get("status") or {})

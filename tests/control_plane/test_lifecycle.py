@@ -53,6 +53,47 @@ def test_nothing_is_written_when_nothing_changed(place: Place, operator: Operato
     eventually(quiet)
 
 
+def test_a_look_applies_only_what_has_changed(place: Place, operator: Operator) -> None:
+    """Nor does the first look of a new process: the objects themselves tell who wrote what."""
+    place.model()
+    place.deploy(
+        replicas=2,
+        autoscaling={"maxReplicas": 3, "metrics": [{"type": "QueueDepth", "target": 4}]},
+        resources={"requests": {"cpu": "1000m", "memory": "1024Mi"}},
+        pod={
+            "nodeSelector": {"played": "yes"},
+            "tolerations": [{"key": "played", "operator": "Exists"}],
+            "env": [
+                {"name": "HF_HUB_OFFLINE", "value": "1"},
+                {"name": "LLM_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            ],
+        },
+        adapters=[{"name": "law", "mlflow": {"name": f"{place.name}-model", "version": "1"}}],
+    )
+    place.key(deployments=["bot"])
+    place.ready()
+
+    def quiet() -> bool:
+        before = operator.writes()
+        time.sleep(3)
+        return operator.writes() == before
+
+    # The built-in autoscaler looks each 15 s, and what it says goes into the status.
+    eventually(lambda: place.condition("AutoscalingActive")["status"] == "False")
+    eventually(quiet)
+    before = operator.writes()
+    for number in range(3):
+        place.look_again(operator, number)
+    eventually(quiet)
+    assert operator.writes() == before
+    operator.stop()
+    operator.start()
+    eventually(lambda: operator.looks() > 0)
+    eventually(quiet)
+    # Other tests' objects may still be on their way out.
+    assert not {name for name in operator.writes() if 'verb="apply"' in name}
+
+
 def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(
     place: Place, cluster: Cluster
 ) -> None:

@@ -56,7 +56,9 @@ def shares(life: list[Json]) -> list[dict[str, int]]:
     return found
 
 
-def test_weights_are_exact_at_each_step_and_whole_again_after_the_promotion(place: Place) -> None:
+def test_weights_are_exact_at_each_step_and_whole_again_after_the_promotion(
+    place: Place, operator: Operator
+) -> None:
     model = place.model()
     with recorded(place.api, "HTTPRoute", place.name) as life:
         deploy(place)
@@ -95,6 +97,10 @@ def test_weights_are_exact_at_each_step_and_whole_again_after_the_promotion(plac
     service = place.get("Service", "bot-stable") or {}
     assert service["spec"]["selector"]["llm-operator.dev/revision"] == new
     assert place.condition("Applied")["status"] == "True"
+    place.look_again(operator)
+    (name, count), *_ = [each for each in operator.writes().items() if "HTTPRoute" in each[0]]
+    place.look_again(operator, 1)
+    assert operator.writes()[name] == count, "what has not changed is not applied"
 
 
 def test_a_candidate_that_is_aborted_has_no_share_left(place: Place) -> None:

@@ -4,6 +4,7 @@ from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, Cluster, Conflict, Invalid
+from llm_operator.reconcile.needless import needless
 from llm_operator.state import Fault, Manifest, Meta
 
 TRIES = 5
@@ -60,11 +61,12 @@ async def put(
     if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
         live = None
-    applied = (
-        await cluster.apply(manifest)
-        if live is None
-        else await update(cluster, owner, manifest, live)
-    )
+    if live is None:
+        applied = await cluster.apply(manifest)
+    elif names.owned(live, owner) and needless(manifest, live):
+        applied = live
+    else:
+        applied = await update(cluster, owner, manifest, live)
     if kind == "Secret":
         # An apply leaves others' fields.
         # A pod that mounts the Secret, or reads it by name, would take them for ours.

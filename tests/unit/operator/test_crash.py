@@ -79,7 +79,7 @@ def end(world: World) -> dict[Any, Any]:
     }
 
 
-@pytest.mark.timeout(60)  # A life of the operator for each of its writes.
+@pytest.mark.timeout(240)  # A life of the operator for each of its writes.
 @pytest.mark.parametrize("landed", [False, True], ids=["before", "after"])
 async def test_a_crash_at_any_write_ends_in_the_same_world(landed: bool) -> None:
     whole, counted = await road(-1, landed)

@@ -8,6 +8,8 @@ from llm_operator.plans.objects.workload import plain
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 
+GATEWAY_GROUP = "gateway.networking.k8s.io"
+
 
 def service(meta: Meta, spec: LLMDeploymentSpec, serving: tuple[str, ...]) -> Manifest:
     """The endpoint: its selector names the one revision that serves, so a switch is one write.
@@ -64,24 +66,42 @@ def selector(meta: Meta, serving: tuple[str, ...]) -> dict[str, str]:
 def http_route(
     meta: Meta, spec: LLMDeploymentSpec, route: HttpRouteSpec, weight: int, *, candidate: bool
 ) -> Manifest:
-    """Exact shares of the traffic: `weight` percent for the candidate."""
+    """Exact shares of the traffic: `weight` percent for the candidate.
+
+    The defaults of its lists are written out: each is one field of server-side apply, and else
+    never equal to what was applied.
+    """
     backends = [_backend(names.stable_service(meta), spec, 100 - weight)]
     if candidate:
         backends.append(_backend(names.candidate_service(meta), spec, weight))
     return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
+        "apiVersion": f"{GATEWAY_GROUP}/v1",
         "kind": "HTTPRoute",
         "metadata": names.metadata(meta, meta.name),
         "spec": {
-            "parentRefs": plain(route.parent_refs),
+            "parentRefs": [
+                {"group": GATEWAY_GROUP, "kind": "Gateway", **each}
+                for each in plain(route.parent_refs)
+            ],
             **({"hostnames": list(route.hostnames)} if route.hostnames else {}),
-            "rules": [{"backendRefs": backends}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+                    "backendRefs": backends,
+                }
+            ],
         },
     }
 
 
 def _backend(name: str, spec: LLMDeploymentSpec, weight: int) -> Manifest:
-    return {"name": name, "port": spec.service.port, "weight": weight}
+    return {
+        "group": "",
+        "kind": "Service",
+        "name": name,
+        "port": spec.service.port,
+        "weight": weight,
+    }
 
 
 def service_account(meta: Meta, pull_secrets: tuple[str, ...]) -> Manifest:
