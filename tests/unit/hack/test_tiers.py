@@ -60,6 +60,43 @@ def test_without_a_path_all_folders_of_the_tier_run(checkout: Path) -> None:
                        ("tests/control_plane", "tests/chaos")]  # fmt: skip
 
 
+def test_clusters_are_tested_beside_the_unit_tests_and_a_failure_of_either_is_one(
+    checkout: Path,
+) -> None:
+    # Each waits for the other: one after the other they would wait for ever.
+    script(
+        checkout / ".venv" / "bin" / "python",
+        """shift; echo "$*" >>ran
+case "$*" in
+  *tests/chaos*) echo "of chaos"; touch clusters; exit 1 ;;
+  *"not torch"*) for _ in 1 2 3 4 5 6 7 8 9 10; do [ -f clusters ] && exit 0; sleep 1; done; exit 1 ;;
+esac""",
+    )
+    done, ran = run(checkout, "all")
+    assert done.returncode == 1
+    assert ran[-1] == "pytest tests/e2e -q"
+    assert len(ran) == 6
+    assert "of chaos" in done.stdout
+    told = [line.split(":")[0] for line in done.stdout.splitlines() if line[:1] in "✓✗·"]
+    ends = ["✓ unit", "✓ unit with torch", "✓ control plane", "✗ chaos", "✓ end to end"]
+    assert [line for line in told if line] == ends
+
+
+def test_an_interrupt_ends_what_runs_beside(checkout: Path) -> None:
+    script(
+        checkout / ".venv" / "bin" / "python",
+        """shift
+case "$*" in
+  *control_plane*) trap 'touch ended; exit 0' INT; touch begun; for _ in $(seq 300); do sleep 0.1; done ;;
+  *"not torch"*) for _ in $(seq 100); do [ -f begun ] && break; sleep 0.1; done; kill -TERM $PPID ;;
+esac""",
+    )
+    (checkout / "ran").touch()
+    done, _ = run(checkout, "all")
+    assert done.returncode != 0
+    assert (checkout / "ended").exists()
+
+
 def test_a_path_above_the_folders_chooses_all(checkout: Path) -> None:
     _, ran = run(checkout, "unit", "tests/")
     assert ran[1].startswith("pytest tests/unit tests/test_repo.py -q -m not torch")
