@@ -75,6 +75,14 @@ ENV_MODEL_PATH = "MODEL_PATH"
 ENV_DATABASE_URL = "DATABASE_URL"
 ENV_REDIS_URL = "REDIS_URL"
 ENV_KEY_PEPPER = "KEY_PEPPER"
+ENV_FREE_SETTINGS = (
+    "ENGINE__INTER_TOKEN_GOAL_SECONDS", "ENGINE__MAX_ADAPTERS", "ENGINE__MAX_ADAPTER_RANK", "ENGINE__MAX_QUEUE_LENGTH",
+    "ENGINE__STEP_TRACE", "SERVER__LOG_FILE", "SERVER__LOG_FILE_BYTES", "SERVER__LOG_FILE_BACKUPS",
+    "DATABASE__FLUSH_SECONDS", "DATABASE__MAX_PENDING_ROWS", "LOG_LEVEL", "DEBUG",
+)  # fmt: skip
+"""Settings that no field of an LLMDeployment has. In an operator's pod they come from the
+environment, which is `spec.pod.env`; the file decides all others. `server.lazyLoad` is none of
+them: a roll-out would count a version as ready that nobody has loaded."""
 
 METRIC_REQUESTS_RUNNING = "llm_requests_running"
 METRIC_REQUESTS_WAITING = "llm_requests_waiting"

@@ -22,15 +22,9 @@ from llm_operator.crds.common import (
     Text,
 )
 from llm_operator.crds.schema import Section, rules
+from llm_runtime.contract import ENV_FREE_SETTINGS
 
 Key = Annotated[str, Field(max_length=317)]
-RUNTIME_SETTINGS = (
-    "ENGINE__INTER_TOKEN_GOAL_SECONDS", "ENGINE__MAX_ADAPTERS", "ENGINE__MAX_ADAPTER_RANK", "ENGINE__MAX_QUEUE_LENGTH",
-    "ENGINE__STEP_TRACE", "SERVER__LOG_FILE", "SERVER__LOG_FILE_BYTES", "SERVER__LOG_FILE_BACKUPS",
-    "SERVER__LAZY_LOAD", "DATABASE__FLUSH_SECONDS", "DATABASE__MAX_PENDING_ROWS", "LOG_LEVEL", "DEBUG",
-)  # fmt: skip
-"""What the runtime reads and no field of an LLMDeployment says.
-All else that it reads is the operator's to write."""
 _CONFIGURED = (
     r"(MODEL|ADAPTERS|DEFAULT_ADAPTER|ENGINE|SERVER|AUTHENTICATION|TIERS|DEFAULT_TIER|DATABASE|MODEL_CACHE_BYTES)"
     r"(__.*)?"
@@ -47,7 +41,7 @@ _PROCESS = (
 # The runtime's settings are read without regard to case.
 ENV_RULES = (
     (
-        f"self.name in {list(RUNTIME_SETTINGS)} || !self.name.matches('(?i)^({_CONFIGURED}|{_OWN})$')",
+        f"self.name in {list(ENV_FREE_SETTINGS)} || !self.name.matches('(?i)^({_CONFIGURED}|{_OWN})$')",
         f"(?i)^({_CONFIGURED}|{_OWN})$",
         "this variable is a setting of the runtime that the operator writes: write the field of this LLMDeployment "
         "that says it (docs/reference.md). Those without a field may be written here: docs/operations.md lists them",
@@ -248,7 +242,7 @@ class EnvSource(Section):
 
 def env_refusal(name: str) -> str | None:
     """Why a stored object's variable is none for a new pod."""
-    if name in RUNTIME_SETTINGS:
+    if name in ENV_FREE_SETTINGS:
         return None
     return next((told for _, refused, told in ENV_RULES if re.match(refused, name)), None)
 
@@ -271,7 +265,7 @@ class EnvVar(Section):
             *((cel, told) for cel, _, told in ENV_RULES),
             (
                 "!has(self.valueFrom) || !has(self.valueFrom.secretKeyRef) || "
-                f"!(self.name in {list(RUNTIME_SETTINGS)})",
+                f"!(self.name in {list(ENV_FREE_SETTINGS)})",
                 "a setting of the runtime takes no value from a Secret: settings are shown. Write `value`",
             ),
         )

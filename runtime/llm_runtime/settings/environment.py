@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from llm_runtime.contract import PORT, RuntimeConfig
+from llm_runtime.contract import ENV_FREE_SETTINGS, PORT, RuntimeConfig
 from llm_runtime.settings.file import Location
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ operator's, and whoever has mistyped it must see what."""
 MIN_PRIVATE = 4
 """Shorter values are not redacted: they would be found in any text."""
 MANAGED = frozenset(
-    {"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "LOG_LEVEL", "DEBUG", "API_HOST"}
+    {"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "API_HOST", *ENV_FREE_SETTINGS}
 )
 """What an operator's pod takes from its environment, spelled so and not otherwise:
 its other settings are in its file.

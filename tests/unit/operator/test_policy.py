@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from llm_operator.crds.pod import RUNTIME_SETTINGS, env_refusal
+from llm_operator.crds.pod import env_refusal
 from llm_operator.plans.objects.workload import STORE_VARIABLES
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.settings import Choice, PodPolicy
 from llm_operator.state import Key
-from llm_runtime.contract import RuntimeConfig
+from llm_runtime.contract import ENV_FREE_SETTINGS, RuntimeConfig
 from unit.operator.fakes import NAMESPACE, World
 
 PACE = Pace(verify_seconds=60, settle_seconds=5)
@@ -90,7 +90,7 @@ async def test_what_users_of_gpus_write_is_taken() -> None:
             for name in (
                 "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "HF_HOME", "TZ",
                 "OTEL_EXPORTER_OTLP_ENDPOINT", "AWS_REGION", "HTTPS_PROXY", "no_proxy", "LLM_ATTENTION",
-                "TOKENIZERS_PARALLELISM", "NVIDIA_DRIVER_CAPABILITIES", "SSL_CERT_FILE", *RUNTIME_SETTINGS,
+                "TOKENIZERS_PARALLELISM", "NVIDIA_DRIVER_CAPABILITIES", "SSL_CERT_FILE", *ENV_FREE_SETTINGS,
             )
         ],
     }  # fmt: skip
@@ -112,7 +112,7 @@ async def test_what_is_refused_is_told_once_and_costs_no_look_after_look() -> No
 @pytest.mark.parametrize(
     "name",
     ["MODEL_NAME", "model_path", "Model__Path", "AUTHENTICATION", "API_KEY", "ADMIN_API_KEY", "SERVER__FILTERS__PII",
-     "ENGINE__DEVICE", "DATABASE__URL", "MLFLOW_TRACKING_URI", "LLM_ARTIFACT_HOSTS", "ADAPTERS", "TIERS",
+     "ENGINE__DEVICE", "DATABASE__URL", "SERVER__LAZY_LOAD", "MLFLOW_TRACKING_URI", "LLM_ARTIFACT_HOSTS", "ADAPTERS", "TIERS",
      "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "BASH_ENV", "GLIBC_TUNABLES", "CXX",
      "CUDA_INJECTION64_PATH", "NCCL_NET_PLUGIN", "NVIDIA_VISIBLE_DEVICES", "OPENSSL_CONF"],
 )  # fmt: skip
@@ -125,7 +125,7 @@ def test_all_that_a_configuration_file_says_is_refused_but_what_has_no_field() -
     for name in RuntimeConfig.model_fields:
         assert env_refusal(name.upper())
         assert env_refusal(f"{name.upper()}__ANYTHING")
-    assert not [name for name in RUNTIME_SETTINGS if env_refusal(name)]
+    assert not [name for name in ENV_FREE_SETTINGS if env_refusal(name)]
 
 
 async def test_a_policy_that_came_later_touches_no_pod_that_runs() -> None:

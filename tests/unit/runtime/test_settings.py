@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_runtime.contract import RuntimeConfig
+from llm_runtime.contract import ENV_FREE_SETTINGS, RuntimeConfig
 from llm_runtime.settings import Environment, SettingsInvalid, load
 
 ROOT = Path(__file__).parents[3]
@@ -372,7 +372,7 @@ def test_a_uri_takes_its_server_from_the_environment(
         ("MODEL_VERSION", "7"),
         ("model_path", "/hush-hush"),
         ("SERVER__FILTERS__PII", "Disabled"),
-        ("SERVER__LOG_FILE", "/hush-hush"),
+        ("server__log_file", "/hush-hush"),
         ("API_KEY", "hush-hush-hush-hush"),
         ("ENGINE__NO_SUCH_FIELD", "hush-hush"),
     ],
@@ -390,6 +390,27 @@ def test_in_an_operators_pod_the_file_decides(
     assert (settings.config, settings.api_key) == (plain.config, None)
     assert name.upper() in caplog.text
     assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted({*ENV_FREE_SETTINGS} - {"LOG_LEVEL", "DEBUG"}))
+def test_an_operators_pod_takes_the_settings_that_no_field_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    section, _, key = name.lower().partition("__")
+    value = getattr(getattr(load(file(tmp_path, FULL), managed=True).config, section), key)
+    another = f"{value}x" if isinstance(value, str) else value is False or value * 2
+    monkeypatch.setenv(name, json.dumps(another).strip('"'))
+    config = load(file(tmp_path, FULL), managed=True).config
+    assert getattr(getattr(config, section), key) == another
+
+
+def test_a_setting_that_no_field_has_is_told_by_its_name_where_it_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ENGINE__MAX_QUEUE_LENGTH", "hush-hush")
+    with pytest.raises(SettingsInvalid, match="ENGINE__MAX_QUEUE_LENGTH") as told:
+        load(file(tmp_path, FULL), managed=True)
+    assert "hush" not in str(told.value)
 
 
 def test_an_operators_pod_takes_secrets_and_the_operators_folder(
