@@ -1,9 +1,10 @@
 """A sandbox that bounds what a template takes:
 steps, processor time, and the length of texts and lists.
 
-A step is a loop iteration, a call, a filter or an operator. A result that could be huge after a
-single step is measured before it is built. Jinja's own sandbox bounds only a single `range`, not
-nested ones, and no texts.
+A step is a loop iteration, a call, a filter, a test, a comparison or an operator; one that goes
+through a long text or list counts as more. A result that could be huge after a single step is
+measured before it is built. Jinja's own sandbox bounds only a single `range`, not nested ones, and
+no texts.
 """
 
 import re
@@ -14,7 +15,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import nodes, pass_context
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
@@ -23,14 +24,22 @@ MAX_STEPS = 2_000_000
 MAX_SECONDS = 2.0
 """Processor time of this thread, not wall time: a busy machine is not the template's fault."""
 MAX_CHARACTERS = 16_000_000
-"""Length of one text or list. No request is that long."""
+"""Length of one text. No request is that long."""
+MAX_ENTRIES = 1_000_000
+"""Length of one list."""
 MAX_MADE = 128_000_000
-"""Characters of all texts that one rendering creates."""
+"""Characters of all texts, and bytes of all lists, that one rendering creates."""
+LIST_BYTES, ENTRY_BYTES, PAIR_BYTES = 64, 8, 100
+"""What a list or dict takes, and each of its entries: of a list, of a dict."""
 MAX_BITS = 256
 MAX_WIDTH = 1000
 MAX_INDENT = 32
+TEXTS = (str, bytes)
+LISTS = (list, tuple, dict)
 CLOCK_STEPS = 256
 """Number of steps between looks at the clock."""
+STEP_ENTRIES, STEP_CHARACTERS = 8, 1024
+"""How much of a list, and of a text, is gone through in the time of one step."""
 
 WIDTHS = {"center": MAX_WIDTH, "wordwrap": MAX_WIDTH, "indent": MAX_INDENT, "tojson": MAX_INDENT}
 """The largest number that each of these filters accepts as an argument."""
@@ -59,47 +68,53 @@ class TooMuch(Exception):
 class _Meter:
     """Counts what one rendering has taken."""
 
-    __slots__ = ("made", "steps", "until")
+    __slots__ = ("look_at", "made", "steps", "until")
 
     def __init__(self) -> None:
         self.steps = self.made = 0
+        self.look_at = CLOCK_STEPS
         self.until = time.thread_time() + MAX_SECONDS
 
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps % CLOCK_STEPS:
+    def step(self, count: int = 1) -> None:
+        self.steps += count
+        if self.steps < self.look_at:
             return
+        self.look_at = self.steps + CLOCK_STEPS
         if self.steps > MAX_STEPS or time.thread_time() > self.until:
             raise TooMuch(f"it took more than {MAX_STEPS} steps or {MAX_SECONDS:g} s")
 
+    def through(self, value: Any) -> None:
+        """Count that `value` is gone through, whatever for. Short ones are part of their step."""
+        if isinstance(value, TEXTS):
+            if len(value) >= STEP_CHARACTERS:
+                self.step(len(value) // STEP_CHARACTERS)
+        elif isinstance(value, LISTS) and len(value) >= STEP_ENTRIES:
+            self.step(len(value) // STEP_ENTRIES)
+
     def sized(self, value: Any) -> Any:
-        """Return `value`, or raise `TooMuch` if it is too large."""
+        """Return `value`, which was made; raise `TooMuch` if it, or all that was, is too large."""
         match value:
             case str() | bytes():
                 check_length(len(value))
                 self.made += len(value)
-                if self.made > MAX_MADE:
-                    raise TooMuch(f"it made texts of more than {MAX_MADE} characters")
-            case list() | tuple():
-                check_length(len(value))
+            case list() | tuple() | dict():
+                check_entries(len(value))
+                each = PAIR_BYTES if isinstance(value, dict) else ENTRY_BYTES
+                self.made += LIST_BYTES + each * len(value)
             case int() if value.bit_length() > MAX_BITS:
                 raise TooMuch(f"it made a number of more than {MAX_BITS} bits")
+        if self.made > MAX_MADE:
+            raise TooMuch(f"it made texts and lists of more than {MAX_MADE} characters")
+        self.through(value)
         return value
 
 
 _meter: ContextVar[_Meter] = ContextVar("meter")
-_IDLE = _Meter()
-_IDLE.until = float("inf")
-
-
-def _now() -> _Meter:
-    # Jinja computes constants when it compiles a template, outside of a rendering.
-    return _meter.get(_IDLE)
 
 
 @contextmanager
 def metered() -> Iterator[None]:
-    """Count and bound the rendering in the block."""
+    """Count and bound the rendering in the block, or the compiling, which computes constants."""
     token = _meter.set(_Meter())
     try:
         yield
@@ -108,9 +123,15 @@ def metered() -> Iterator[None]:
 
 
 def check_length(length: int) -> None:
-    """Raise `TooMuch` for a text or list that is too long."""
+    """Raise `TooMuch` for a text that is too long."""
     if length > MAX_CHARACTERS:
-        raise TooMuch(f"it would make a text or list longer than {MAX_CHARACTERS}")
+        raise TooMuch(f"it would make a text longer than {MAX_CHARACTERS}")
+
+
+def check_entries(length: int) -> None:
+    """Raise `TooMuch` for a list or dict that is too long."""
+    if length > MAX_ENTRIES:
+        raise TooMuch(f"it would make a list longer than {MAX_ENTRIES}")
 
 
 def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
@@ -118,16 +139,19 @@ def weigh(value: Any, left: int = MAX_CHARACTERS) -> int:
     Raises `TooMuch` above `left`, so it ends for cyclic values, too."""
     total = 0
     level = [value]
+    meter = _meter.get()
     while level:
         item = level.pop()
         match item:
             case str() | bytes():
                 total += len(item)
             case dict():
+                meter.through(item)
                 total += len(item)
                 level += item.values()
                 level += item.keys()
             case list() | tuple():
+                meter.through(item)
                 total += len(item)
                 level += item
             case _:
@@ -149,7 +173,7 @@ class _Counted:
         return len(self._values)
 
     def __iter__(self) -> Iterator[Any]:
-        meter = _now()
+        meter = _meter.get()
         for value in self._values:
             meter.step()
             yield value
@@ -157,7 +181,7 @@ class _Counted:
 
 def _joined(parts: list[Any]) -> str:
     check_length(sum(map(weigh, parts)))
-    return str(_now().sized("".join(map(str, parts))))
+    return str(_meter.get().sized("".join(map(str, parts))))
 
 
 def _concat(parts: Iterable[str]) -> str:
@@ -168,7 +192,22 @@ def _concat(parts: Iterable[str]) -> str:
         texts.append(text)
         length += len(text)
         check_length(length)
-    return "".join(texts)
+    return str(_meter.get().sized("".join(texts)))
+
+
+@pass_context  # Or Jinja would compute it once, and have Python make the same anew each time.
+def _made(_context: Context, value: Any) -> Any:
+    """What an expression makes that is no call and no operator."""
+    return _meter.get().sized(value)
+
+
+def _compared(value: Any) -> Any:
+    """One side of a comparison, which goes through all of it."""
+    if isinstance(value, LISTS):
+        weigh(value)
+    else:
+        _meter.get().through(value)
+    return value
 
 
 def _finalized(value: Any) -> Any:
@@ -183,9 +222,11 @@ def _filter(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(apply)
     def bounded(*args: Any, **named: Any) -> Any:
-        meter = _now()
+        meter = _meter.get()
         meter.step()
         given = [*args[skipped:], *named.values()]
+        for each in given:
+            meter.through(each)
         for number in given[1:]:
             if isinstance(number, int) and number > most:
                 raise TooMuch(f"the filter {name} takes numbers up to {most}")
@@ -196,6 +237,18 @@ def _filter(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
             if name == "format":
                 _check_format(str(given[0]), given[1:])
         return meter.sized(apply(*args, **named))
+
+    return bounded
+
+
+def _test(apply: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(apply)
+    def bounded(*args: Any, **named: Any) -> Any:
+        meter = _meter.get()
+        meter.step()
+        for each in (*args, *named.values()):
+            meter.through(each)
+        return apply(*args, **named)
 
     return bounded
 
@@ -259,20 +312,28 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=_finalized, **options)
-        self.filters["_counted"] = _Counted
-        self.filters["_joined"] = _joined
         del self.globals["lipsum"]
 
     def bound_filters(self) -> None:
-        """Put all filters behind bounds. Call it after the last filter was added."""
+        """Put all filters and tests behind bounds. Call it after the last one was added."""
         for name, apply in self.filters.items():
-            if name not in ("_counted", "_joined"):
-                self.filters[name] = _filter(name, apply)
+            self.filters[name] = _filter(name, apply)
+        for name, apply in self.tests.items():
+            self.tests[name] = _test(apply)
+        # They do what a filter would have to: count.
+        self.filters |= {
+            "_counted": _Counted,
+            "_joined": _joined,
+            "_made": _made,
+            "_compared": _compared,
+        }
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **named: Any) -> Any:
-        meter = _now()
+        meter = _meter.get()
         meter.step()
         text = getattr(__obj, "__self__", None)
+        for each in (text, args, *args, *named.values()):
+            meter.through(each)
         for number in (*args, *named.values()):
             if (
                 isinstance(number, int)
@@ -287,7 +348,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return meter.sized(super().call(__context, __obj, *args, **named))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        meter = _now()
+        meter = _meter.get()
         meter.step()
         match operator, left, right:
             case ("*", str() | bytes() | list() | tuple(), int()) | (
@@ -310,7 +371,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Bounded(NodeTransformer):
-    """Rewrites loops and `~` to use filters of this module,
+    """Rewrites loops, `~`, comparisons, slices and written lists to use filters of this module,
     because Jinja compiles them to plain Python."""
 
     def __init__(self, environment: BoundedEnvironment) -> None:
@@ -327,6 +388,29 @@ class _Bounded(NodeTransformer):
         return self._through(
             "_joined", nodes.List(node.nodes, lineno=node.lineno, environment=self._environment)
         )
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        for side in (node, *node.ops):
+            if not isinstance(side.expr, nodes.Const):
+                side.expr = self._through("_compared", side.expr)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return self._through("_made", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return self._through("_made", node) if node.items else node
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return self._through("_made", node) if node.items else node
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return self._through("_made", node) if node.items and node.ctx == "load" else node
 
     def _through(self, name: str, value: nodes.Expr) -> nodes.Filter:
         filtered = nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)

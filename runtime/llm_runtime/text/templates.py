@@ -35,7 +35,8 @@ def compiled(template: str) -> Callable[..., str]:
     """A function that renders the template with the given variables.
     Raises `BadTemplate` for invalid Jinja."""
     try:
-        return _environment().from_string(template).render
+        with metered():
+            return _environment().from_string(template).render
     except TemplateError as error:
         raise BadTemplate(str(error)) from error
     except RecursionError as error:

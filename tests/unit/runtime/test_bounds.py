@@ -17,6 +17,7 @@ def _low_bounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """So that nothing here takes long, or much, even without a bound."""
     monkeypatch.setattr(bounds, "MAX_STEPS", 20_000)
     monkeypatch.setattr(bounds, "MAX_CHARACTERS", 50_000)
+    monkeypatch.setattr(bounds, "MAX_ENTRIES", 50_000)
     monkeypatch.setattr(bounds, "MAX_MADE", 1_000_000)
     monkeypatch.setattr(
         bounds, "weigh", lambda value, left=50_000, weigh=bounds.weigh: weigh(value, left)
@@ -32,6 +33,8 @@ DOUBLED = (
     "{% set n = namespace(x='0123456789') %}{% for _ in range(14) %}{% set n.x = DOUBLE %}{%"
     " endfor %}"
 )
+LONG = "{% set l = range(20000) | list %}{% set n = namespace(x=[]) %}"
+KEPT = LONG + "{% for _ in range(COUNT) %}{% set n.x = [n.x, NEW] %}{% endfor %}"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,25 @@ DOUBLED = (
         "{% for _ in range(1000) %}{% set y = 'x' * 40000 %}{% endfor %}",
         "{% set y %}{% for _ in range(1000) %}{{ 'x' * 1000 }}{% endfor %}{% endset %}",
         "{{ lipsum(60000) }}",
+        # One step each, and long: what goes through a list.
+        LONG + "{{ 'a' in l }}" * 50,
+        LONG + "{{ 'a' is in l }}" * 50,
+        LONG + "{{ [l] == [l[:]] }}" * 50,
+        LONG + "{{ l | sum }}" * 50,
+        LONG + "{{ l.count('a') }}" * 50,
+        LONG + "{% set y = 'a' ~ [l] %}" * 50,
+        # Made by no call, filter or operator, and kept.
+        KEPT.replace("NEW", "l[:]").replace("COUNT", "20"),
+        KEPT.replace("NEW", "l[:], " * 3 + "0").replace("COUNT", "7"),
+        KEPT.replace("NEW", "1, " * 40 + "0").replace("COUNT", "4000"),
+        KEPT.replace("NEW", "{" + ", ".join(f"'{n}': 1" for n in range(40)) + "}").replace(
+            "COUNT", "400"
+        ),
+        KEPT.replace("NEW", "(l, " + "1, " * 40 + ")").replace("COUNT", "4000"),
+        "{% set y = 'x' * 40000 %}"
+        + KEPT.replace("NEW", "b")
+        .replace("COUNT", "100")
+        .replace("{% set n.x", "{% set b %}{{ y }}{% endset %}{% set n.x"),
     ],
 )
 def test_what_takes_too_much_is_ended(template: str) -> None:
@@ -98,6 +120,15 @@ def test_processor_time_is_bounded_whatever_a_step_takes(monkeypatch: pytest.Mon
     monkeypatch.setattr(bounds, "MAX_SECONDS", 0.0)
     with pytest.raises(BadTemplate, match="took more than"):
         render("{% for _ in range(1000) %}{% endfor %}", USER)
+
+
+@pytest.mark.parametrize("dear", ["'a' in l", "l | sum", "l[:] | length", "'a' is in l"])
+def test_the_clock_is_looked_at_where_one_step_takes_long(
+    monkeypatch: pytest.MonkeyPatch, dear: str
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.0)
+    with pytest.raises(BadTemplate, match="took more than"):
+        render("{% set l = range(1500) | list %}" + f"{{{{ {dear} }}}}" * 3, USER)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_template_that_is_no_jinja_is_refused_at_start(folder: Path) -> None:
 def test_a_template_that_takes_too_much_for_a_single_message_is_refused_at_start(
     folder: Path,
 ) -> None:
-    with pytest.raises(ModelUnsupported, match="it would make a text or list longer than"):
+    with pytest.raises(ModelUnsupported, match="it would make a text longer than"):
         codec_from_folder(folder, "{{ 'x' * 200000000 }}")
     assert codec_from_folder(folder, "{{ raise_exception('not this') }}")
 
