@@ -89,7 +89,7 @@ class HttpPrometheus:
                     text = await bounded(answer, MAX_BYTES)
             if status >= 500:
                 return Measured(waiting=f"{server} answers {status}")
-            return replace(_read(json.loads(text), server), told=self._bound)
+            return replace(_read(json.loads(text), server, self._bound), told=self._bound)
         except TimeoutError:
             return Measured(waiting=f"{server} does not answer within {TIMEOUT_SECONDS:.0f} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -118,11 +118,16 @@ class HttpPrometheus:
             await client.aclose()
 
 
-def _read(answer: dict[str, object], server: str) -> Measured:
+def _read(answer: dict[str, object], server: str, bound: bool) -> Measured:
     """A scalar, or a vector of one element.
     Raises ValueError, KeyError or TypeError for what is not Prometheus."""
     if answer["status"] != "success":
-        return Measured(waiting=f"{server} refuses the query: {str(answer.get('error'))[:300]}")
+        kind = str(answer.get("errorType"))[:40]
+        # Of a query that runs, the words of the error have labels of the series that it found, and
+        # a query can turn any figure into a label. bad_data: it can't be read, and so found none.
+        whose = bound or kind == "bad_data"
+        said = str(answer.get("error"))[:300] if whose else f"{kind}: ask it by hand for its words"
+        return Measured(waiting=f"{server} refuses the query: {said}")
     data = answer["data"]
     if not isinstance(data, dict):
         raise TypeError("data is no object")

@@ -156,3 +156,17 @@ async def test_a_figure_that_may_be_another_namespaces_is_not_told(
         assert verdict.state == state
         assert ("1.235e+05" in verdict.model_dump_json()) is bound
         assert bound or said in (verdict.message or "")
+
+
+async def test_the_words_of_an_error_tell_no_label_of_another_namespace() -> None:
+    def failed(kind: str, words: str) -> httpx.Response:
+        return httpx.Response(422, json={"status": "error", "errorType": kind, "error": words})
+
+    # What `vector(1) == on() (count_values("v", payments_total) or …)` is answered with.
+    figure = 'found duplicate series for the match group {} on the right hand-side: [{v="123450"}]'
+    for bound in (False, True):
+        found, _ = await asked(failed("execution", figure), bound=bound)
+        assert ("123450" in found.waiting) is bound
+        assert bound or "execution" in found.waiting
+    found, _ = await asked(failed("bad_data", "1:5: parse error: unexpected end of input"))
+    assert "parse error" in found.waiting
