@@ -28,6 +28,8 @@ HANDED_ON = "X-LLM-Operator-Handed-On"
 HAND_ON_SECONDS = 2.0
 BODY_BYTES = 1 << 20
 BODY_SECONDS = 10.0
+BODIES = 8
+"""Read at the same time: whoever reaches the port may send one, and be believed after it only."""
 WINDOW_SECONDS = 300.0
 """How far the sender's clock and ours may be apart, and how old a delivery may be."""
 IDS_KEPT = 10_000
@@ -45,7 +47,8 @@ class Receiver:
         self._connections = connections
         self._clock = clock
         self._leader = leader
-        self._seen: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._reading = 0
         self.wake: Callable[[str, str | None], None] | None = None
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -60,11 +63,18 @@ class Receiver:
                 404,
                 f"no connection {name!r} with a webhookSecret: see docs/promotion.md",
             )
+        if self._reading >= BODIES:
+            return _answer(name, 503, f"{BODIES} deliveries are coming in: send it again")
+        self._reading += 1
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.read()
         except TimeoutError:
             return _answer(name, 408, f"the body did not arrive within {BODY_SECONDS:.0f} s")
+        except ConnectionResetError:
+            return _answer(name, 400, "the body ended before its end")
+        finally:
+            self._reading -= 1
         if why := refusal(secrets, request.headers, body, self._clock()):
             return _answer(name, 401, why)
         if self.wake is None:
@@ -74,7 +84,7 @@ class Receiver:
                 status,
                 "another replica of the operator leads: send it again" if status == 503 else "",
             )
-        if not self._repeated(name, request.headers[ID]):
+        if not self._repeated(request.headers[ID]):
             self.wake(name, _model(body))
         return _answer(name, 202, "")
 
@@ -95,12 +105,15 @@ class Receiver:
         except (ClientError, TimeoutError, ValueError):
             return 503
 
-    def _repeated(self, connection: str, delivery: str) -> bool:
-        """Whether this delivery was taken before:
-        MLflow repeats one with the same id when the answer was lost."""
-        if (connection, delivery) in self._seen:
+    def _repeated(self, delivery: str) -> bool:
+        """Whether this delivery was taken before: MLflow repeats one with the same id when the
+        answer was lost.
+
+        For whatever connection: connections may have one secret, and the signature names none.
+        """
+        if delivery in self._seen:
             return True
-        self._seen[connection, delivery] = None
+        self._seen[delivery] = None
         if len(self._seen) > IDS_KEPT:
             self._seen.popitem(last=False)
         return False

@@ -3,6 +3,7 @@ who is believed, what it sets off, and what nobody should get."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -35,6 +36,7 @@ class Known:
             "default": ConnectionSettings(tracking_uri=uri, credentials_folder=folder),
             "quiet": ConnectionSettings(tracking_uri=uri),
             "other": ConnectionSettings(tracking_uri=uri, credentials_folder=folder / "other"),
+            "twin": ConnectionSettings(tracking_uri=uri, credentials_folder=folder),
         }
 
     def current(self) -> dict[str, ConnectionSettings]:
@@ -98,6 +100,38 @@ async def test_a_repeated_delivery_is_taken_once(sender: Sender) -> None:
     for _ in range(3):
         assert (await sender.post())[0] == 202
     assert len(sender.woken) == 1
+
+
+async def test_a_delivery_is_taken_once_also_by_a_connection_with_the_same_secret(
+    sender: Sender,
+) -> None:
+    assert (await sender.post())[0] == 202
+    assert (await sender.post(to="twin"))[0] == 202
+    assert sender.woken == [("default", "bot")]
+    # MLflow gives each webhook's delivery an id of its own.
+    assert (await sender.post(to="twin", delivery="d-2"))[0] == 202
+    assert sender.woken[1:] == [("twin", "bot")]
+
+
+async def test_bodies_that_never_end_are_few_and_one_that_breaks_off_is_no_error_of_ours(
+    sender: Sender, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = sender.uri.removeprefix("http://").split(":")
+    head = b"POST /webhooks/mlflow/default HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    open_ones = []
+    for _ in range(webhooks.BODIES):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head + b"{")
+        open_ones.append(writer)
+    while sender.receiver._reading < webhooks.BODIES:
+        await asyncio.sleep(0.01)
+    assert (await sender.post())[0] == 503
+    for writer in open_ones:
+        writer.close()
+    while sender.receiver._reading:
+        await asyncio.sleep(0.01)
+    assert (await sender.post())[0] == 202
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize(
