@@ -331,7 +331,9 @@ async def connection_for(
             f" it under connections.{name}.namespaces of the operator's configuration, or write"
             f" another {field}.connection"
         )
-    return read_connection(name, known, field)
+    # Where there is none of that name, those are told that the namespace may use by its name.
+    mine = {each: found for each, found in known.items() if each == name or found.permits(namespace)}
+    return read_connection(name, mine, field)
 
 
 async def permitted(cluster: Cluster, settings: ConnectionSettings, namespace: str) -> bool:

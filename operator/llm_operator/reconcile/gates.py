@@ -17,6 +17,7 @@ from llm_operator.plans.rollout import stamp, tries_on
 from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile import evaluation, loadprobe, smoke
 from llm_operator.reconcile.apikey import new_key
+from llm_operator.reconcile.put import update
 from llm_operator.state import (
     NO_POD,
     Evidence,
@@ -245,7 +246,7 @@ async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | Non
         return None, None
     key = keys.decode(secret, keys.API_KEY_FIELD) or ""
     if key and not names.owned(secret, meta):
-        secret = await outside.cluster.apply(keys.operator_secret(meta, key))
+        secret = await update(outside.cluster, meta, keys.operator_secret(meta, key), secret)
     key_id = key_id_of(key)
     if key_id is None:
         # Emptied by hand: it can't be told from a deleted one.

@@ -9,6 +9,9 @@ from llm_operator.state import Fault, Manifest, Meta
 
 TRIES = 5
 """Of one update that others' writes come between."""
+TAKEN_BY_NAME = frozenset({"Secret", "ServiceAccount", "ConfigMap"})
+"""What pods take by its name. Created, as an apply would take over what somebody else makes a moment
+before; and none of them has a field that this operator writes once and later no more."""
 
 
 class NotApplied(Exception):
@@ -58,11 +61,12 @@ async def put(
     live = live or await cluster.get(kind, meta["namespace"], meta["name"])
     if live is not None and not names.ours(live, owner):
         raise taken(kind, meta["namespace"], meta["name"])
-    if live is not None and manifest.get("immutable") and live.get("data") != manifest["data"]:
+    if live is not None and _fixed(live, manifest):
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
         live = None
     if live is None:
-        applied = await cluster.apply(manifest)
+        create = kind in TAKEN_BY_NAME
+        applied = await (cluster.create(manifest) if create else cluster.apply(manifest))
     elif names.owned(live, owner) and needless(manifest, live):
         applied = live
     else:
@@ -77,6 +81,18 @@ async def put(
         outside.memory.secrets[meta["namespace"], meta["name"]] = applied["metadata"][
             "resourceVersion"
         ]
+
+
+def _fixed(live: Manifest, manifest: Manifest) -> bool:
+    """Whether what is there must become another, and no write can make it so.
+
+    Of Secrets somebody else has set that: a key could never be revoked any more.
+    """
+    immutable = manifest.get("immutable") or live.get("immutable")
+    kind = manifest.get("type")
+    return (
+        bool(immutable and live.get("data") != manifest["data"]) or live.get("type", kind) != kind
+    )
 
 
 async def update(cluster: Cluster, owner: Meta, manifest: Manifest, live: Manifest) -> Manifest:

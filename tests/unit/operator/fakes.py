@@ -12,7 +12,7 @@ from typing import Any
 from llm_operator import crds
 from llm_operator.confined import Confined, work
 from llm_operator.observe import Outside
-from llm_operator.ports.cluster import ApiError, Conflict, NotFound, Refused, Unavailable
+from llm_operator.ports.cluster import ApiError, Conflict, Invalid, NotFound, Refused, Unavailable
 from llm_operator.ports.pods import Answer
 from llm_operator.ports.registry import (
     AliasNotFound,
@@ -112,6 +112,9 @@ class FakeCluster:
             and before["data"] != manifest.get("data")
         ):
             raise Refused("field is immutable when `immutable` is set")
+        fixed = manifest.get("type")
+        if before is not None and before.get("type", fixed) != fixed:
+            raise Invalid("type: field is immutable")
         return self._store("apply", key, _merged(before or {}, manifest))
 
     async def apply_status(self, manifest: Manifest) -> Manifest:

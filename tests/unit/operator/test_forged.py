@@ -191,3 +191,65 @@ async def test_a_pod_that_only_has_the_labels_gets_no_key_and_judges_nothing() -
         await reconcile(BOT, world.outside, Pace(60, 5))
     assert world.pods.asked == []
     assert "candidate's Deployment" in world.status()["candidate"]["gates"][0]["message"]
+
+
+class Coming(FakeCluster):
+    """Somebody makes an object of theirs just after it was seen that there is none."""
+
+    coming: tuple[str, str] = ("", "")
+
+    async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        found = await super().get(kind, namespace, name)
+        if found is None and (kind, name) == self.coming:
+            about = {"name": name, "namespace": namespace, "uid": "theirs"}
+            self._store("theirs", (kind, namespace, name), {"kind": kind, "metadata": about})
+        return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("ServiceAccount", "bot"),
+        ("Secret", "bot-registry"),
+        ("Secret", "bot-keys"),
+        ("ConfigMap", ""),
+    ],
+)
+async def test_what_somebody_makes_after_the_look_is_not_taken_over(kind: str, name: str) -> None:
+    if not name:
+        (name,) = (await served())[0].cluster.named("ConfigMap")
+    world = World()
+    world.cluster.__class__ = Coming
+    assert isinstance(world.cluster, Coming)
+    world.cluster.coming = (kind, name)
+    await world.deploy()
+    for _ in range(3):
+        with suppress(Retry):
+            await reconcile(BOT, world.outside, Pace(60, 5))
+    found = world.cluster.objects[kind, NAMESPACE, name]
+    assert (found["metadata"]["uid"], found["metadata"].get("ownerReferences")) == ("theirs", None)
+    assert world.condition("Stalled")["reason"] == "NameTaken"
+    assert not world.cluster.named("Deployment")
+
+
+@pytest.mark.parametrize("name", ["bot-registry", "bot-keys"])
+@pytest.mark.parametrize(
+    "fixed", [{"immutable": True}, {"type": "example.com/theirs"}], ids=["immutable", "type"]
+)
+async def test_a_secret_that_nobody_can_change_is_made_anew(
+    name: str, fixed: dict[str, Any]
+) -> None:
+    """With our owner, and keys or hosts of their own: neither would ever be revoked."""
+    world = World()
+    await world.deploy()
+    meta = observe.meta_of(world.cluster.objects["LLMDeployment", NAMESPACE, "bot"])
+    theirs = {"keys.json": base64.b64encode(b'{"salt": "", "keys": []}').decode(), "theirs": "eA=="}
+    await world.cluster.create(
+        {"kind": "Secret", "metadata": names.metadata(meta, name), "data": theirs, **fixed}
+    )
+    await look(world, 3)
+    found = world.cluster.objects["Secret", NAMESPACE, name]
+    assert found["data"].get("keys.json") != theirs["keys.json"]
+    assert "theirs" not in found["data"]
+    assert (found.get("immutable"), found["type"]) == (None, "Opaque")
+    assert world.condition("Ready")["status"] == "True"

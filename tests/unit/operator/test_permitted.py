@@ -215,3 +215,16 @@ def test_an_open_connection_with_credentials_is_told_at_the_start(tmp_path: Path
     ]
     assert not told(ConnectionSettings(tracking_uri=URI))
     assert not told(guarded_again(tmp_path, namespaces=["*"], pod_credentials_folder=tmp_path))
+
+
+async def test_a_connection_that_is_not_there_tells_no_name_of_others() -> None:
+    world = World()
+    world.connections.known = {
+        "ours": ConnectionSettings(tracking_uri=URI, namespaces=(NAMESPACE,)),
+        "merger-with-acme": ConnectionSettings(tracking_uri=URI, namespaces=("team-a",)),
+    }
+    await world.deploy(model={"mlflow": {"name": "bot", "alias": "champion", "connection": "no"}})
+    await look(world)
+    said = world.condition("ModelResolved")["message"]
+    assert "it has: ours)" in said
+    assert "merger" not in said

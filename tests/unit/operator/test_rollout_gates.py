@@ -435,7 +435,7 @@ async def test_prometheus_is_asked_by_its_api_and_says_what_is_wrong() -> None:
         {"status": "success", "data": {"resultType": "vector", "result": [{"value": [0, "2"]}]}},
         {"status": "success", "data": {"resultType": "vector", "result": []}},
         {"status": "success", "data": {"resultType": "vector", "result": [1, 2]}},
-        {"status": "error", "error": "parse error"},
+        {"status": "error", "errorType": "bad_data", "error": "parse error"},
         {"hello": "world"},
     ]
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json=replies.pop(0)))

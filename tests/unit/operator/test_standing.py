@@ -360,7 +360,10 @@ async def test_a_status_that_is_refused_is_told_as_far_as_it_can_be() -> None:
 async def test_gates_that_cannot_be_asked_wait_and_the_deadline_does_not() -> None:
     gates = {"gates": [{"smokePrompts": {"configMap": "greet"}}], "progressDeadlineSeconds": 20}
     world = World()
-    world.cluster.faults = {("create", "Secret"): POLICY, ("get", "ConfigMap", "greet"): POLICY}
+    world.cluster.faults = {
+        ("create", "Secret", "bot-operator-key"): POLICY,
+        ("get", "ConfigMap", "greet"): POLICY,
+    }
     await world.deploy(rollout=gates)
     await look(world)
     world.cluster.play(f"bot-{world.status()['candidate']['revision']}")

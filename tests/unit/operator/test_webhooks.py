@@ -16,6 +16,7 @@ from aiohttp import ClientSession, TCPConnector, web
 
 from llm_operator import webhooks
 from llm_operator.settings import ConnectionSettings
+from waiting import until
 
 NOW = 1_800_000_000.0
 SECRET = "whsec-1"
@@ -123,13 +124,11 @@ async def test_bodies_that_never_end_are_few_and_one_that_breaks_off_is_no_error
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(head + b"{")
         open_ones.append(writer)
-    while sender.receiver._reading < webhooks.BODIES:
-        await asyncio.sleep(0.01)
+    await until(lambda: sender.receiver._reading == webhooks.BODIES)
     assert (await sender.post())[0] == 503
     for writer in open_ones:
         writer.close()
-    while sender.receiver._reading:
-        await asyncio.sleep(0.01)
+    await until(lambda: not sender.receiver._reading)
     assert (await sender.post())[0] == 202
     assert "Traceback" not in caplog.text
 
