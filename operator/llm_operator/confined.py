@@ -55,7 +55,7 @@ class Confined:
         """The child's lines, and whether it came to its end."""
         async with self._places:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", __name__, str(CPU_SECONDS), str(MEMORY_BYTES),
+                sys.executable, "-P", "-m", __name__, str(CPU_SECONDS), str(MEMORY_BYTES),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
                 env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"},
             )  # fmt: skip

@@ -332,7 +332,9 @@ async def connection_for(
             f" another {field}.connection"
         )
     # Where there is none of that name, those are told that the namespace may use by its name.
-    mine = {each: found for each, found in known.items() if each == name or found.permits(namespace)}
+    mine = {
+        each: found for each, found in known.items() if each == name or found.permits(namespace)
+    }
     return read_connection(name, mine, field)
 
 

@@ -28,6 +28,7 @@ from llm_runtime.adapters import AdapterList
 from llm_runtime.adapters.delivery import LOOK_SECONDS, Outcome, identity, read, write
 from llm_runtime.adapters.keeper import pause_seconds
 from llm_runtime.common.mounted import MountedFile
+from llm_runtime.common.python import PYTHON
 from llm_runtime.contract import (
     ADAPTERS_FLAG,
     FETCHED_FLAG,
@@ -43,6 +44,7 @@ from llm_runtime.fetching.fetch_adapter import fetch_adapter
 from llm_runtime.files.verify import MANIFEST
 
 log = logging.getLogger(__name__)
+CHILD = (*PYTHON, "-m", "llm_runtime.fetcher")
 
 HIDDEN_CHARACTERS = 8
 """Shorter passwords are words that stand in any line."""
@@ -245,16 +247,8 @@ def _run(adapters: Path, registries: Path, models: Path, told: Path) -> None:
         signal.signal(number, lambda *_: over.set())
 
     def start(jobs: list[Job]) -> Child:
-        command = [
-            sys.executable,
-            "-m",
-            "llm_runtime.fetcher",
-            MODELS_FLAG,
-            str(models),
-            FETCHED_FLAG,
-            str(told),
-        ]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE)
+        given = [MODELS_FLAG, str(models), FETCHED_FLAG, str(told)]
+        child = subprocess.Popen([*CHILD, *given], stdin=subprocess.PIPE)
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:  # Its exit code says so.
             child.stdin.write(_JOBS.dump_json(jobs, by_alias=True))

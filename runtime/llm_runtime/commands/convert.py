@@ -13,6 +13,7 @@ import typer
 
 from llm_runtime import errors
 from llm_runtime.commands import faults
+from llm_runtime.common.python import PYTHON
 from llm_runtime.contract import report_from_termination_message
 from llm_runtime.fetching.disk import check_room, disk_errors
 from llm_runtime.fetching.progress import MIB
@@ -20,7 +21,7 @@ from llm_runtime.files.locate import Located, local_artifacts, locate_pickles
 from llm_runtime.files.verify import verify_weights
 
 SHARD_BYTES = 5_000_000_000
-CHILD = (sys.executable, "-m", "llm_runtime.loading.unpickle")
+CHILD = (*PYTHON, "-m", "llm_runtime.loading.unpickle")
 
 Source = Annotated[
     Path,

@@ -11,13 +11,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from llm_runtime import logs
+from llm_runtime.common.python import PYTHON
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink, load
 from llm_runtime.engine.messages import Command, Frames, frame
@@ -27,7 +27,7 @@ from llm_runtime.machine.threads import configure_threads
 
 log = logging.getLogger(__name__)
 
-WORKER = (sys.executable, "-m", "llm_runtime.worker")
+WORKER = (*PYTHON, "-m", "llm_runtime.worker")
 CLOSE_SECONDS = 5.0
 
 

@@ -4,6 +4,7 @@ schemas, YAML and patterns, pods' figures, queries."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -170,3 +171,11 @@ async def test_the_words_of_an_error_tell_no_label_of_another_namespace() -> Non
         assert bound or "execution" in found.waiting
     found, _ = await asked(failed("bad_data", "1:5: parse error: unexpected end of input"))
     assert "parse error" in found.waiting
+
+
+async def test_the_child_imports_nothing_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.chdir(tmp_path)
+    assert "hello" in await Confined().prompts({"hello": "prompt: hi\nexpect: {exact: hi}"})
