@@ -22,6 +22,7 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.settings import renamed
 from llm_runtime.settings.environment import (
     MIN_KEY_CHARACTERS,
+    MIN_KEY_LETTERS,
     Environment,
     Variable,
     can_be_guessed,
@@ -197,8 +198,8 @@ class _Reading:
         for name in ("api_key", "admin_api_key"):
             if (key := given[name]) and key.value and can_be_guessed(key.value):
                 self._faults.append(
-                    f"{key.source}: {key.name}: must have at least {MIN_KEY_CHARACTERS} characters"
-                    " and be no sample; `openssl rand -hex 24` makes one"
+                    f"{key.source}: {key.name}: must have at least {MIN_KEY_CHARACTERS} characters,"
+                    f" {MIN_KEY_LETTERS} of them different, and be no sample; `openssl rand -hex 24` makes one"
                 )
         try:
             return Environment.model_validate(values)

@@ -42,7 +42,9 @@ its other settings are in its file.
 MODEL_PATH is the operator's own, and refused in `pod.env`.
 """
 MIN_KEY_CHARACTERS = 16
-SAMPLE_KEYS = ("change-me", "changeme", "your-api-key", "my-api-key", "replace-me")
+MIN_KEY_LETTERS = 6
+"""Different ones. Of 48 random digits of base 16 there are fewer in no key that anybody meets."""
+SAMPLE_KEYS = ("changeme", "yourapikey", "myapikey", "replaceme")
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -154,8 +156,10 @@ def private_values(env_file: Path | None = Path(".env")) -> dict[str, str]:
 
 
 def can_be_guessed(key: str) -> bool:
-    """Whether a key is too short, or a sample value that was not replaced."""
-    return len(key) < MIN_KEY_CHARACTERS or key.lower().startswith(SAMPLE_KEYS)
+    """Whether a key is too short, always the same letters, or a sample that was not replaced."""
+    letters = re.sub(r"[\W_]", "", key.lower())
+    short = len(key) < MIN_KEY_CHARACTERS or len(set(key)) < MIN_KEY_LETTERS
+    return short or letters.startswith(SAMPLE_KEYS)
 
 
 def forget_secrets() -> None:

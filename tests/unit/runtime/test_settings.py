@@ -107,14 +107,14 @@ def test_short_names_make_a_whole_server(monkeypatch: pytest.MonkeyPatch) -> Non
         "MODEL_NAME": "bot",
         "MODEL_VERSION": "7",
         "MLFLOW_TRACKING_URI": "http://x",
-        "API_KEY": "k" * 16,
+        "API_KEY": "0123456789abcdef",
         "API_PORT": "9",
     }.items():
         monkeypatch.setenv(name, value)
     settings = load(None)
     assert settings.config.model.mlflow
     assert (settings.config.model.name, settings.config.model.mlflow.version) == ("bot", "7")
-    assert (settings.api_key, settings.port, settings.host) == ("k" * 16, 9, "0.0.0.0")
+    assert (settings.api_key, settings.port, settings.host) == ("0123456789abcdef", 9, "0.0.0.0")
 
 
 def test_a_path_is_enough_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +445,18 @@ def test_secrets_leave_the_environment_and_the_process(monkeypatch: pytest.Monke
     assert "hush" not in shown.stdout
 
 
-@pytest.mark.parametrize("key", ["short", "x" * 15, "change-me", "change-me-change-me"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "short",
+        "x" * 15,
+        "x" * 20,
+        "change-me",
+        "change-me-change-me",
+        "CHANGE_ME_CHANGE_ME",
+        "Change me, change me",
+    ],
+)
 @pytest.mark.parametrize("name", ["API_KEY", "ADMIN_API_KEY"])
 def test_a_key_that_can_be_guessed_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, key: str
