@@ -3,6 +3,7 @@ against clients that would exhaust memory or connections.
 
 - A head (request line and headers) is bounded in size and time.
   A larger one gets status 431, a slower one is closed.
+- A body has no transfer coding but chunks. The parser would hand on others as if they were none.
 - If a request is answered before its body has ended, the body gets a short grace period.
   If the connection were closed
   at once, the client would often see a reset instead of the answer.
@@ -92,6 +93,8 @@ class Connection(HttpToolsProtocol):
             self._head_timer.cancel()
         self._head_timer = None
         self._head_bytes = 0
+        if any(n == b"transfer-encoding" and v.lower() != b"chunked" for n, v in self.headers):
+            raise ValueError("unknown transfer coding")  # 400, and the connection is closed.
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0":
             _end_with_connection(self.cycle)

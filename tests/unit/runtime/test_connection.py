@@ -127,6 +127,50 @@ def test_an_unwanted_body_that_ends_leaves_the_connection_usable(bounded: Harnes
         assert received(connection).startswith(b"HTTP/1.1 200")
 
 
+WHOLE = json.dumps(chat_body()).encode()
+LENGTH = f"Content-Length: {len(WHOLE)}\r\n"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        f"{LENGTH}Transfer-Encoding: chunked\r\n",
+        f"Transfer-Encoding: chunked\r\n{LENGTH}",
+        f"{LENGTH}Content-Length: 3\r\n",
+        f"Content-Length: {len(WHOLE)}, {len(WHOLE)}\r\n",
+        f"Content-Length: +{len(WHOLE)}\r\n",
+        f"Content-Length : {len(WHOLE)}\r\n",
+        f"X-A: b\r\n c\r\n{LENGTH}",
+        f"X-A: a\0b\r\n{LENGTH}",
+        f"X-A: b\n{LENGTH}",
+        *(
+            f"Transfer-Encoding: {coding}\r\n"
+            for coding in ("gzip, chunked", "identity, chunked", ", chunked", "chunked, chunked", "chunked, gzip",
+                           "gzip", "identity", "chunked;q=1", "\x0bchunked", "chunked\r\nTransfer-Encoding: chunked")
+        ),
+    ],
+)  # fmt: skip
+def test_a_body_whose_end_two_readers_may_see_differently_is_a_400_and_the_end(
+    live: Any, headers: str
+) -> None:
+    chunked = "Transfer-Encoding" in headers
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(WHOLE), WHOLE) if chunked else WHOLE
+    with live() as api, connected(api) as connection:
+        connection.sendall(post(headers) + body + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize("chunk", [b"-1\r\n", b"0x2\r\n", b"2;a\nb\r\n", b"2 \n", b"g\r\n"])
+def test_a_wrong_chunk_is_a_400_and_the_end(live: Any, chunk: bytes) -> None:
+    with live() as api, connected(api) as connection:
+        connection.sendall(post("Transfer-Encoding: chunked\r\n") + chunk + b"{}\r\n0\r\n\r\n")
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_a_compressed_body_is_a_415(bounded: Harness) -> None:
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json", "X-API-Key": KEY}
     content = gzip.compress(json.dumps(chat_body()).encode())
