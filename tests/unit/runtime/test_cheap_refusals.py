@@ -171,8 +171,11 @@ async def test_a_long_prompt_that_asks_for_more_than_is_left_is_never_encoded(ru
     assert len(codec.threads) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/models", 401), ("/info", 200), ("/status", 200)]
+)
 async def test_wrong_keys_of_one_address_are_answered_ever_slower_and_right_ones_at_once(
-    run: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, monkeypatch: pytest.MonkeyPatch, path: str, status: int
 ) -> None:
     waited = list[float]()
 
@@ -182,11 +185,11 @@ async def test_wrong_keys_of_one_address_are_answered_ever_slower_and_right_ones
     monkeypatch.setattr(shares, "asyncio", SimpleNamespace(sleep=sleep))
     async with run() as api:
         for _ in range(12):
-            assert (
-                await api.client.get("/v1/models", headers={"X-API-Key": "guess"})
-            ).status_code == 401
+            answer = await api.client.get(path, headers={"X-API-Key": "guess"})
+            assert answer.status_code == status
         slowed = list(waited)
         assert (await api.chat()).status_code == 200
+        assert (await api.client.get("/info", headers={"X-API-Key": ""})).status_code == 200
     assert len(slowed) == 2
     assert 0 < slowed[0] < slowed[1]
     assert waited == slowed

@@ -14,7 +14,7 @@ from llm_runtime import errors
 from llm_runtime.api.documents import OwnErrorAnswer
 from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import Loaded, Serving, State
-from llm_runtime.auth.callers import may_use
+from llm_runtime.auth.callers import client_host, may_use, offered, tenant_address
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.db.database import Database
 from llm_runtime.limits import Limiter
@@ -82,7 +82,7 @@ async def health(request: Request) -> Response:
 async def status(request: Request) -> dict[str, Any]:
     """Device, engine, queue, and what the caches have spared.
     Adapters are told to a key that may use them."""
-    return _status(server_of(request), _told(request))
+    return _status(server_of(request), await _told(request))
 
 
 @router.get("/info", summary="The model")
@@ -92,7 +92,7 @@ async def info(request: Request) -> dict[str, Any]:
     Addresses and paths stay inside, and adapters are told to a key that may use them.
     """
     serving = server_of(request).serving
-    told = _told(request)
+    told = await _told(request)
     model = serving.config.model
     engine = serving.loaded.engine if serving.loaded else None
     version = model.mlflow
@@ -134,11 +134,15 @@ def _health(server: Server) -> dict[str, Any]:
     }
 
 
-def _told(request: Request) -> Callable[[str], bool]:
-    """Which adapters the asker may know of."""
+async def _told(request: Request) -> Callable[[str], bool]:
+    """Which adapters the asker may know of. A wrong key is answered, as no key is, and as late as
+    everywhere: keys are not guessed here."""
+    server = server_of(request)
     try:
-        caller = server_of(request).callers.identify(request)
-    except errors.Refusal:
+        caller = server.callers.identify(request)
+    except errors.Refusal as refusal:
+        if any(offered(request)):
+            await server.shares.refuse(tenant_address(client_host(request)), refusal)
         return lambda name: False
     return lambda name: may_use(caller, name)
 
