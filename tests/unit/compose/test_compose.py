@@ -79,10 +79,21 @@ def test_every_image_of_another_registry_can_be_one_of_a_mirror() -> None:
 
 
 def test_mlflow_is_the_version_that_the_tests_run_against() -> None:
-    tested = re.search(r"^mlflow==(\S+)", (ROOT / "requirements/dev.txt").read_text(), re.M)
-    assert tested is not None
-    assert f"mlflow=={tested[1]}" in SERVICES["mlflow"]["build"]["dockerfile_inline"]
-    assert SERVICES["mlflow"]["image"].endswith(f":{tested[1]}")
+    tested, installed = (
+        re.findall(r"^mlflow==(\S+)", (ROOT / f"requirements/{name}.txt").read_text(), re.M)
+        for name in ("dev", "mlflow")
+    )
+    assert tested == installed
+    assert SERVICES["mlflow"]["image"].endswith(f":{tested[0]}")
+
+
+def test_mlflow_is_installed_by_its_hashes() -> None:
+    build = SERVICES["mlflow"]["build"]
+    assert "pip install --no-cache-dir --require-hashes --no-deps" in build["dockerfile_inline"]
+    lock = (ROOT / "manifests" / build["context"] / "requirements/mlflow.txt").resolve()
+    pinned = re.findall(r"^[a-z][^ ]*==", lock.read_text(), re.M)
+    assert len(pinned) > 20
+    assert lock.read_text().count("--hash=sha256:") >= len(pinned)
 
 
 def test_the_runtime_is_built_from_its_dockerfile_and_runs_as_its_user() -> None:
