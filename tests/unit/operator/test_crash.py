@@ -146,6 +146,25 @@ async def test_pods_that_run_stay_and_no_other_joins_them_where_a_name_was_taken
     assert world.condition("Available")["status"] == "True"
 
 
+@pytest.mark.parametrize(("kind", "name"), [*USED.items(), ("Secret", "bot-registry")])
+async def test_no_pod_comes_back_to_what_was_taken_while_there_was_none(
+    kind: str, name: str
+) -> None:
+    world = World()
+    await world.deploy()
+    await settle(world)
+    await world.deploy(replicas=0)
+    await settle(world)
+    (deployment,) = world.cluster.named("Deployment")
+    assert world.cluster.objects["Deployment", NAMESPACE, deployment]["spec"]["replicas"] == 0
+    del world.cluster.objects[kind, NAMESPACE, name]
+    world.cluster._store("person", (kind, NAMESPACE, name), theirs(kind, name))
+    await world.deploy(replicas=1)
+    await settle(world)
+    assert world.cluster.objects["Deployment", NAMESPACE, deployment]["spec"]["replicas"] == 0
+    assert world.condition("Stalled")["reason"] == "NameTaken"
+
+
 async def test_no_pod_is_made_without_what_could_be_somebody_elses_a_moment_later() -> None:
     world = World()
     world.cluster.refuses.add("ServiceAccount")
