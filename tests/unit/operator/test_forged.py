@@ -253,3 +253,16 @@ async def test_a_secret_that_nobody_can_change_is_made_anew(
     assert "theirs" not in found["data"]
     assert (found.get("immutable"), found["type"]) == (None, "Opaque")
     assert world.condition("Ready")["status"] == "True"
+
+
+async def test_the_operators_own_key_is_not_written_into_what_came_in_its_place() -> None:
+    world = await world_with_prompts()
+    restored = world.cluster.objects["Secret", NAMESPACE, "bot-operator-key"]
+    restored["metadata"].pop("ownerReferences")
+    world.cluster.__class__ = Swapping
+    assert isinstance(world.cluster, Swapping)
+    world.cluster.swapped = "bot-operator-key"
+    with suppress(Retry):
+        await reconcile(BOT, world.outside, Pace(60, 5))
+    found = world.cluster.objects["Secret", NAMESPACE, "bot-operator-key"]
+    assert (found["metadata"]["uid"], found["data"]) == ("theirs", {})

@@ -2,6 +2,7 @@
 and a location opens no file of this machine."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -63,6 +64,23 @@ def test_a_version_that_lies_elsewhere_gets_no_credentials_there(
 ) -> None:
     with pytest.raises(RegistryDenied, match="its credentials are not sent there"):
         MlflowRegistry(HTTP).sizes(location.format(other.host))
+    assert other.heard == []
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http:///{other}/x", "http:{other}/x", "http:\\\\{other}/x", "//{other}/x", "http://{own}@{other}/x",
+        "http://{own}\\@{other}/x", "http://{other}#@{own}/x", "http://{own}:{other}/x", "HTTP://{other}/x",
+        "mlflow-artifacts:////{other}/x", "mlflow-artifacts:{other}/x", "MLFLOW-ARTIFACTS://{other}/0/x",
+        "mlflow-artifacts://{own}/@{other}/x",
+    ],
+)  # fmt: skip
+def test_an_odd_address_leads_nowhere_else(other: Listener, location: str) -> None:
+    own = Listener()
+    with suppress(Exception):
+        MlflowRegistry(f"http://{own.host}").sizes(location.format(other=other.host, own=own.host))
+    own.close()
     assert other.heard == []
 
 
