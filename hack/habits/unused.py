@@ -43,6 +43,7 @@ NAMES = {
     "methods that a library calls": (
         "_as_it_is", "capture_signals", "extra_repr", "log_message", "process_bind_param", "process_result_value",
         "visit_Concat",
+        "visit_Getitem",
     ),
     "Jinja's sandbox: attributes it reads, parameters it passes by place": ("__self", "concat", "intercepted_binops"),
     "a parameter that Transformers passes by name": ("dropout",),

@@ -29,8 +29,10 @@ MAX_ENTRIES = 1_000_000
 """Length of one list."""
 MAX_MADE = 128_000_000
 """Characters of all texts, and bytes of all lists, that one rendering creates."""
-LIST_BYTES, ENTRY_BYTES, PAIR_BYTES = 64, 8, 100
-"""What a list or dict takes, and each of its entries: of a list, of a dict."""
+LIST_BYTES = 64
+"""What a list or dict takes without its entries."""
+ENTRY_BYTES = 8
+PAIR_BYTES = 100
 MAX_BITS = 256
 MAX_WIDTH = 1000
 MAX_INDENT = 32
@@ -38,8 +40,10 @@ TEXTS = (str, bytes)
 LISTS = (list, tuple, dict)
 CLOCK_STEPS = 256
 """Number of steps between looks at the clock."""
-STEP_ENTRIES, STEP_CHARACTERS = 8, 1024
-"""How much of a list, and of a text, is gone through in the time of one step."""
+STEP_ENTRIES = 8
+"""Of a list: what is gone through in the time of one step."""
+STEP_CHARACTERS = 1024
+"""The same of a text."""
 
 WIDTHS = {"center": MAX_WIDTH, "wordwrap": MAX_WIDTH, "indent": MAX_INDENT, "tojson": MAX_INDENT}
 """The largest number that each of these filters accepts as an argument."""
@@ -241,7 +245,7 @@ def _filter(name: str, apply: Callable[..., Any]) -> Callable[..., Any]:
     return bounded
 
 
-def _test(apply: Callable[..., Any]) -> Callable[..., Any]:
+def _test(apply: Any) -> Callable[..., Any]:
     @wraps(apply)
     def bounded(*args: Any, **named: Any) -> Any:
         meter = _meter.get()
@@ -391,7 +395,8 @@ class _Bounded(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
         self.generic_visit(node)
-        for side in (node, *node.ops):
+        sides: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
+        for side in sides:
             if not isinstance(side.expr, nodes.Const):
                 side.expr = self._through("_compared", side.expr)
         return node

@@ -112,8 +112,9 @@ async def test_what_is_refused_is_told_once_and_costs_no_look_after_look() -> No
 @pytest.mark.parametrize(
     "name",
     ["MODEL_NAME", "model_path", "Model__Path", "AUTHENTICATION", "API_KEY", "ADMIN_API_KEY", "SERVER__FILTERS__PII",
-     "ENGINE__DEVICE", "DATABASE__URL", "SERVER__LAZY_LOAD", "MLFLOW_TRACKING_URI", "LLM_ARTIFACT_HOSTS", "ADAPTERS", "TIERS",
-     "PYTHONPATH", "PYTHONSTARTUP", "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "BASH_ENV", "GLIBC_TUNABLES", "CXX",
+     "ENGINE__DEVICE", "DATABASE__URL", "SERVER__LAZY_LOAD", "MLFLOW_TRACKING_URI", "LLM_ARTIFACT_HOSTS",
+     "ADAPTERS", "TIERS", "PYTHONPATH", "PYTHONSTARTUP",
+     "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "BASH_ENV", "GLIBC_TUNABLES", "CXX",
      "CUDA_INJECTION64_PATH", "NCCL_NET_PLUGIN", "NVIDIA_VISIBLE_DEVICES", "OPENSSL_CONF"],
 )  # fmt: skip
 async def test_variables_that_a_stored_object_may_still_have_make_no_pod(name: str) -> None:
