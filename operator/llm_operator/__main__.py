@@ -24,6 +24,7 @@ from llm_operator.evaluation.evaluate import evaluate
 from llm_operator.hearing import Hearing
 from llm_operator.lease import Lease, LeaseLost
 from llm_operator.observe import Outside
+from llm_operator.plans.objects.evaluation import PODS_FILE
 from llm_operator.poll import Poll
 from llm_operator.ports.cluster import KubernetesCluster, NoCluster
 from llm_operator.ports.pods import HttpPods
@@ -260,7 +261,9 @@ def _evaluate(settings: Settings, path: Path, report: Path) -> None:
     given = task.from_json(path.read_text())
     try:
         connection = read_connection(given.connection, settings.connections)
-        outcome = asyncio.run(evaluate(given, connection))
+        pods = path.with_name(PODS_FILE)
+        asking = evaluate(given, connection, lambda: task.pods_from_json(pods.read_text()))
+        outcome = asyncio.run(asking)
     except RegistryFault as fault:
         outcome = EvaluationOutcome(waiting=str(fault))
     log.info("%s", outcome.waiting or outcome.message)

@@ -15,11 +15,11 @@ from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.status.verdicts import Ledger
 from llm_operator.state import (
-    EvaluationOutcome,
     Given,
     Key,
     Measured,
     Meta,
+    Pods,
     ProbeOutcome,
     SmokeOutcome,
 )
@@ -104,12 +104,10 @@ class Memory:
         default_factory=Bounded
     )
     """What Prometheus answered last, by (deployment uid, server, query)."""
-
-    evaluations: Bounded[tuple[str, str, str], EvaluationOutcome] = field(default_factory=Bounded)
-    """Outcomes of evaluations, by (deployment uid, candidate, gates.key).
-    Their Jobs have them, too."""
-    evaluating: Bounded[str, bool] = field(default_factory=Bounded)
-    """By deployment uid: whether Jobs may be left of its evaluations.
+    handed: Bounded[str, Pods] = field(default_factory=Bounded)
+    """Whom each Job of an evaluation was last told to ask, by its uid."""
+    evaluating: Bounded[str, frozenset[str]] = field(default_factory=Bounded)
+    """By deployment uid: the Jobs of evaluations that there may be.
     Absent: this process has not looked."""
 
     def meet(self, key: Key, uid: str) -> None:
@@ -142,8 +140,6 @@ class Memory:
         for gathered in (self.watched, self.copies, self.shadow_tokens):
             gathered.pop(uid, None)
         self._end_smoke(uid, lambda candidate: not is_candidate(candidate))
-        for evaluation in [known for known in self.evaluations if known[0] == uid]:
-            del self.evaluations[evaluation]
         for query in [known for known in self.measured if known[0] == uid]:
             del self.measured[query]
         for probe in [known for known in self.probes if known[0] == uid]:

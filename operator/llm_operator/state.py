@@ -254,6 +254,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Pods:
+    """Addresses of the pods that an evaluation asks."""
+
+    candidate: tuple[str, ...] = ()
+    stable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class EvaluationOutcome:
     """What became of one evaluation."""
 
@@ -267,6 +275,8 @@ class EvaluationOutcome:
     """What else is to be told: dataset, run, what was not judged."""
     waiting: str = ""
     """Why there is no outcome yet."""
+    kept: GateVerdict | None = None
+    """What the status says of it already."""
 
 
 @dataclass(frozen=True)

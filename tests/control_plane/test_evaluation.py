@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from llm_operator.__main__ import main
 from llm_operator.crds.rollout import GateSpec
-from llm_operator.evaluation import task
+from llm_operator.evaluation import evaluate, task
 from llm_operator.evaluation.records import Record, digest
 from llm_operator.plans.evidence import gates
-from llm_operator.state import EvaluationOutcome, Evidence
+from llm_operator.state import EvaluationOutcome, Evidence, Pods
 from llm_runtime import contract
 from llm_runtime.__main__ import cli
 from llm_runtime.contract import DatabaseConfig
@@ -118,21 +118,24 @@ class Evaluation:
             namespace="team",
             name="bot",
             connection="default",
-            candidate=task.Side("cand", "2", (CANDIDATE,)),
-            stable=None
-            if stable is None
-            else task.Side("stab", "1", tuple(filter(None, [stable]))),
+            candidate=task.Side("revision cand", "2", "bot"),
+            stable=None if stable is None else task.Side("revision stab", "1", "bot"),
             model="bot",
             key="the-key",
             judges=(judge,) if judge else (),
         )
         asked = self.folder / "task.json"
         asked.write_text(task.to_json(given))
+        self.tell(Pods((CANDIDATE,), tuple(filter(None, [stable]))))
         report = self.folder / "report"
         main([f"--config={self.config}", "evaluate", f"--task={asked}", f"--report={report}"])
         assert len(report.read_bytes()) <= task.REPORT_BYTES
         self.outcome = task.outcome(report.read_text())
         return self.outcome
+
+    def tell(self, pods: Pods) -> None:
+        """Whom to ask, as the operator tells a Job that runs."""
+        (self.folder / "pods.json").write_text(task.pods_to_json(pods))
 
     @property
     def state(self) -> str:
@@ -202,17 +205,36 @@ def test_a_stable_that_is_broken_is_no_measure(evaluation: Evaluation, dataset: 
 
 
 def test_a_stable_without_pods_is_no_measure_and_the_score_alone_decides(
-    evaluation: Evaluation, dataset: str
+    evaluation: Evaluation, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(evaluate, "PATIENCE_SECONDS", 2.0)
     with answering(CANDIDATE, right):
         found = evaluation.run(
             stable="", dataset=dataset, maxDropVsStable=0.02, minScore=0.9, sample=80
         )
     assert (
-        "not compared with stable, which is broken itself: revision stab has no ready pod"
-        in found.message
+        "not compared with stable, which is broken itself: the pods of revision stab do not"
+        " answer: no pod is ready" in found.message
     )
     assert evaluation.state == "Passed"
+
+
+def test_a_pod_that_is_replaced_while_it_is_asked_costs_no_record(
+    evaluation: Evaluation, dataset: str
+) -> None:
+    """Its address becomes another deployment's, which does not know the model."""
+    moved = []
+
+    def leaves(question: str) -> tuple[int, str]:
+        if not moved:
+            moved.append(question)
+            evaluation.tell(Pods((NOBODY,)))
+        return 404, "no such model"
+
+    with answering(CANDIDATE, leaves), answering(NOBODY, right):
+        found = evaluation.run(stable=None, dataset=dataset, minScore=0.9, sample=40)
+    assert found.score is not None
+    assert (found.score.figure, found.samples) == (1.0, 40)
 
 
 def test_records_that_were_answered_before_the_deadline_are_judged(

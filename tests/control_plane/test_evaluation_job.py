@@ -11,7 +11,7 @@ import pytest
 from control_plane.operator_fixtures import Json, Place
 from llm_operator.evaluation import task
 from llm_operator.plans.names import DEPLOYMENT_LABEL
-from llm_operator.state import Estimate, EvaluationOutcome
+from llm_operator.state import Estimate, EvaluationOutcome, Pods
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -67,6 +67,13 @@ def report(place: Place, job: Json, message: str) -> None:
     place.api.patch("Pod", OWN, pod["metadata"]["name"], {"status": status}, "/status")
 
 
+def asked(place: Place, job: Json) -> Pods:
+    """Whom the Job is told to ask."""
+    secret = place.api.get("Secret", OWN, job["metadata"]["name"])
+    assert secret is not None
+    return task.pods_from_json(base64.b64decode(secret["data"]["pods.json"]).decode())
+
+
 def test_a_worse_version_is_refused_before_any_traffic_and_leaves_no_job(place: Place) -> None:
     place.model()
     has_address(place, "1", "127.77.9.1")
@@ -77,11 +84,16 @@ def test_a_worse_version_is_refused_before_any_traffic_and_leaves_no_job(place: 
     place.deploy(rollout={"gates": [{"evaluation": evaluation}]})
     place.models.promote(f"{place.name}-model", 2)
     job = eventually(lambda: job_of(place))
-    secret = eventually(lambda: place.api.get("Secret", OWN, job["metadata"]["name"]))
-    given = task.from_json(base64.b64decode(secret["data"]["task.json"]).decode())
-    assert given.candidate.addresses == ("127.77.9.2",)
-    assert given.stable is not None
-    assert given.stable.addresses == ("127.77.9.1",)
+    eventually(lambda: place.api.get("Secret", OWN, job["metadata"]["name"]))
+    assert asked(place, job) == Pods(("127.77.9.2",), ("127.77.9.1",))
+    has_address(place, "2", "127.77.9.3")
+    [pod] = [
+        name
+        for pod in place.api.list("Pod", place.name)
+        if place.status()["candidate"]["revision"] in (name := pod["metadata"]["name"])
+    ]
+    place.api.delete("Pod", place.name, pod)
+    eventually(lambda: asked(place, job) == Pods(("127.77.9.3",), ("127.77.9.1",)))
     report(place, job, task.report(WORSE))
     failed = eventually(
         lambda: (place.status()["candidate"].get("outcome") and place.status()["candidate"]) or None

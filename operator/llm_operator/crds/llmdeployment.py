@@ -231,6 +231,11 @@ class LLMDeploymentSpec(Section):
     suspend: bool = False
     """Whether to stop all pods and start no roll-out; the Service and the keys stay."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether some gate is an evaluation."""
+        return bool(self.rollout.evaluations)
+
 
 class LLMDeploymentRoot(Section):
     """An endpoint that serves a model from your MLflow registry and follows its promotions."""

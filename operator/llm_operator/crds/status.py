@@ -109,6 +109,8 @@ class GateVerdict(Section):
 
     name: Annotated[str, Field(max_length=320), cut(320)]
     """Name of the gate, such as `maxErrorRate`."""
+    gate_digest: Short | None = None
+    """Digest of the gate as it was written when it gave this result."""
     state: Literal["Passed", "Failed", "Waiting", "Inconclusive"]
     """Waiting: there is no result yet. Inconclusive: neither surely passed nor surely failed;
     rollout.onInconclusive decides."""

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llm_operator.crds.rollout import ScorerSpec
@@ -16,16 +16,18 @@ from llm_operator.evaluation.records import Record, Unusable, digest, ordered
 from llm_operator.evaluation.task import Side, Task
 from llm_operator.evaluation.tracking import Away, Dataset, Run, Tracking
 from llm_operator.ports.pods import HttpPods
-from llm_operator.state import Connection, Estimate, EvaluationOutcome
+from llm_operator.state import Connection, Estimate, EvaluationOutcome, Pods
 
 log = logging.getLogger(__name__)
 AT_ONCE = 4
 """Records that are asked at the same time."""
-PATIENCE_SECONDS = 60.0
-"""How long a pod may be busy, or away, before the side counts as not answering."""
+PATIENCE_SECONDS = 120.0
+"""How long a side's pods may be busy, or away, before it counts as not answering.
+A kubelet takes up to a minute or so to bring the addresses of new ones."""
 PAUSE_SECONDS = 1.0
-NOT_YET = (0, 401, 403, 429, 503)
-"""Answers of a pod that is not to blame: it has not read its key file yet, is busy, or is gone."""
+NOT_YET = (0, 401, 403, 404, 429, 503)
+"""Answers of a pod that is not to blame: it has not read its key file or its list of adapters yet,
+is busy, or is gone and somebody else has its address."""
 TIMED_OUT = "TimeoutError"
 """How the text of an answer begins that did not come in time: that is the model's fault."""
 TOO_BAD = 0.01
@@ -60,14 +62,17 @@ class Judged:
     stable: Answer | None
 
 
-async def evaluate(task: Task, connection: Connection) -> EvaluationOutcome:
-    """What became of the evaluation. Whatever keeps it from being made is told in `waiting`."""
+async def evaluate(
+    task: Task, connection: Connection, pods: Callable[[], Pods]
+) -> EvaluationOutcome:
+    """What became of the evaluation. Whatever keeps it from being made is told in `waiting`.
+    `pods`: those to ask, as they are now."""
     tracking = Tracking(connection)
     try:
         dataset = await tracking.dataset(task.spec.dataset)
         known = digest(dataset.records)
         sample = _sample(task, dataset, known)
-        judged, broken = await _Asking(task).all(sample)
+        judged, broken = await _Asking(task, pods).all(sample)
         found = _outcome(task, judged, len(sample), broken)
         notes = [
             f"{len(judged)} of {len(dataset.records)} records of dataset {dataset.name}, {known}",
@@ -103,9 +108,10 @@ def _sample(task: Task, dataset: Dataset, known: str) -> list[Record]:
 class _Asking:
     """Asks records of both sides until the deadline."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, pods: Callable[[], Pods]) -> None:
         self._task = task
-        self._pods = HttpPods()
+        self._now = pods
+        self._http = HttpPods()
         judges = iter(task.judges)
         self._judges = {
             index: JudgeModel(next(judges), spec.judge.criteria if spec.judge else None)
@@ -139,7 +145,7 @@ class _Asking:
         except ExceptionGroup as faults:
             raise faults.exceptions[0] from None
         finally:
-            await self._pods.close()
+            await self._http.close()
             for judge in self._judges.values():
                 await judge.close()
         # A later record may be answered where an earlier one was not:
@@ -148,11 +154,12 @@ class _Asking:
         return [found[index] for index in whole], self._broken
 
     async def _judged(self, record: Record) -> Judged:
-        candidate = await self._scored(record, *await self._ask(self._task.candidate, record))
+        said = await self._ask(self._task.candidate, lambda: self._now().candidate, record)
+        candidate = await self._scored(record, *said)
         stable = None
         if self._task.stable is not None and not self._broken:
             try:
-                said = await self._ask(self._task.stable, record)
+                said = await self._ask(self._task.stable, lambda: self._now().stable, record)
             except Away as away:
                 self._broken = str(away)
             else:
@@ -174,28 +181,31 @@ class _Asking:
             return await self._judges[index].score(record, text[: scorers.MOST_CHARACTERS])
         return scorers.score(spec, record, text)
 
-    async def _ask(self, side: Side, record: Record) -> tuple[str, str]:
+    async def _ask(
+        self, side: Side, addresses: Callable[[], tuple[str, ...]], record: Record
+    ) -> tuple[str, str]:
         """The text of an answer, or what the model did wrong.
         Raises Away where no pod of the side answers."""
         asked = {
             **record.asked,
-            "model": self._task.name,
+            "model": side.model,
             "max_tokens": self._task.spec.max_tokens,
             "temperature": 0,
         }
         until = time.monotonic() + PATIENCE_SECONDS
-        if not side.addresses:
-            raise Away(f"revision {side.revision} has no ready pod")
         while True:
-            address = side.addresses[next(self._turns) % len(side.addresses)]
-            answer = await self._pods.ask({"status": {"podIP": address}}, self._task.key, asked)
-            if answer.status == 200:
-                return answer.text, ""
-            if answer.status not in NOT_YET or answer.text.startswith(TIMED_OUT):
-                return "", f"{answer.status or 'no answer'}: {answer.text[:200]}"
-            if time.monotonic() > until:
+            said = "no pod is ready"
+            # Read anew each time: pods come and go while their records are asked.
+            if there := addresses():
+                pod = {"status": {"podIP": there[next(self._turns) % len(there)]}}
+                answer = await self._http.ask(pod, self._task.key, asked)
+                if answer.status == 200:
+                    return answer.text, ""
+                if answer.status not in NOT_YET or answer.text.startswith(TIMED_OUT):
+                    return "", f"{answer.status or 'no answer'}: {answer.text[:200]}"
                 said = f"{answer.status or ''} {answer.text[:200]}".strip()
-                raise Away(f"the pods of revision {side.revision} do not answer: {said}")
+            if time.monotonic() > until:
+                raise Away(f"the pods of {side.name} do not answer: {said}")
             await asyncio.sleep(PAUSE_SECONDS)
 
 
@@ -274,7 +284,7 @@ def _run(
             "llm-operator.deployment": f"{task.namespace}/{task.name}",
             "llm-operator.model": task.model,
             "llm-operator.version": task.candidate.version,
-            "llm-operator.revision": task.candidate.revision,
+            "llm-operator.candidate": task.candidate.name,
             "llm-operator.stable-version": task.stable.version if task.stable else "none",
             "llm-operator.dataset-digest": known,
             "llm-operator.judged-digest": of_judged,

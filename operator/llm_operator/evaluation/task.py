@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pydantic import TypeAdapter
 
 from llm_operator.crds.rollout import EvaluationSpec
-from llm_operator.state import EvaluationOutcome
+from llm_operator.state import EvaluationOutcome, Pods
 
 REPORT_BYTES = 4096
 """Kubernetes keeps no longer termination message."""
@@ -15,11 +15,13 @@ MESSAGE_CHARACTERS = 900
 
 @dataclass(frozen=True)
 class Side:
-    """One revision, and where its pods answer."""
+    """One of those that are asked."""
 
-    revision: str
+    name: str
+    """For people: a revision, or a version of an adapter."""
     version: str
-    addresses: tuple[str, ...]
+    model: str
+    """What requests call it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Task:
     spec: EvaluationSpec
     namespace: str
     name: str
-    """Of the LLMDeployment, which is the model's name in requests."""
+    """Of the LLMDeployment."""
     connection: str
     candidate: Side
     stable: Side | None
@@ -56,6 +58,7 @@ class Task:
 
 
 _TASK = TypeAdapter(Task)
+_PODS = TypeAdapter(Pods)
 _OUTCOME = TypeAdapter(EvaluationOutcome)
 
 
@@ -69,9 +72,19 @@ def from_json(text: str) -> Task:
     return _TASK.validate_json(text)
 
 
+def pods_to_json(pods: Pods) -> str:
+    """Whom to ask, for the same Secret: it is written again where pods come and go."""
+    return _PODS.dump_json(pods).decode()
+
+
+def pods_from_json(text: str) -> Pods:
+    """The same, read. Raises ValueError."""
+    return _PODS.validate_json(text)
+
+
 def report(outcome: EvaluationOutcome) -> str:
     """The outcome as a termination message."""
-    told = {**asdict(outcome)}
+    told = asdict(outcome)
     for name in ("message", "waiting"):
         told[name] = told[name][:MESSAGE_CHARACTERS]
     return json.dumps(told, ensure_ascii=False)

@@ -4,21 +4,24 @@ What is judged by them: plans/evidence/gates.py."""
 import asyncio
 import hashlib
 import logging
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from llm_operator.crds import CandidateStatus
+from llm_operator.crds import CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import EvaluationSpec, GateSpec, JudgeSpec
-from llm_operator.evaluation.task import Judge, Side, Task, outcome, to_json
+from llm_operator.crds.status import RevisionStatus
+from llm_operator.evaluation.task import Judge, Side, Task, outcome, pods_to_json, to_json
 from llm_operator.observe import Outside, connection_for
 from llm_operator.plans import names
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import evaluation as objects
 from llm_operator.plans.objects import keys
-from llm_operator.ports.cluster import ApiError, Conflict
+from llm_operator.ports.cluster import ApiError, Conflict, NotFound
 from llm_operator.ports.registry import RegistryFault
-from llm_operator.reconcile.own_pods import own_ready_pods
-from llm_operator.state import NO_POD, EvaluationOutcome, Manifest, Meta, Observed
+from llm_operator.reconcile.own_pods import own_pods
+from llm_operator.state import NO_POD, EvaluationOutcome, Manifest, Meta, Observed, Pods
 
 log = logging.getLogger(__name__)
 AGAIN = timedelta(seconds=60)
@@ -28,59 +31,161 @@ PODS_ASKED = 8
 """Of each side."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One side of an evaluation."""
+
+    side: Side
+    pods: Mapping[str, Iterable[Manifest]]
+    """Ready pods that have it, by their revision."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is judged by evaluations, and beside whom."""
+
+    mark: str
+    """What tells its Jobs from others' of the same deployment."""
+    gates: tuple[GateSpec, ...]
+    told: tuple[GateVerdict, ...]
+    """What its gates said when the status was last written."""
+    candidate: Asked
+    stable: Asked | None
+    connection: str
+    """Of the server that has the version; where a gate names none, of its dataset, too."""
+    model: str = ""
+    made_by: str = ""
+    """The MLflow run that made its version."""
+
+
+def of_revision(observed: Observed, candidate: CandidateStatus) -> Subject:
+    """The candidate of a roll-out."""
+
+    def asked(revision: RevisionStatus) -> Asked:
+        children = observed.revisions.get(revision.revision)
+        side = Side(f"revision {revision.revision}", revision.version, observed.meta.name)
+        return Asked(side, {revision.revision: children.ready_pods if children else ()})
+
+    stable = observed.status.stable
+    reference = observed.spec.model.mlflow
+    model = observed.status.model
+    same = model is not None and model.version == candidate.version
+    return Subject(
+        candidate.revision,
+        observed.spec.rollout.evaluations,
+        candidate.gates or (),
+        asked(candidate),
+        asked(stable) if stable else None,
+        reference.connection if reference else "default",
+        reference.name if reference else "",
+        model.run_id or "" if reference and model and same else "",
+    )
+
+
+Outcomes = Mapping[str, Mapping[str, EvaluationOutcome]]
+"""By subject, and by gates.key."""
+
+
 async def outcomes(
-    outside: Outside, observed: Observed, candidate: CandidateStatus, key: str | None, missing: str
-) -> dict[str, EvaluationOutcome]:
-    """What has become of each evaluation, by gates.key.
-    `key`: the operator's own; None: see `missing`."""
+    outside: Outside,
+    observed: Observed,
+    subjects: Iterable[Subject],
+    key: str | None,
+    missing: str,
+) -> Outcomes:
+    """What has become of the evaluations of all who are judged by some.
+    Jobs of others are deleted. `key`: the operator's own; None: see `missing`."""
+    wanted = {
+        _name(observed, subject, gate): (subject, gate)
+        for subject in subjects
+        for gate in subject.gates
+    }
+    found = dict[str, EvaluationOutcome]()
+    for name, (subject, gate) in wanted.items():
+        if (known := gates.made(gate, subject.told)) is not None:
+            found[name] = EvaluationOutcome(kept=known)
+    open_ = wanted.keys() - found.keys()
+    try:
+        jobs = await _tidied(outside, observed, frozenset(wanted), look=bool(open_))
+    except ApiError as error:
+        found |= {name: EvaluationOutcome(waiting=str(error)) for name in open_}
+        open_ = set()
+    if open_ and key is None:
+        secret = names.operator_key_secret(observed.meta)
+        said = missing or f"Secret {secret} exists and is not ours: delete it"
+        found |= {name: EvaluationOutcome(waiting=said) for name in open_}
+        open_ = set()
 
-    async def one(gate: GateSpec) -> EvaluationOutcome:
-        assert gate.evaluation is not None
-        known = (observed.meta.uid, candidate.revision, gates.key(gate))
-        if known not in outside.memory.evaluations:
-            try:
-                if key is None:
-                    secret = names.operator_key_secret(observed.meta)
-                    return EvaluationOutcome(
-                        waiting=missing or f"Secret {secret} exists and is not ours: delete it"
-                    )
-                found = await _outcome(outside, observed, candidate, gate, key)
-            except (ApiError, RegistryFault, _NotPossible) as fault:
-                return EvaluationOutcome(waiting=str(fault))
-            if found.waiting:
-                return found
-            outside.memory.evaluations[known] = found
-        return outside.memory.evaluations[known]
+    async def one(name: str) -> EvaluationOutcome:
+        subject, gate = wanted[name]
+        try:
+            return await _outcome(outside, observed, subject, gate, key or "", jobs.get(name), name)
+        except (ApiError, RegistryFault, _NotPossible) as fault:
+            return EvaluationOutcome(waiting=str(fault))
 
-    evaluations = observed.spec.rollout.evaluations
-    found = await asyncio.gather(*(one(gate) for gate in evaluations))
-    return dict(zip(map(gates.key, evaluations), found, strict=True))
+    found |= dict(zip(open_, await asyncio.gather(*map(one, open_)), strict=True))
+    together = dict[str, dict[str, EvaluationOutcome]]()
+    for name, (subject, gate) in wanted.items():
+        together.setdefault(subject.mark, {})[gates.key(gate)] = found[name]
+    return together
 
 
-async def tidy(outside: Outside, observed: Observed) -> None:
-    """Delete the Jobs of evaluations that are over.
-    One look per process: the one before it may have left some."""
-    if outside.memory.evaluating.get(observed.meta.uid, bool(observed.spec.rollout.evaluations)):
-        await forget(outside, observed.meta.namespace, observed.meta.name)
-    outside.memory.evaluating[observed.meta.uid] = False
+def _name(observed: Observed, subject: Subject, gate: GateSpec) -> str:
+    """Of the Job: the same whenever and by whichever process it is made."""
+    marks = (observed.meta.uid, subject.mark, gates.key(gate))
+    return f"evaluation-{hashlib.sha256(' '.join(marks).encode()).hexdigest()[:16]}"
 
 
-async def forget(outside: Outside, namespace: str, name: str) -> None:
+async def _tidied(
+    outside: Outside, observed: Observed, wanted: frozenset[str], *, look: bool
+) -> dict[str, Manifest]:
+    """The Jobs of a deployment's evaluations by name, once those that are not wanted are deleted.
+
+    They are looked at where `look` says so, and where others are wanted than at the last look: a
+    replaced candidate's would go on asking. The process before this one may have left some.
+    """
+    meta = observed.meta
+    known = outside.memory.evaluating
+    nothing = None if observed.spec.evaluates else frozenset[str]()
+    if not look and known.get(meta.uid, nothing) == wanted:
+        return {}
+    jobs = {each["metadata"]["name"]: each for each in await _jobs(outside, meta)}
+    for name in jobs.keys() - wanted:
+        await _delete(outside, jobs.pop(name))
+    known[meta.uid] = wanted
+    return jobs
+
+
+async def forget(outside: Outside, meta: Meta) -> None:
     """Delete all Jobs of an LLMDeployment's evaluations.
     What is left deletes itself some time later."""
-    if not outside.evaluation.pod_template:
-        return
-    own = outside.installation.partition("/")[0]
-    labels = f"{names.EVALUATION_LABEL}={names.evaluation_label(namespace, name)}"
     try:
-        for job in await outside.cluster.list("Job", own, labels):
-            await outside.cluster.delete(
-                "Job", own, job["metadata"]["name"], job["metadata"]["uid"]
-            )
+        for job in await _jobs(outside, meta):
+            await _delete(outside, job)
     except ApiError as error:
         log.warning(
-            "%s/%s: the Jobs of its evaluations are not deleted: %s", namespace, name, error
+            "%s/%s: the Jobs of its evaluations are not deleted: %s",
+            meta.namespace,
+            meta.name,
+            error,
         )
+
+
+async def _jobs(outside: Outside, meta: Meta) -> list[Manifest]:
+    if not outside.evaluation.pod_template:
+        return []
+    labels = f"{names.EVALUATION_LABEL}={names.evaluation_label(meta.namespace, meta.name)}"
+    return await outside.cluster.list("Job", _own(outside), labels)
+
+
+async def _delete(outside: Outside, job: Manifest) -> None:
+    about = job["metadata"]
+    await outside.cluster.delete("Job", about["namespace"], about["name"], about["uid"])
+
+
+def _own(outside: Outside) -> str:
+    """The operator's own namespace."""
+    return outside.installation.partition("/")[0]
 
 
 class _NotPossible(Exception):
@@ -88,39 +193,53 @@ class _NotPossible(Exception):
 
 
 async def _outcome(
-    outside: Outside, observed: Observed, candidate: CandidateStatus, gate: GateSpec, key: str
+    outside: Outside,
+    observed: Observed,
+    subject: Subject,
+    gate: GateSpec,
+    key: str,
+    job: Manifest | None,
+    name: str,
 ) -> EvaluationOutcome:
     if not outside.evaluation.pod_template:
         raise _NotPossible(
             "the operator's configuration has no evaluation.podTemplate, which the chart writes"
         )
-    namespace = outside.installation.partition("/")[0]
-    marks = (observed.meta.uid, candidate.revision, candidate.started_at or "", gates.key(gate))
-    name = f"evaluation-{hashlib.sha256(' '.join(marks).encode()).hexdigest()[:16]}"
-    job = await outside.cluster.get("Job", namespace, name)
+    namespace = _own(outside)
+    spec = _spec(gate)
+    ended = _ended(job) if job else None
+    if job is not None and ended is not None:
+        found = await _read(outside, job)
+        if found.waiting and outside.clock() - ended > AGAIN:
+            await _delete(outside, job)
+        return found
+    pods = Pods(
+        await _addresses(outside, observed, subject.candidate),
+        await _addresses(outside, observed, subject.stable) if subject.stable else (),
+    )
     if job is None:
+        if not pods.candidate:
+            raise _NotPossible(NO_POD)
         # What can't be asked is told before there is a Job.
-        task = await _task(outside, observed, candidate, _spec(gate), key)
-        outside.memory.evaluating[observed.meta.uid] = True
+        task = await _task(outside, observed, subject, spec, key)
         template = outside.evaluation.pod_template
-        wanted = objects.job(observed.meta, name, namespace, template, _spec(gate).deadline_seconds)
+        wanted = objects.job(observed.meta, name, namespace, template, spec.deadline_seconds)
         with suppress(Conflict):
-            await _hand_over(outside, await outside.cluster.create(wanted), task)
+            job = await outside.cluster.create(wanted)
+            await _hand_over(outside, job, task, pods)
         return EvaluationOutcome(waiting=f"Job {namespace}/{name} begins to ask")
-    ended = _ended(job)
-    if ended is None:
-        if not int((job.get("status") or {}).get("ready") or 0):
+    if outside.memory.handed.get(job["metadata"]["uid"]) != pods:
+        try:
+            change = {"data": keys.encode({objects.PODS_FILE: pods_to_json(pods)})}
+            await outside.cluster.patch("Secret", namespace, name, change)
+            outside.memory.handed[job["metadata"]["uid"]] = pods
+        except NotFound:
             # Its pod waits for the task, which an operator that ended in between has not written.
-            await _hand_over(
-                outside, job, await _task(outside, observed, candidate, _spec(gate), key)
-            )
-        return EvaluationOutcome(
-            waiting=f"Job {namespace}/{name} asks the records of dataset {_spec(gate).dataset}"
-        )
-    found = await _read(outside, job)
-    if found.waiting and outside.clock() - ended > AGAIN:
-        await outside.cluster.delete("Job", namespace, name, job["metadata"]["uid"])
-    return found
+            task = await _task(outside, observed, subject, spec, key)
+            await _hand_over(outside, job, task, pods)
+    return EvaluationOutcome(
+        waiting=f"Job {namespace}/{name} asks the records of dataset {spec.dataset}"
+    )
 
 
 def _spec(gate: GateSpec) -> EvaluationSpec:
@@ -128,35 +247,29 @@ def _spec(gate: GateSpec) -> EvaluationSpec:
     return gate.evaluation
 
 
-async def _hand_over(outside: Outside, job: Manifest, task: Task) -> None:
+async def _hand_over(outside: Outside, job: Manifest, task: Task, pods: Pods) -> None:
     """Write what the Job has to do, if it is not written."""
     with suppress(Conflict):
-        await outside.cluster.create(objects.task_secret(job, to_json(task)))
+        await outside.cluster.create(objects.task_secret(job, to_json(task), pods_to_json(pods)))
+        outside.memory.handed[job["metadata"]["uid"]] = pods
 
 
 async def _task(
-    outside: Outside, observed: Observed, candidate: CandidateStatus, spec: EvaluationSpec, key: str
+    outside: Outside, observed: Observed, subject: Subject, spec: EvaluationSpec, key: str
 ) -> Task:
     """What the Job has to do. Raises _NotPossible, RegistryFault and ApiError."""
     meta = observed.meta
-    reference = observed.spec.model.mlflow
-    connection = spec.connection or (reference.connection if reference else "default")
+    connection = spec.connection or subject.connection
     await connection_for(outside, meta.namespace, connection, "spec.rollout.gates[].evaluation")
-    stable = observed.status.stable
-    own = await _side(outside, observed, candidate.revision, candidate.version)
-    if not own.addresses:
-        raise _NotPossible(NO_POD)
-    model = observed.status.model
-    same = model is not None and reference is not None and connection == reference.connection
     return Task(
         spec=spec,
         namespace=meta.namespace,
         name=meta.name,
         connection=connection,
-        candidate=own,
-        stable=await _side(outside, observed, stable.revision, stable.version) if stable else None,
-        model=reference.name if reference else "",
-        made_by=model.run_id or "" if same and model and model.version == candidate.version else "",
+        candidate=subject.candidate.side,
+        stable=subject.stable.side if subject.stable else None,
+        model=subject.model,
+        made_by=subject.made_by if connection == subject.connection else "",
         key=key,
         judges=tuple(
             [await _judge(outside, meta, each.judge) for each in spec.scorers if each.judge]
@@ -165,10 +278,15 @@ async def _task(
     )
 
 
-async def _side(outside: Outside, observed: Observed, revision: str, version: str) -> Side:
-    pods = (await own_ready_pods(outside, observed, revision))[:PODS_ASKED]
-    addresses = [str((pod.get("status") or {}).get("podIP") or "") for pod in pods]
-    return Side(revision, version, tuple(filter(None, addresses)))
+async def _addresses(outside: Outside, observed: Observed, asked: Asked) -> tuple[str, ...]:
+    """Of the pods that are surely its own, as they are now."""
+    found = [
+        pod
+        for revision, pods in asked.pods.items()
+        for pod in await own_pods(outside, observed, revision, pods)
+    ][:PODS_ASKED]
+    addresses = [str((pod.get("status") or {}).get("podIP") or "") for pod in found]
+    return tuple(filter(None, addresses))
 
 
 async def _judge(outside: Outside, meta: Meta, judge: JudgeSpec) -> Judge:

@@ -54,7 +54,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
     if over or candidate is None or not (spec.gates or spec.shadows):
         outside.memory.end_rollout(observed.meta.uid)
-        await evaluation.tidy(outside, observed)
+        await evaluation.outcomes(outside, observed, (), key, missing)
         return observed
     if spec.shadows:
         observed = replace(
@@ -74,11 +74,12 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     revision = smoke.Candidate(
         candidate.revision, observed.meta.name, {candidate.revision: pods} if pods else {}
     )
+    subjects = (evaluation.of_revision(observed, candidate),)
     outcomes, answers, probed, evaluations = await asyncio.gather(
         _smokes(outside, observed, revision, spec.smoke_maps, key, missing),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
         asyncio.gather(*probes),
-        evaluation.outcomes(outside, observed, candidate, key, missing),
+        evaluation.outcomes(outside, observed, subjects, key, missing),
     )
     return replace(
         observed,
@@ -88,7 +89,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             smoke=outcomes,
             probes=dict(zip(spec.load_probes, probed, strict=True)),
             queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
-            evaluations=evaluations,
+            evaluations=evaluations.get(candidate.revision, {}),
             shadow=_copies(outside, observed, candidate),
         ),
     )

@@ -33,11 +33,12 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     resource = await outside.cluster.get(key.kind, key.namespace, key.name)
     if resource is None:
         outside.memory.forget(key)
-        await evaluation.forget(outside, key.namespace, key.name)
+        await evaluation.forget(outside, Meta(key.kind, key.namespace, key.name, "", 0))
         keys = await _all_keys(outside.cluster, key.namespace)
         return Done(wake=keys, later=verdict.deleted(outside, key), gone=True)
     if "deletionTimestamp" in resource["metadata"]:
         # Garbage collection follows the owner references; creating anew here would never end.
+        await evaluation.forget(outside, observe.meta_of(resource))
         return Done(gone=True)
     try:
         resource = await _greet(outside, resource)

@@ -7,7 +7,7 @@ from typing import Any
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import LoadProbe
 from llm_operator.observe import Outside
-from llm_operator.plans.evidence import loadprobe
+from llm_operator.plans.evidence import gates, loadprobe
 from llm_operator.ports.cluster import ApiError
 from llm_operator.ports.pods import Answer
 from llm_operator.reconcile.own_pods import own_ready_pods
@@ -38,8 +38,8 @@ async def outcome(
     if candidate.traffic_since is not None:
         # Asked before it had traffic, perhaps by another process of the operator.
         # With Recreate the traffic came before there was a pod to ask.
-        wanted = [each.load_probe for each in observed.spec.rollout.gates or () if each.load_probe]
-        kept = loadprobe.kept(probe, wanted, candidate.gates or ())
+        same = (each for each in observed.spec.rollout.gates or () if each.load_probe == probe)
+        kept = gates.made(next(same), candidate.gates or ())
         return ProbeOutcome(kept=kept, message="it was not made before the candidate had traffic")
     if known in memory.probing:
         return before or ProbeOutcome(waiting="the load probe runs")

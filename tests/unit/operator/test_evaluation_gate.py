@@ -15,7 +15,7 @@ from llm_operator.plans.evidence import gates
 from llm_operator.ports.cluster import Unavailable
 from llm_operator.reconcile import reconcile
 from llm_operator.settings import EvaluationSettings
-from llm_operator.state import Estimate, EvaluationOutcome, Evidence
+from llm_operator.state import Estimate, EvaluationOutcome, Evidence, Pods
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_rollout_gates import KEY, PACE, look
 
@@ -93,14 +93,19 @@ def test_a_report_fits_into_a_termination_message_and_is_read_as_it_was_written(
     assert task.outcome(task.report(BAD)) == BAD
 
 
-async def world_with_evaluation(**rollout: Any) -> World:
-    """Version 1 serves; version 2 has a ready pod and is to be judged by an evaluation."""
-    world = World()
+def installed(world: World) -> None:
+    """As by the chart."""
     world.outside = dataclasses.replace(
         world.outside,
         installation=f"{OWN}/llm-operator",
         evaluation=EvaluationSettings(pod_template=TEMPLATE),
     )
+
+
+async def world_with_evaluation(**rollout: Any) -> World:
+    """Version 1 serves; version 2 has a ready pod and is to be judged by an evaluation."""
+    world = World()
+    installed(world)
     await world.deploy()
     await look(world, 3)
     await world.deploy(
@@ -144,6 +149,17 @@ def end(world: World, outcome: EvaluationOutcome | None) -> None:
     }
 
 
+def handed(world: World, name: str) -> str:
+    """A file that the only Job mounts."""
+    [job] = jobs(world)
+    secret = world.cluster.objects["Secret", OWN, job["metadata"]["name"]]
+    return base64.b64decode(secret["data"][name]).decode()
+
+
+def asked(world: World) -> Pods:
+    return task.pods_from_json(handed(world, "pods.json"))
+
+
 async def test_a_job_beside_the_operator_asks_both_sides_before_there_is_traffic() -> None:
     world = await world_with_evaluation()
     [job] = jobs(world)
@@ -157,12 +173,13 @@ async def test_a_job_beside_the_operator_asks_both_sides_before_there_is_traffic
     ]
     secret = world.cluster.objects["Secret", OWN, job["metadata"]["name"]]
     assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
-    given = task.from_json(base64.b64decode(secret["data"]["task.json"]).decode())
+    given = task.from_json(handed(world, "task.json"))
     assert given.key.startswith("llmk_")
     assert given.candidate.version == "2"
     assert given.stable is not None
     assert given.stable.version == "1"
-    assert given.candidate.addresses == given.stable.addresses == ("127.0.0.1",)
+    assert given.candidate.model == given.stable.model == "bot"
+    assert asked(world) == Pods(("127.0.0.1",), ("127.0.0.1",))
     [told] = world.status()["candidate"]["gates"]
     assert told["state"] == "Waiting"
     assert world.status()["stable"]["version"] == "1"
@@ -235,11 +252,7 @@ async def test_a_job_that_breaks_is_told_with_what_to_look_at() -> None:
 
 async def test_a_task_that_was_not_written_is_written_by_the_next_look() -> None:
     world = World()
-    world.outside = dataclasses.replace(
-        world.outside,
-        installation=f"{OWN}/llm-operator",
-        evaluation=EvaluationSettings(pod_template=TEMPLATE),
-    )
+    installed(world)
     await world.deploy()
     await look(world, 3)
     await world.deploy(
@@ -254,6 +267,75 @@ async def test_a_task_that_was_not_written_is_written_by_the_next_look() -> None
     world.cluster.faults.clear()
     await look(world, 1)
     assert ("Secret", OWN, job["metadata"]["name"]) in world.cluster.objects
+
+
+async def test_the_job_is_told_of_pods_that_come_and_go_and_never_of_anybody_elses() -> None:
+    world = await world_with_evaluation()
+    [uid] = {job["metadata"]["uid"] for job in jobs(world)}
+    [pod] = [name for name in world.cluster.named("Pod") if candidate(world) in name]
+    found = world.cluster.objects["Pod", NAMESPACE, pod]
+    found["status"]["podIP"] = "10.0.0.7"
+    await reconcile(KEY, world.outside, PACE)
+    assert asked(world) == Pods(("10.0.0.7",), ("127.0.0.1",))
+    found = world.cluster.objects["Pod", NAMESPACE, pod]
+    found["metadata"]["ownerReferences"] = []
+    await reconcile(KEY, world.outside, PACE)
+    assert asked(world) == Pods((), ("127.0.0.1",))
+    assert [job["metadata"]["uid"] for job in jobs(world)] == [uid]
+    writes = len(world.cluster.writes)
+    await reconcile(KEY, world.outside, PACE)
+    assert ("patch", "Secret", jobs(world)[0]["metadata"]["name"]) not in world.cluster.writes[
+        writes:
+    ]
+
+
+def candidate(world: World) -> str:
+    return str(world.status()["candidate"]["revision"])
+
+
+async def test_a_clock_that_is_set_back_makes_no_second_job() -> None:
+    world = await world_with_evaluation()
+    before = jobs(world)
+    world.clock.pass_seconds(-300)
+    await look(world, 3)
+    assert jobs(world) == before
+
+
+async def test_a_verdict_is_kept_though_the_operator_starts_anew_and_its_job_is_gone() -> None:
+    world = await world_with_evaluation(maxHoldSeconds=600)
+    end(world, dataclasses.replace(GOOD, drop=Estimate(0.03, 0.01, 0.06)))
+    await look(world, 2)
+    [told] = world.status()["candidate"]["gates"]
+    assert told["state"] == "Inconclusive"
+    [job] = jobs(world)
+    del world.cluster.objects["Job", OWN, job["metadata"]["name"]]
+    world.restarted("example.com/runtime:1")
+    installed(world)
+    await look(world, 2)
+    assert jobs(world) == []
+    assert world.status()["candidate"]["gates"] == [told]
+    # Another gate is judged anew.
+    await world.deploy(rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]})
+    await look(world, 2)
+    assert len(jobs(world)) == 1
+    assert world.status()["candidate"]["gates"][0]["state"] == "Waiting"
+
+
+async def test_the_jobs_of_a_replaced_candidate_and_of_a_changed_gate_are_deleted_at_once() -> None:
+    world = await world_with_evaluation()
+    [first] = jobs(world)
+    await world.deploy(rollout={"gates": [{"evaluation": {**SPEC, "minScore": 0.9}}]})
+    await look(world, 1)
+    [second] = jobs(world)
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    world.registry.aliases["bot"]["champion"] = "3"
+    await look(world, 4)
+    [third] = jobs(world)
+    assert third["metadata"]["uid"] != second["metadata"]["uid"]
+    assert task.from_json(handed(world, "task.json")).candidate.version == "3"
+    world.cluster.objects["LLMDeployment", NAMESPACE, "bot"]["metadata"]["deletionTimestamp"] = "x"
+    await reconcile(KEY, world.outside, PACE)
+    assert jobs(world) == []
 
 
 async def test_without_the_charts_template_the_gate_says_so() -> None:
@@ -292,11 +374,7 @@ async def test_a_judge_that_may_not_be_asked_is_told_and_no_job_is_made(
     judge: dict[str, Any], told: str
 ) -> None:
     world = World()
-    world.outside = dataclasses.replace(
-        world.outside,
-        installation=f"{OWN}/llm-operator",
-        evaluation=EvaluationSettings(pod_template=TEMPLATE),
-    )
+    installed(world)
     await world.deploy()
     await look(world, 3)
     scorers = [{"type": "Judge", "judge": judge}]

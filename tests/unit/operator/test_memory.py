@@ -58,7 +58,7 @@ async def test_an_llmdeployment_that_is_gone_or_made_anew_takes_what_was_gathere
     def gather(uid: str) -> "asyncio.Task[None]":
         memory.meet(KEY, uid)
         memory.watched[uid] = Watched("r", switched=False)
-        memory.evaluating[uid] = True
+        memory.evaluating[uid] = frozenset()
         memory.probing[uid, "r", LoadProbe()] = task = asyncio.create_task(asyncio.sleep(60))
         return task
 

@@ -211,6 +211,51 @@ def test_pods_that_come_and_go_make_no_hold_endless(
     assert gates.told(gates.judge(sim.spec.gates or (), sim.evidence)[0]) in sim.candidate.message
 
 
+@pytest.mark.parametrize(
+    ("policy", "state", "seconds", "reason"),
+    [
+        ("Hold", "Inconclusive", 62, "GateInconclusive"),
+        ("RollBack", "Inconclusive", 2, "GateInconclusive"),
+        ("Promote", "Inconclusive", 2, None),
+        ("Hold", "Passed", 2, None),
+        ("Hold", "Waiting", 102, "ProgressDeadlineExceeded"),
+    ],
+)
+@pytest.mark.parametrize("flaps", [0, 13])
+def test_an_evaluation_that_is_written_while_a_canary_grows_is_decided_by_the_policy(
+    policy: str, state: str, seconds: int, reason: str | None, flaps: int
+) -> None:
+    sim = Sim(specified(random.Random(1), [], "Canary", policy), replicas=4)
+    sim.until(lambda s: s.candidate.step == 3)
+    sim.spec = specified(random.Random(1), [EVALUATION], "Canary", policy)
+    sim.evidence = shown(sim, "new", state)
+    for second in range(seconds):
+        if flaps and second % flaps == flaps - 1:
+            sim.never_ready ^= {"new"}
+        sim.step()
+    if reason is None:
+        assert sim.stable == "2"
+    else:
+        assert (sim.candidate.outcome, sim.candidate.reason) == ("Failed", reason)
+        assert "evaluation golden" in sim.candidate.message
+
+
+def test_an_evaluation_that_passes_after_all_ends_the_hold_of_a_canary_that_grows() -> None:
+    sim = Sim(specified(random.Random(1), [], "Canary", "Hold"), replicas=4)
+    sim.until(lambda s: s.candidate.step == 3)
+    sim.spec = specified(random.Random(1), [EVALUATION], "Canary", "Hold")
+    sim.evidence = shown(sim, "new", "Inconclusive")
+    sim.run(20)
+    assert sim.candidate.undecided_since is not None
+    sim.never_ready = {"new"}
+    sim.run(2)
+    sim.evidence = shown(sim, "new", "Passed")
+    sim.run(45)
+    assert sim.candidate.undecided_since is None
+    sim.never_ready = set()
+    assert sim.run(5).stable == "2"
+
+
 def test_a_switch_back_and_forth_for_want_of_pods_ends_at_the_deadline() -> None:
     sim = Sim(specified(random.Random(1), [ERRORS], "BlueGreen", "Hold"), replicas=2)
     sim.evidence = shown(sim, "new", "Passed")

@@ -1,6 +1,7 @@
 """What a candidate must show.
 Pure: figures, answers and thresholds in, a verdict for each gate out."""
 
+import hashlib
 import math
 from collections.abc import Iterable
 
@@ -24,7 +25,9 @@ SHADOW = "shadowAgreement"
 
 def judge(gates: Iterable[GateSpec], evidence: Evidence) -> tuple[GateVerdict, ...]:
     """One verdict per gate, in the order of the specification."""
-    return tuple(_judge(gate, evidence) for gate in gates)
+    return tuple(
+        _judge(gate, evidence).model_copy(update={"gate_digest": digest(gate)}) for gate in gates
+    )
 
 
 def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
@@ -92,6 +95,19 @@ def counted(specs: Iterable[GateSpec]) -> int:
 def key(gate: GateSpec) -> str:
     """What tells the gates of a specification apart: one that is changed is another."""
     return gate.model_dump_json(exclude_none=True)
+
+
+def digest(gate: GateSpec) -> str:
+    """The same in a verdict, which is kept in the status."""
+    return hashlib.sha256(key(gate).encode()).hexdigest()[:16]
+
+
+def made(gate: GateSpec, told: Iterable[GateVerdict]) -> GateVerdict | None:
+    """What was told of the gate as it is written now; None where it had not decided."""
+    mark = digest(gate)
+    return next(
+        (each for each in told if each.gate_digest == mark and each.state != "Waiting"), None
+    )
 
 
 def failed(verdict: Iterable[GateVerdict]) -> GateVerdict | None:
@@ -232,6 +248,8 @@ or by as much again as is allowed, is clearly too low."""
 
 def _evaluation(gate: EvaluationSpec, found: EvaluationOutcome) -> GateVerdict:
     """The worse of its two checks."""
+    if found.kept is not None:
+        return found.kept
     name = evaluation_name(gate)
     if found.waiting:
         return GateVerdict(name=name, state="Waiting", message=found.waiting)

@@ -8,7 +8,7 @@ test. The quantile of t is Cornish and Fisher's expansion (Abramowitz, Stegun 19
 0.3 % of the tables for the five blocks and more that there are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import NormalDist, fmean, stdev
@@ -56,21 +56,6 @@ class Compared:
     def told(self) -> str:
         ends = f"{self.low:.3g} to {self.high:.3g}, allowed {self.allowed:.3g}"
         return f"{self.title} {self.ratio:.3g} times stable's ({ends})"
-
-
-def kept(
-    probe: LoadProbe, wanted: Sequence[LoadProbe], told: Iterable[GateVerdict]
-) -> GateVerdict | None:
-    """What the status tells of a probe that was made; None where it tells nothing sure.
-
-    `wanted`: those of all gates, in whose order the verdicts are. Another number of verdicts was
-    told of other gates.
-    """
-    own = [each for each in told if each.name == NAME]
-    if len(own) != len(wanted):
-        return None
-    found = own[wanted.index(probe)]
-    return None if found.state == "Waiting" else found
 
 
 def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:

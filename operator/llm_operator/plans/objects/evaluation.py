@@ -8,6 +8,8 @@ from llm_operator.plans.objects.keys import encode
 from llm_operator.state import Manifest, Meta
 
 TASK_FILE = "task.json"
+PODS_FILE = "pods.json"
+"""Beside it, with the addresses of those that are asked."""
 TASK_MOUNT = "/etc/llm-operator/task"
 REPORT = "/dev/termination-log"
 """Where Kubernetes reads a container's last word.
@@ -58,7 +60,7 @@ def job(
     }
 
 
-def task_secret(made: Manifest, task: str) -> Manifest:
+def task_secret(made: Manifest, task: str, pods: str) -> Manifest:
     """What the Job has to do, which is deleted with it.
     `made`: the Job as the API server has it."""
     about = made["metadata"]
@@ -79,5 +81,5 @@ def task_secret(made: Manifest, task: str) -> Manifest:
             "ownerReferences": [owner],
         },
         "type": "Opaque",
-        "data": encode({TASK_FILE: task}),
+        "data": encode({TASK_FILE: task, PODS_FILE: pods}),
     }

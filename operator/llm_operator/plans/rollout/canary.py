@@ -4,7 +4,9 @@ import math
 from dataclasses import replace
 from datetime import timedelta
 
+from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import CanaryStep
+from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.move import Move, Share
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
@@ -26,7 +28,21 @@ class Canary(Strategy):
 
     def judged(self, move: Move) -> bool:
         # After its steps it has been judged, and only grows.
-        return super().judged(move) and _step(move) is not None
+        return super().judged(move) and not _grows(move)
+
+    def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
+        if not _grows(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
+            return super().undecided(move)
+        # Written since its steps were over: no traffic has decided it, and none will.
+        return tuple(
+            each for each in gates.undecided(move.candidate.gates) if gates.is_evaluation(each)
+        )
+
+    def held(self, move: Move) -> bool:
+        return move.complete if _grows(move) else super().held(move)
+
+    def interrupted(self, move: Move) -> bool:
+        return not _grows(move) and super().interrupted(move)
 
     def next(self, move: Move) -> Next:
         step = _step(move)
@@ -94,6 +110,11 @@ def _step(move: Move) -> CanaryStep | None:
     steps = move.situation.spec.steps
     number = _number(move)
     return steps[number - 1] if number <= len(steps) else None
+
+
+def _grows(move: Move) -> bool:
+    """Whether it has traffic, and its steps are over."""
+    return move.state is State.TRAFFIC and _step(move) is None
 
 
 def _weight(move: Move) -> int:
