@@ -435,10 +435,9 @@ class Observed:
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
     adapter_versions: tuple[AdapterVersions, ...] | None = None
-    """Of each of them, as its gates let them. None: not judged yet."""
-    adapter_evidence: Mapping[str, Mapping[str, SmokeOutcome]] = field(default_factory=dict)
-    """Of candidates of adapters, by the name that pods know them by:
-    what became of smoke prompts, by ConfigMap."""
+    """Of each of them, as its gates let them. None: not judged in this look yet."""
+    adapter_evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    """Of candidates of adapters, by the name that pods know them by."""
     adapters_beside_keys: bool = False
     """Whether an earlier operator gave pods adapters,
     and the credentials to fetch them, beside their keys."""

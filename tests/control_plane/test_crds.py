@@ -157,6 +157,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.rollout.strategy", "Later", 'supported values: "Auto", "Rolling", "BlueGreen", "Canary", "Recreate"'),
         ("spec.rollout.canary", {"steps": [{"weight": 50}, {"weight": 20}]}, "weights must increase"),
         ("spec.rollout.gates", [{"maxErrorRate": 0.1, "maxInterTokenP95Ratio": 2}], "write exactly one of smoke"),
+        ("spec.adapters", [{"name": "a", "mlflow": {"name": "a", "version": 1}, "gates": [{}]}], "one of smokePrompts"),
         ("spec.rollout.shadow", {"percent": 101}, "less than or equal to 100"),
         ("spec.rollout.shadow", {"maxInFlight": 0}, "greater than or equal to 1"),
         ("spec.rollout", {"strategy": "Rolling", "shadow": {}}, "write strategy BlueGreen, Canary or Auto"),

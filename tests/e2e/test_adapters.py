@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import pytest
 
 from devstack.load import RequestLoop
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.e2e
 
 NAME = "advisor"
 ADAPTER = "support-legal"
+RECORDS = 60
 SMOKE = "advisor-legal-smoke"
 """The operator's, as the stack installs it: it notices after that at the latest."""
 DEPLOYMENT = f"""
@@ -220,6 +222,82 @@ def test_a_worse_version_never_answers_and_a_good_one_does_when_it_has_passed(
         "passed: gate smokePrompts"
     )
     assert pods(world) == before
+
+
+def test_a_version_that_answers_a_dataset_worse_is_refused_and_its_twin_passes(
+    client: httpx.Client, world: World, versions: str
+) -> None:
+    legal = f"{NAME}:legal"
+    reference = {"name": versions, "alias": "champion"}
+    set_alias(world.stack.mlflow.uri, versions, "champion", "1")
+    adapt(world, {"name": "legal", "mlflow": reference})
+    world.until(
+        lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods"
+    )
+    world.until(lambda: serving(world) == "1", "the first version")
+    world.until(
+        lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
+    )
+    mlflow.set_tracking_uri(world.stack.mlflow.uri)
+    mlflow.genai.datasets.create_dataset(name="legal-golden", experiment_id="0").merge_records(
+        [
+            {
+                "inputs": {"question": question},
+                "expectations": {"expected_response": said(client, legal, question)},
+            }
+            for question in (f"hello world {number}" for number in range(RECORDS))
+        ]
+    )
+    evaluation = {
+        "dataset": "legal-golden",
+        "scorers": [{"type": "Exact"}],
+        "maxTokens": 8,
+        "maxDropVsStable": 0.1,
+    }
+    adapt(world, {"name": "legal", "mlflow": reference, "gates": [{"evaluation": evaluation}]})
+    loop = RequestLoop(
+        str(client.base_url).rstrip("/"), key(world), legal, "hello", clients=1, max_tokens=8
+    ).start()
+    try:
+        world.until(lambda: loop.tally.requests >= 4, "requests before the move")
+        moved = time.monotonic()
+        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
+        world.until(
+            lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
+            "it to be refused",
+        )
+        refused = time.monotonic()
+        told = world.llmd(NAME)["status"]["adapterCandidates"][0]["gates"][0]
+        assert serving(world) == "1"
+        set_alias(world.stack.mlflow.uri, versions, "champion", "3")
+        world.until(lambda: serving(world) == "3", "the good version to pass")
+        passed = time.monotonic()
+    finally:
+        tally = loop.stop()
+    print(
+        f"refused {refused - moved:.1f} s after the alias moved: {told['message']}\n"
+        f"its twin passed after {passed - refused:.1f} s; {tally.requests} requests"
+    )
+    assert tally.failures == []
+    assert len(tally.answers) == 1
+    assert (told["samples"], told["stableSamples"]) == (RECORDS, RECORDS)
+    run = mlflow.get_run(told["message"].rpartition("run ")[2])
+    assert run.data.tags["llm-operator.candidate"] == "adapter legal version 2"
+    assert run.data.tags["llm-operator.model"] == versions
+    assert run.data.metrics["drop"] > 0.5
+    judged = world.llmd(NAME)["status"]["adapters"][0]["judged"]
+    assert judged.startswith("passed: gate evaluation legal-golden")
+
+
+def said(client: httpx.Client, model: str, question: str) -> str:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": 8,
+    }
+    answered = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    return str(answered["choices"][0]["message"]["content"])
 
 
 def adapt(world: World, adapter: dict[str, Any]) -> None:

@@ -234,7 +234,9 @@ class LLMDeploymentSpec(Section):
     @property
     def evaluates(self) -> bool:
         """Whether some gate is an evaluation."""
-        return bool(self.rollout.evaluations)
+        return bool(self.rollout.evaluations) or any(
+            each.evaluations for each in self.adapters or ()
+        )
 
 
 class LLMDeploymentRoot(Section):

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.common import IntegerText, ObjectName
-from llm_operator.crds.rollout import SmokePrompts
-from llm_operator.crds.schema import Section, described_by, rules
+from llm_operator.crds.rollout import EvaluationSpec, GateSpec, SmokePrompts
+from llm_operator.crds.schema import Section, described_by, one_of, rules
 from llm_runtime.contract import AdapterConfig, ModelConfig
 
 MAX_ADAPTERS = 8
@@ -179,10 +179,14 @@ class ModelSpec(Section):
 
 
 class AdapterGate(Section):
-    """A check that a version of the adapter must pass before it answers clients."""
+    """A check that a version of the adapter must pass before it answers clients.
+    Write exactly one kind of check per entry."""
 
-    smoke_prompts: SmokePrompts
+    model_config = ConfigDict(json_schema_extra=rules(one_of("smokePrompts evaluation", "entry")))
+    smoke_prompts: SmokePrompts | None = None
     """Prompts whose answers must be as expected, by the new version on every ready pod."""
+    evaluation: EvaluationSpec | None = None
+    """Records of an evaluation dataset, answered by the new version and by the one that serves."""
 
 
 @described_by(AdapterConfig)
@@ -197,6 +201,20 @@ class AdapterSpec(Section):
     the version before answers. Absent or empty: a version answers as soon as it is loaded."""
 
     @property
+    def checks(self) -> tuple[GateSpec, ...]:
+        """Its gates as those of a roll-out."""
+        return tuple(
+            GateSpec(smoke_prompts=gate.smoke_prompts, evaluation=gate.evaluation)
+            for gate in self.gates or ()
+        )
+
+    @property
     def smoke_maps(self) -> tuple[str, ...]:
         """The ConfigMaps with smoke prompts, each once."""
-        return tuple(dict.fromkeys(gate.smoke_prompts.config_map for gate in self.gates or ()))
+        found = (gate.smoke_prompts.config_map for gate in self.checks if gate.smoke_prompts)
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def evaluations(self) -> tuple[GateSpec, ...]:
+        """The gates of kind evaluation, each once."""
+        return tuple(dict.fromkeys(gate for gate in self.checks if gate.evaluation))

@@ -143,9 +143,12 @@ class AdapterCandidate(AdapterStatus):
     """Number of ready pods that have loaded the version."""
     gates: Annotated[tuple[GateVerdict, ...], Field(max_length=4)] = ()
     """Result of each gate for the version."""
+    undecided_since: Time | None = None
+    """Time at which a gate was inconclusive and none was awaited any more;
+    rollout.maxHoldSeconds counts from here."""
     outcome: Literal["Failed"] | None = None
     """Failed: the version was refused. It is judged anew when the reference has stood for another
-    version, or when the adapter's gates name other ConfigMaps."""
+    version, or when the adapter's gates are changed."""
 
 
 class CandidateStatus(RevisionStatus):

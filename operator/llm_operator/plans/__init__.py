@@ -40,7 +40,7 @@ NEWS = timedelta(minutes=30)
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
     """The plan for one LLMDeployment."""
     observed = approval.held(observed)
-    observed = replace(observed, adapter_versions=adapter_versions.versions(observed))
+    observed = replace(observed, adapter_versions=adapter_versions.judge(observed, now))
     replicas = 0 if observed.spec.suspend else observed.spec.replicas
     decision = rollout.advance(
         rollout.Situation(
@@ -306,7 +306,7 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         told += _change(
             before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent"
         )
-    told += adapter_status.events(observed.status, status)
+    told += adapter_status.events(observed, status)
     if "UpdateAvailable" in after:
         told += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
     told += _hindered(before.get("Progressing"), after["Progressing"])

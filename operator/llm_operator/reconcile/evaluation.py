@@ -16,12 +16,20 @@ from llm_operator.evaluation.task import Judge, Side, Task, outcome, pods_to_jso
 from llm_operator.observe import Outside, connection_for
 from llm_operator.plans import names
 from llm_operator.plans.evidence import gates
+from llm_operator.plans.objects import adapter_versions, keys
 from llm_operator.plans.objects import evaluation as objects
-from llm_operator.plans.objects import keys
 from llm_operator.ports.cluster import ApiError, Conflict, NotFound
 from llm_operator.ports.registry import RegistryFault
 from llm_operator.reconcile.own_pods import own_pods
-from llm_operator.state import NO_POD, EvaluationOutcome, Manifest, Meta, Observed, Pods
+from llm_operator.state import (
+    NO_POD,
+    AdapterVersions,
+    EvaluationOutcome,
+    Manifest,
+    Meta,
+    Observed,
+    Pods,
+)
 
 log = logging.getLogger(__name__)
 AGAIN = timedelta(seconds=60)
@@ -56,6 +64,8 @@ class Subject:
     model: str = ""
     made_by: str = ""
     """The MLflow run that made its version."""
+    field: str = "spec.rollout.gates[].evaluation"
+    """Of the specification, where its gates are written."""
 
 
 def of_revision(observed: Observed, candidate: CandidateStatus) -> Subject:
@@ -79,6 +89,41 @@ def of_revision(observed: Observed, candidate: CandidateStatus) -> Subject:
         reference.connection if reference else "default",
         reference.name if reference else "",
         model.run_id or "" if reference and model and same else "",
+    )
+
+
+def of_adapter(observed: Observed, versions: AdapterVersions) -> Subject:
+    """A version of an adapter that is judged. Its pods are asked for both versions."""
+    judged = versions.judged
+    assert judged is not None
+    assert versions.spread is not None
+    loaded = versions.spread.loaded
+    serves = versions.serves
+    adapter = next(each for each in observed.adapters if each.spec.name == judged.name)
+    alias = adapter_versions.alias(judged)
+
+    def side(version: str, name: str) -> Side:
+        return Side(
+            f"adapter {judged.name} version {version}", version, f"{observed.meta.name}:{name}"
+        )
+
+    def answers(pod: Manifest) -> bool:
+        figures = observed.figures.get(pod["metadata"]["name"])
+        known = figures.adapters.get(judged.name) if figures else None
+        return serves is not None and known == serves.version
+
+    before = {revision: list(filter(answers, pods)) for revision, pods in loaded.items()}
+    model = adapter.resolution.model
+    return Subject(
+        alias,
+        adapter.spec.evaluations,
+        judged.gates,
+        Asked(side(judged.version, alias), loaded),
+        Asked(side(serves.version, serves.name), before) if serves else None,
+        judged.connection,
+        judged.model,
+        model.run_id if model and model.version == judged.version else "",
+        "spec.adapters[].gates[].evaluation",
     )
 
 
@@ -260,7 +305,7 @@ async def _task(
     """What the Job has to do. Raises _NotPossible, RegistryFault and ApiError."""
     meta = observed.meta
     connection = spec.connection or subject.connection
-    await connection_for(outside, meta.namespace, connection, "spec.rollout.gates[].evaluation")
+    await connection_for(outside, meta.namespace, connection, subject.field)
     return Task(
         spec=spec,
         namespace=meta.namespace,

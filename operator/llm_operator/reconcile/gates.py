@@ -20,6 +20,7 @@ from llm_operator.reconcile.apikey import new_key
 from llm_operator.reconcile.put import update
 from llm_operator.state import (
     NO_POD,
+    AdapterVersions,
     Evidence,
     HeldKey,
     Manifest,
@@ -50,11 +51,19 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         held = None
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=held)
-    observed = replace(observed, adapter_evidence=await _adapters(outside, observed, key, missing))
     over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
-    if over or candidate is None or not (spec.gates or spec.shadows):
+    if over or not (spec.gates or spec.shadows):
+        candidate = None
+    adapters = [each for each in adapter_versions.candidates(observed) if each.judged]
+    subjects = [evaluation.of_adapter(observed, each) for each in adapters]
+    subjects += [evaluation.of_revision(observed, candidate)] if candidate else []
+    evaluations = await evaluation.outcomes(outside, observed, subjects, key, missing)
+    observed = replace(
+        observed,
+        adapter_evidence=await _adapters(outside, observed, adapters, evaluations, key, missing),
+    )
+    if candidate is None:
         outside.memory.end_rollout(observed.meta.uid)
-        await evaluation.outcomes(outside, observed, (), key, missing)
         return observed
     if spec.shadows:
         observed = replace(
@@ -74,12 +83,10 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     revision = smoke.Candidate(
         candidate.revision, observed.meta.name, {candidate.revision: pods} if pods else {}
     )
-    subjects = (evaluation.of_revision(observed, candidate),)
-    outcomes, answers, probed, evaluations = await asyncio.gather(
+    outcomes, answers, probed = await asyncio.gather(
         _smokes(outside, observed, revision, spec.smoke_maps, key, missing),
         asyncio.gather(*(_query(outside, observed, candidate, each) for each in asked)),
         asyncio.gather(*probes),
-        evaluation.outcomes(outside, observed, subjects, key, missing),
     )
     return replace(
         observed,
@@ -171,12 +178,17 @@ async def _query(
 
 
 async def _adapters(
-    outside: Outside, observed: Observed, key: str | None, missing: str
-) -> dict[str, dict[str, SmokeOutcome]]:
-    """What has become of the prompts for versions of adapters that are behind their gates."""
+    outside: Outside,
+    observed: Observed,
+    versions: Iterable[AdapterVersions],
+    evaluations: evaluation.Outcomes,
+    key: str | None,
+    missing: str,
+) -> dict[str, Evidence]:
+    """What versions of adapters that are behind their gates are judged by."""
     prompts = {each.name: each.smoke_maps for each in observed.spec.adapters or ()}
     asked = dict[smoke.Candidate, tuple[str, ...]]()
-    for each in adapter_versions.candidates(observed):
+    for each in versions:
         if each.judged is not None and each.spread is not None:
             name = adapter_versions.alias(each.judged)
             candidate = smoke.Candidate(name, f"{observed.meta.name}:{name}", each.spread.loaded)
@@ -189,7 +201,10 @@ async def _adapters(
             for candidate, maps in asked.items()
         )
     )
-    return {candidate.name: outcomes for candidate, outcomes in zip(asked, found, strict=True)}
+    return {
+        candidate.name: Evidence(smoke=outcomes, evaluations=evaluations.get(candidate.name, {}))
+        for candidate, outcomes in zip(asked, found, strict=True)
+    }
 
 
 async def _smokes(

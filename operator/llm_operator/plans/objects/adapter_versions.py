@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from datetime import datetime
 
 from llm_operator.crds import AdapterCandidate, AdapterStatus
-from llm_operator.crds.rollout import GateSpec
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import revision
+from llm_operator.plans.rollout import parse, stamp
 from llm_operator.state import (
     AdapterSpread,
     AdapterVersions,
@@ -21,11 +21,14 @@ from llm_runtime import contract
 
 
 def versions(observed: Observed) -> tuple[AdapterVersions, ...]:
-    """Of each adapter, in the order of the specification, as its gates let them."""
+    """Of each adapter, in the order of the specification."""
     known = observed.adapter_versions
-    return (
-        tuple(_judged(observed, each) for each in candidates(observed)) if known is None else known
-    )
+    return candidates(observed) if known is None else known
+
+
+def judge(observed: Observed, now: datetime) -> tuple[AdapterVersions, ...]:
+    """The same, as the gates let them."""
+    return tuple(_judged(observed, each, now) for each in candidates(observed))
 
 
 def pinned(observed: Observed) -> tuple[AdapterStatus, ...]:
@@ -39,7 +42,7 @@ def judged(observed: Observed) -> tuple[AdapterCandidate, ...]:
 
 
 def candidates(observed: Observed) -> tuple[AdapterVersions, ...]:
-    """The same before anything is judged: what has to be asked, and where it is loaded."""
+    """Before anything is judged: what has to be asked, and where it is loaded."""
     serving = {each.name: each for each in observed.status.adapters}
     held = {each.name: each for each in observed.status.adapter_candidates}
     found = [
@@ -111,9 +114,8 @@ def _versions(
     begun = AdapterCandidate.model_validate(found.model_dump())
     if same is None or _other_gates(adapter, same):
         return AdapterVersions(serving, begun)
-    return AdapterVersions(
-        serving, begun.model_copy(update={"gates": same.gates, "outcome": same.outcome})
-    )
+    known = {name: getattr(same, name) for name in ("gates", "undecided_since", "outcome")}
+    return AdapterVersions(serving, begun.model_copy(update=known))
 
 
 def _as_before(found: AdapterStatus, serving: AdapterStatus) -> AdapterStatus:
@@ -122,39 +124,48 @@ def _as_before(found: AdapterStatus, serving: AdapterStatus) -> AdapterStatus:
 
 
 def _other_gates(adapter: ResolvedAdapter, held: AdapterCandidate) -> bool:
-    names = {gates.smoke_name(name) for name in adapter.spec.smoke_maps}
-    return bool(held.gates) and names != {each.name for each in held.gates}
+    wanted = {gates.digest(gate) for gate in adapter.spec.checks}
+    return bool(held.gates) and wanted != {each.gate_digest for each in held.gates}
 
 
-def _judged(observed: Observed, found: AdapterVersions) -> AdapterVersions:
+def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> AdapterVersions:
     candidate = found.judged
     adapter = next(
         (each for each in observed.adapters if candidate and each.spec.name == candidate.name), None
     )
     if candidate is None or adapter is None or adapter.resolution.fault is not None:
         return found
-    specs = [GateSpec(smoke_prompts=each.smoke_prompts) for each in adapter.spec.gates or ()]
-    smoke = {name: _outcome(observed, found, name) for name in adapter.spec.smoke_maps}
-    verdict = gates.judge(specs, Evidence(smoke=smoke))
-    update: dict[str, Any] = {"gates": verdict}
-    if gates.failed(verdict) is not None:
-        return AdapterVersions(
-            found.serves, candidate.model_copy(update={**update, "outcome": "Failed"})
-        )
-    if all(each.state == "Passed" for each in verdict):
-        told = {
-            **candidate.model_dump(include=set(AdapterStatus.model_fields)),
-            "judged": gates.summary(verdict),
-        }
-        return AdapterVersions(AdapterStatus.model_validate(told))
-    return replace(found, candidate=candidate.model_copy(update=update))
+    evidence = observed.adapter_evidence.get(alias(candidate), Evidence())
+    smoke = {name: _outcome(found, evidence, name) for name in adapter.spec.smoke_maps}
+    verdict = gates.judge(adapter.spec.checks, replace(evidence, smoke=smoke))
+    open_ = found.spread is None or bool(found.spread.behind) or not gates.settled(verdict)
+    undecided = bool(gates.undecided(verdict))
+    since = (parse(candidate.undecided_since) if undecided else None) or (
+        now if undecided and not open_ else None
+    )
+    candidate = candidate.model_copy(
+        update={"gates": verdict, "undecided_since": stamp(min(since, now)) if since else None}
+    )
+    # An inconclusive gate holds up no version that clients have no other of.
+    rollout = observed.spec.rollout
+    held = undecided and found.serves is not None and rollout.on_inconclusive != "Promote"
+    most = rollout.max_hold_seconds if rollout.on_inconclusive == "Hold" else 0
+    late = held and since is not None and (now - since).total_seconds() >= most
+    if gates.failed(verdict) is not None or late:
+        return AdapterVersions(found.serves, candidate.model_copy(update={"outcome": "Failed"}))
+    if open_ or held:
+        return replace(found, candidate=candidate)
+    told = {
+        **candidate.model_dump(include=set(AdapterStatus.model_fields)),
+        "judged": gates.summary(verdict),
+    }
+    return AdapterVersions(AdapterStatus.model_validate(told))
 
 
-def _outcome(observed: Observed, found: AdapterVersions, config_map: str) -> SmokeOutcome:
+def _outcome(found: AdapterVersions, evidence: Evidence, config_map: str) -> SmokeOutcome:
     """What became of the prompts, with regard to pods that could not be asked."""
-    assert found.candidate is not None
     assert found.spread is not None
-    known = observed.adapter_evidence.get(alias(found.candidate), {}).get(config_map)
+    known = evidence.smoke.get(config_map)
     behind = found.spread.behind
     if known is not None and found.spread.loaded and (known.failures or known.waiting):
         return known

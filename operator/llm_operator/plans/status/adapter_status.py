@@ -3,9 +3,10 @@ and when to look again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from llm_operator.crds import AdapterCandidate, AdapterStatus, Condition, LLMDeploymentStatus
+from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import adapter_versions, adapters
 from llm_operator.plans.reasons import Reason
@@ -128,7 +129,7 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
 def _held(observed: Observed) -> tuple[str, str, str] | None:
     """What is to be told of versions that do not answer because of gates: what is bad first."""
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
-    said = "; ".join(_behind_gates(each) for each in found)
+    said = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
     for each in found:
         if each.judged and each.spread and each.spread.failed:
             return "False", _reason(each.spread.failed), said
@@ -137,15 +138,32 @@ def _held(observed: Observed) -> tuple[str, str, str] | None:
     return ("Unknown", Reason.AdapterJudged, said) if found else None
 
 
-def _behind_gates(versions: AdapterVersions) -> str:
+def _held_until(candidate: AdapterCandidate, rollout: RolloutSpec) -> datetime | None:
+    """When a version that is held for undecided gates is refused."""
+    since = parse(candidate.undecided_since)
+    if since is None or candidate.outcome is not None or rollout.on_inconclusive != "Hold":
+        return None
+    return since + timedelta(seconds=rollout.max_hold_seconds)
+
+
+def _behind_gates(versions: AdapterVersions, rollout: RolloutSpec) -> str:
     candidate = versions.candidate
     assert candidate is not None
     if versions.judged is None:
         failed = gates.failed(candidate.gates)
-        what = f"was refused by {gates.told(failed)}" if failed else "was refused"
+        undecided = "; ".join(gates.told(each) for each in gates.undecided(candidate.gates))
+        what = "was refused by " + (
+            gates.told(failed)
+            if failed
+            else f"rollout.onInconclusive, neither surely good nor surely bad: {undecided}"
+        )
     else:
         open_ = [gates.told(each) for each in candidate.gates if each.state != "Passed"]
+        behind = versions.spread.behind if versions.spread else ""
+        open_ += [behind] if behind and not any(behind in each for each in open_) else []
         what = f"is behind its gates: {', '.join(open_)}" if open_ else "is behind its gates"
+        if (until := _held_until(candidate, rollout)) is not None:
+            what += f", held until {stamp(until)} at most"
     serves = versions.serves
     keeps = (
         f"version {serves.version} of {serves.model} goes on answering"
@@ -205,11 +223,15 @@ def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) ->
     moments = [each.resolved_at for each in (*after.adapters, *after.adapter_candidates)]
     moments += [condition.last_transition_time] if condition else []
     newest = max((moment for each in moments if (moment := parse(each))), default=now)
-    return min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
+    soon = min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
+    ends = (_held_until(each, observed.spec.rollout) for each in after.adapter_candidates)
+    left = [(each - now).total_seconds() + 0.5 for each in ends if each is not None]
+    return max(1.0, min([soon, *left]))
 
 
-def events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occurrence]:
+def events(observed: Observed, after: LLMDeploymentStatus) -> list[Occurrence]:
     """What changed: an adapter's version, whether all answer, and what keeps one from it."""
+    before = observed.status
     known = {each.name: each for each in before.adapters}
     found = list[Occurrence]()
     for each in after.adapters:
@@ -226,12 +248,14 @@ def events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occu
             )
     return (
         found
-        + _candidate_events(before, after)
+        + _candidate_events(observed.spec.rollout, before, after)
         + _condition_events(_condition(before), _condition(after))
     )
 
 
-def _candidate_events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -> list[Occurrence]:
+def _candidate_events(
+    rollout: RolloutSpec, before: LLMDeploymentStatus, after: LLMDeploymentStatus
+) -> list[Occurrence]:
     known = {each.name: each for each in before.adapter_candidates}
     serving = {each.name: each for each in after.adapters}
     found = list[Occurrence]()
@@ -242,7 +266,7 @@ def _candidate_events(before: LLMDeploymentStatus, after: LLMDeploymentStatus) -
             said = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
             found.append(Occurrence("Normal", "AdapterCandidate", said))
         if each.outcome is not None and not (same and old and old.outcome is not None):
-            said = _behind_gates(AdapterVersions(serving.get(each.name), each))
+            said = _behind_gates(AdapterVersions(serving.get(each.name), each), rollout)
             found.append(Occurrence("Warning", Reason.AdapterRefused, said))
     return found
 
