@@ -11,7 +11,7 @@ from fastapi import Request
 
 from llm_runtime import errors, logs
 from llm_runtime.api.answers import own_error
-from llm_runtime.api.body import check_model
+from llm_runtime.api.body import BASE, check_model
 from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import may_use
 from llm_runtime.common.aside import aside
@@ -66,16 +66,21 @@ def adapter_of(request: Request, asked: str | None, field: str = "model") -> str
     served = pipeline.config.model.name
     present = pipeline.engine.adapters
     default = server.default_adapter
-    coming = (
-        [name for name in server.adapters.names if name not in present] if server.adapters else []
-    )
-    usable = [name for name in (*present, *coming) if may_use(caller_of(request), name)]
+    listed = server.adapters.names if server.adapters else ()
+    # The default one may have no version yet that has passed its gates: then it is not listed.
+    known = dict.fromkeys((*present, *listed, *([default] if default else [])))
+    usable = [name for name in known if may_use(caller_of(request), name)]
     adapter = check_model(asked or served, served, usable, default, field)
-    if adapter and adapter not in present:
+    if not adapter or adapter in present:
+        return adapter
+    if adapter in listed:
         raise errors.ServiceUnavailable(
             f"The adapter {adapter} is not loaded yet; try again shortly."
         )
-    return adapter
+    raise errors.ServiceUnavailable(
+        f"The adapter {adapter}, which answers for {served!r}, has no version yet that may answer;"
+        f" try again later, or ask {f'{served}:{BASE}'!r} for the model alone."
+    )
 
 
 def model_name(generation: Generation, pipeline: Pipeline) -> str:

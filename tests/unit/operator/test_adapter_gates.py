@@ -362,3 +362,22 @@ async def test_a_model_that_is_rolled_out_does_not_judge_the_adapter() -> None:
     assert world.versions() == {"legal": "4"}
     assert "candidate" in world.status()
     assert {pod for pod, _ in asked(world)} == {f"{old}-played-0"}
+
+
+async def test_a_default_adapter_that_has_to_pass_first_is_listed_as_such_and_fails_no_model() -> (
+    None
+):
+    world = Gated()
+    world.pods.answer = Answer(503, "the adapter legal has no version yet that may answer")
+    await world.deploy(
+        adapters=[LEGAL],
+        defaultAdapter="legal",
+        rollout={"gates": [{"smokePrompts": {"configMap": "legal-smoke"}}]},
+    )
+    await world.run(6)
+    assert (world.delivered().default_adapter, world.versions()) == ("legal", {})
+    assert world.status()["candidate"]["gates"][0]["state"] == "Waiting"
+    world.pods.answer = RIGHT
+    await world.run(6)
+    assert world.versions() == {"legal": "3"}
+    assert "stable" in world.status()

@@ -515,6 +515,40 @@ async def test_a_default_adapter_that_is_not_there_is_no_reason_to_answer_withou
     assert (bare.status_code, base.status_code) == (503, 200)
 
 
+async def test_a_default_adapter_whose_first_version_has_to_pass_its_gates_is_told_apart_from_no_model(
+    file: Path, serve: Serve
+) -> None:
+    write(file, defaultAdapter="legal", **BESIDE)
+    names = ("support-bot", "support-bot:legal", "support-bot:base", "support-bot:sales")
+    async with serve(ScriptedEngine(), Shelf()) as (_, client):
+        answers = {
+            name: await client.post("/v1/completions", json={**asking(""), "model": name})
+            for name in names
+        }
+        older = await client.post("/predict", json={"prompt": "a b"})
+        one = await client.get("/v1/models/support-bot")
+        listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+        write(file, ("legal", "2"), defaultAdapter="legal")
+        await until_answered(client)
+    assert [answer.status_code for answer in answers.values()] == [503, 503, 200, 404]
+    assert older.status_code == 503
+    bare = answers["support-bot"]
+    assert bare.headers["Retry-After"]
+    assert "has no version yet that may answer" in bare.text
+    assert "support-bot:base" in bare.text
+    assert (one.status_code, one.json()["adapter"]) == (200, "legal")
+    assert listed == ["support-bot", "support-bot:base"]
+
+
+async def until_answered(client: Any) -> None:
+    for _ in range(200):
+        body = {**asking(""), "model": "support-bot"}
+        if (await client.post("/v1/completions", json=body)).status_code == 200:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the bare name is not answered")
+
+
 async def test_a_key_for_other_adapters_may_not_use_the_default_one_but_the_base(
     file: Path, serve: Serve
 ) -> None:

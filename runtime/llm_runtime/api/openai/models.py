@@ -35,9 +35,11 @@ async def get_model(request: Request, model_id: str) -> dict[str, Any]:
     """One model."""
     server = server_of(request)
     served = server.config.model.name
-    usable = [name for name in _adapters(server) if may_use(request.state.caller, name)]
-    adapter = check_model(model_id, served, usable, server.default_adapter)
-    return _bare(server) if model_id == served else _model(server, adapter)
+    caller = request.state.caller
+    if model_id == served and may_use(caller, server.default_adapter):
+        return _bare(server)
+    usable = [name for name in _adapters(server) if may_use(caller, name)]
+    return _model(server, check_model(model_id, served, usable, server.default_adapter))
 
 
 def _adapters(server: Server) -> tuple[str, ...]:
