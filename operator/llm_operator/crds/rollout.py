@@ -406,6 +406,20 @@ class RolloutSpec(Section):
         return (self.canary.steps if self.canary else None) or DEFAULT_STEPS
 
     @property
+    def without_effect(self) -> tuple[str, ...]:
+        """What is written for another strategy than the one that is.
+
+        Not refused: a Canary may be permitted to interrupt, which is a patch of the strategy alone.
+        """
+        said = f"no effect with strategy {self.strategy}: write strategy"
+        found = []
+        if self.canary and self.canary.steps and self.strategy not in ("Canary", "Recreate"):
+            found.append(f"rollout.canary.steps have {said} Canary, or remove them")
+        if self.blue_green and self.strategy not in ("BlueGreen", "Auto", "Recreate"):
+            found.append(f"rollout.blueGreen has {said} BlueGreen or Auto, or remove it")
+        return tuple(found)
+
+    @property
     def switch_hold_seconds(self) -> int:
         """How long BlueGreen judges the candidate by its traffic."""
         if self.blue_green is not None and self.blue_green.hold_seconds is not None:

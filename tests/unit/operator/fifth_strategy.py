@@ -12,7 +12,7 @@ class Soak(Strategy):
         return 40.0
 
     def next(self, move: Move) -> Next:
-        move = move.held(self.size(move), judged=True)
+        move = move.held(self.size(move), self.hold_seconds(move), judged=True)
         return super().next(move) if self.over(move) else move.candidate
 
     def share(self, move: Move) -> Share:

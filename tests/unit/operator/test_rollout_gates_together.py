@@ -256,6 +256,60 @@ def test_an_evaluation_that_passes_after_all_ends_the_hold_of_a_canary_that_grow
     assert sim.run(5).stable == "2"
 
 
+LONG = {
+    "BlueGreen": {"blueGreen": {"holdSeconds": 3000}},
+    "Canary": {"canary": {"steps": [{"weight": 50, "holdSeconds": 3000}]}},
+    "Canary without traffic": {"canary": {"steps": [{"weight": 5, "holdSeconds": 3000}]}},
+    "BlueGreen with copies": {"shadow": {"holdSeconds": 3000}},
+    "Canary with copies": {"shadow": {"holdSeconds": 3000}},
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("late", [60, 95, 2000])
+def test_a_pod_that_is_away_for_a_moment_late_in_a_long_hold_fails_nobody(
+    kind: str, late: int
+) -> None:
+    spec = rollout(kind.split()[0], **LONG[kind], progressDeadlineSeconds=100)
+    sim = Sim(spec, replicas=2).run(late)
+    sim.never_ready = {"new"}
+    sim.run(8)
+    sim.never_ready = set()
+    sim.run(3)
+    assert sim.decision is not None
+    assert sim.decision.rolling_out
+    sim.never_ready = {"new"}
+    sim.run(110)
+    assert sim.candidate.reason == "ProgressDeadlineExceeded"
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_pods_that_come_and_go_in_a_long_hold_use_up_the_deadline(kind: str) -> None:
+    sim = Sim(rollout(kind.split()[0], **LONG[kind], progressDeadlineSeconds=100), replicas=2)
+    for second in range(ENDS):
+        if second % 10 in (0, 7):
+            sim.never_ready ^= {"new"}
+        sim.step()
+    assert sim.candidate.reason == "ProgressDeadlineExceeded"
+
+
+def test_gates_on_traffic_hold_no_canary_up_in_a_step_that_has_lost_its_traffic_for_want_of_pods() -> (
+    None
+):
+    steps = [{"weight": 20, "holdSeconds": 30}, {"weight": 50, "holdSeconds": 30}]
+    spec = rollout(
+        "Canary", gates=[ERRORS], canary={"steps": steps}, onInconclusive="Hold", maxHoldSeconds=60
+    )
+    sim = Sim(spec, replicas=5)
+    sim.evidence = shown(sim, "new", "Inconclusive")
+    sim.until(lambda s: s.candidate.step_started_at is not None and s.candidate.weight)
+    sim.replicas = 2
+    sim.until(lambda s: s.candidate.step == 2 and s.candidate.weight, looks=50)
+    sim.run(20)
+    sim.evidence = shown(sim, "new", "Passed")
+    assert sim.run(40).stable == "2"
+
+
 def test_a_switch_back_and_forth_for_want_of_pods_ends_at_the_deadline() -> None:
     sim = Sim(specified(random.Random(1), [ERRORS], "BlueGreen", "Hold"), replicas=2)
     sim.evidence = shown(sim, "new", "Passed")

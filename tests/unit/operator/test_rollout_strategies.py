@@ -235,6 +235,28 @@ def rollout(strategy: str, **fields: Any) -> RolloutSpec:
     return RolloutSpec.model_validate({"strategy": strategy, "onInconclusive": "Promote", **fields})
 
 
+@pytest.mark.parametrize(
+    ("strategy", "told"),
+    [
+        ("Auto", ["rollout.canary.steps have no effect with strategy Auto: write strategy Canary"]),
+        ("Rolling", ["rollout.canary.steps have", "rollout.blueGreen has no effect"]),
+        ("Canary", ["rollout.blueGreen has no effect with strategy Canary"]),
+        ("Recreate", []),
+    ],
+)
+def test_settings_of_another_strategy_are_told_whether_a_roll_out_is_under_way_or_not(
+    strategy: str, told: list[str]
+) -> None:
+    spec = rollout(strategy, canary={"steps": STEPS}, blueGreen={"holdSeconds": 5})
+    sim = Sim(spec)
+    for _ in range(2):
+        assert sim.decision is None or sim.decision.candidate is None
+        remarks = sim.look().remarks
+        assert len(remarks) == len(told)
+        assert all(map(str.startswith, remarks, told))
+        sim.until(lambda s: s.decision and s.decision.candidate is None)
+
+
 def shown(state: str, revision: str = "new", **more: Any) -> Evidence:
     """What the gate SLOW says of a candidate's traffic."""
     fields = {"name": "maxErrorRate", "state": state, "estimate": "0.4", "threshold": "0.01"}

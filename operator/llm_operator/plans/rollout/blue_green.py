@@ -21,7 +21,7 @@ class BlueGreen(Strategy):
 
     def next(self, move: Move) -> Next:
         switched = _switched(move.candidate)
-        move = move.held(move.situation.replicas, judged=switched)
+        move = move.held(move.situation.replicas, self.hold_seconds(move), judged=switched)
         done = self.over(move) if switched else not move.situation.spec.switch_hold_seconds
         return State.STABLE if done and self.arrived(move) else move.candidate
 
@@ -35,7 +35,8 @@ class BlueGreen(Strategy):
         if turned != switched:
             began = move.situation.moment if turned else None
             change = {"weight": ALL if turned else 0, "step_started_at": began}
-            again = move.state is State.TRAFFIC and not _steady(move)
+            # To switch back, and once more, is no progress.
+            again = move.state is State.TRAFFIC
             candidate = move.changed(**change).candidate if again else move.further(**change)
         return self._beside(move, candidate, turned=turned)
 
@@ -55,16 +56,6 @@ class BlueGreen(Strategy):
             "it has the traffic; the old pods stay until it has had it for"
             f" {self.hold_seconds(move):.0f} s"
         )
-
-
-def _steady(move: Move) -> bool:
-    """Whether it has had its pods for long enough since the switch:
-    those that come and go are no progress."""
-    began = move.candidate.step_started_at
-    return (
-        began is not None
-        and move.situation.since(began) >= move.situation.spec.progress_deadline_seconds
-    )
 
 
 def _switched(candidate: Candidate) -> bool:

@@ -28,7 +28,7 @@ class Canary(Strategy):
 
     def judged(self, move: Move) -> bool:
         # After its steps it has been judged, and only grows.
-        return super().judged(move) and not _grows(move)
+        return super().judged(move) and not _grows(move) and not _without(move)
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
         if not _grows(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
@@ -51,9 +51,8 @@ class Canary(Strategy):
         move = move.changed(step=_number(move))
         if step is None:
             return super().next(move)
-        weight = move.candidate.weight
-        without = weight == 0 and _most_pods(move, step.weight) == 0
-        move = move.held(self.size(move), judged=bool(weight) or (without and move.shadow_done))
+        judged = bool(move.candidate.weight) or (_without(move) and move.shadow_done)
+        move = move.held(self.size(move), self.hold_seconds(move), judged=judged)
         return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
@@ -115,6 +114,12 @@ def _step(move: Move) -> CanaryStep | None:
 def _grows(move: Move) -> bool:
     """Whether it has traffic, and its steps are over."""
     return move.state is State.TRAFFIC and _step(move) is None
+
+
+def _without(move: Move) -> bool:
+    """Whether it has no traffic in this step, as none of its pods would fit in."""
+    step = _step(move)
+    return step is not None and move.candidate.weight == 0 and not _most_pods(move, step.weight)
 
 
 def _weight(move: Move) -> int:

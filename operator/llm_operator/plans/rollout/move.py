@@ -2,7 +2,7 @@
 what every strategy is asked about, and what it answers."""
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from llm_operator.crds import CandidateStatus, GateVerdict, LLMDeploymentStatus, StableStatus
@@ -247,13 +247,24 @@ class Move:
     def changed(self, **change: Any) -> "Move":
         return replace(self, candidate=replace(self.candidate, **change))
 
-    def held(self, pods: int, *, judged: bool) -> "Move":
+    def held(self, pods: int, hold_seconds: float, *, judged: bool) -> "Move":
         """With its hold begun or stopped: it runs while `pods` are ready and have what they are
         judged by."""
         runs = judged and self.situation.answering(self.new) >= pods and not self.candidate.paused
-        if runs == (self.candidate.step_started_at is not None):
+        return self._running("step_started_at", hold_seconds, runs=runs)
+
+    def _running(self, hold: str, seconds: float, *, runs: bool) -> "Move":
+        """With a hold's beginning noted, or forgotten. While it ran the deadline stood still."""
+        began = getattr(self.candidate, hold)
+        if runs == (began is not None):
             return self
-        return self.changed(step_started_at=self.situation.moment if runs else None)
+        if runs:
+            return self.changed(**{hold: self.situation.moment})
+        lasted = timedelta(seconds=int(min(seconds, self.situation.since(began))))
+        progressed = self.candidate.progressed_at or self.candidate.started_at
+        return self.changed(
+            **{hold: None, "progressed_at": progressed + lasted if progressed else None}
+        )
 
     def shadowed(self, pods: int) -> "Move":
         """With the moment noted since which it is sent copies:
@@ -265,10 +276,10 @@ class Move:
             and self.smoke_passed
             and not self.candidate.paused
         )
-        runs = self.shadows and ready
-        if runs == (self.candidate.shadowed_since is not None):
-            return self
-        return self.changed(shadowed_since=self.situation.moment if runs else None)
+        spec = self.situation.spec.shadow
+        return self._running(
+            "shadowed_since", spec.hold_seconds if spec else 0.0, runs=self.shadows and ready
+        )
 
     def further(self, **change: Any) -> Candidate:
         """The candidate a step further: its hold and its deadline begin anew."""

@@ -47,7 +47,8 @@ class Rolling(Strategy):
     def next(self, move: Move) -> Next:
         given = self.size(move)
         replicas = move.situation.replicas
-        move = move.changed(replicas=given).held(given, judged=move.state is State.TRAFFIC)
+        judged = move.state is State.TRAFFIC
+        move = move.changed(replicas=given).held(given, self.hold_seconds(move), judged=judged)
         if not self.over(move):
             return move.candidate
         if given >= replicas:

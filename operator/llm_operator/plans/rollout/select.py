@@ -25,6 +25,8 @@ STRATEGIES: dict[str, Strategy] = {
 def select(decision: Decision) -> Decision:
     """The decision with the candidate's strategy,
     which is written down once there are pods to be moved."""
+    for remark in decision.situation.spec.without_effect:
+        decision = decision.remark(remark)
     move = decision.move
     if move is None:
         return decision
