@@ -17,6 +17,7 @@ from llm_operator.crds import (
     LLMDeploymentStatus,
 )
 from llm_operator.crds.rollout import LoadProbe
+from llm_operator.crds.status import LoadStatus
 from llm_runtime.contract import KeyRecord, LoadFigures
 
 Manifest = dict[str, Any]
@@ -233,8 +234,10 @@ class Measured:
 class ProbeOutcome:
     """What became of one load probe."""
 
-    blocks: tuple[tuple[LoadFigures, LoadFigures], ...] = ()
-    """In turns: the candidate's pod and stable's."""
+    blocks: tuple[tuple[LoadFigures, LoadFigures | None], ...] = ()
+    """In turns: the candidate's pod and stable's. None: `before` is compared with."""
+    before: LoadStatus | None = None
+    """Stable's figures of its own promotion, where none of its pods could be asked."""
     waiting: str = ""
     """Why there is no outcome yet."""
     message: str = ""

@@ -97,11 +97,32 @@ class RevisionStatus(Section):
     """Time at which its roll-out began; for the stable revision, at which it took over."""
 
 
-class StableStatus(RevisionStatus):
-    """The revision that serves."""
+class LoadFigure(Section):
+    """One figure of a load probe, over its blocks."""
 
-    judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
-    """Gates that judged the revision before it was promoted, and gates that did not."""
+    middle: Annotated[float, Field(gt=0)]
+    """Geometric mean of the blocks."""
+    spread: Annotated[float, Field(ge=0)]
+    """Standard deviation of the blocks' logarithms."""
+    blocks: Annotated[int, Field(ge=2, le=100, json_schema_extra={"format": "int32"})]
+    """Number of the blocks."""
+
+
+class LoadStatus(Section):
+    """What one pod of a revision did under the load of a probe."""
+
+    concurrency: Annotated[int, Field(json_schema_extra={"format": "int32"})]
+    """Number of requests that ran at the same time."""
+    prompt_tokens: Annotated[int, Field(json_schema_extra={"format": "int32"})]
+    """Tokens of each prompt."""
+    max_tokens: Annotated[int, Field(json_schema_extra={"format": "int32"})]
+    """Tokens of each answer."""
+    first_token_seconds: LoadFigure | None = None
+    """Time to the first token."""
+    inter_token_seconds: LoadFigure | None = None
+    """Time between two tokens of one answer."""
+    seconds_per_token: LoadFigure | None = None
+    """Time for a token of all answers together."""
 
 
 class GateVerdict(Section):
@@ -129,8 +150,20 @@ class GateVerdict(Section):
     """Number of the stable revision's samples."""
     since: Time | None = None
     """Time at which the operator began to count."""
+    load: LoadStatus | None = None
+    """Figures of the candidate under the load of a probe."""
     message: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """Details behind the result, for people."""
+
+
+class StableStatus(RevisionStatus):
+    """The revision that serves."""
+
+    judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
+    """Gates that judged the revision before it was promoted, and gates that did not."""
+    loads: Annotated[tuple[LoadStatus, ...], Field(max_length=10)] | None = None
+    """Figures of its own load probes. The next candidate is compared with them where no pod of this
+    revision can be asked."""
 
 
 class AdapterCandidate(AdapterStatus):

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import LoadProbe
+from llm_operator.crds.status import LoadStatus
 from llm_operator.observe import Outside
 from llm_operator.plans.evidence import gates, loadprobe
 from llm_operator.ports.cluster import ApiError
@@ -54,9 +55,11 @@ async def outcome(
         return ProbeOutcome(waiting=f"whose the pods are can't be read: {error}")
     if pods[0] is None:
         return ProbeOutcome(waiting=NO_POD)
-    if pods[1] is None:
+    loads = observed.status.stable.loads if observed.status.stable else None
+    figures = loadprobe.same(probe, loads or ())
+    if pods[1] is None and figures is None:
         return ProbeOutcome(message="there is no ready pod of the stable revision to compare with")
-    _begin(outside, known, pods[0], pods[1], key)
+    _begin(outside, known, pods[0], pods[1], figures, key)
     return before or ProbeOutcome(waiting="the load probe runs")
 
 
@@ -65,12 +68,17 @@ async def _pod(outside: Outside, observed: Observed, revision: str) -> Manifest 
 
 
 def _begin(
-    outside: Outside, known: tuple[str, str, LoadProbe], own: Manifest, stable: Manifest, key: str
+    outside: Outside,
+    known: tuple[str, str, LoadProbe],
+    own: Manifest,
+    stable: Manifest | None,
+    figures: LoadStatus | None,
+    key: str,
 ) -> None:
     memory = outside.memory
 
     async def run() -> None:
-        memory.probes[known] = found = await _in_turns(outside, known[2], own, stable, key)
+        memory.probes[known] = found = await _in_turns(outside, known[2], own, stable, figures, key)
         if found.waiting:
             await asyncio.sleep(AGAIN_SECONDS)
 
@@ -83,9 +91,18 @@ def _begin(
 
 
 async def _in_turns(
-    outside: Outside, probe: LoadProbe, own: Manifest, stable: Manifest, key: str
+    outside: Outside,
+    probe: LoadProbe,
+    own: Manifest,
+    stable: Manifest | None,
+    figures: LoadStatus | None,
+    key: str,
 ) -> ProbeOutcome:
-    """Pairs of blocks, the first of which only warms up. Who goes first takes turns, too."""
+    """Pairs of blocks, the first of which only warms up. Who goes first takes turns, too.
+
+    `figures`: stable's of its own promotion, which take the place of its blocks where it has no
+    pod.
+    """
     body: dict[str, Any] = {
         "concurrency": probe.concurrency,
         "seconds": probe.seconds / loadprobe.BLOCKS,
@@ -94,8 +111,9 @@ async def _in_turns(
     }
     blocks = []
     for number in range(loadprobe.BLOCKS + 1):
-        pair: list[LoadFigures] = []
-        for pod in (own, stable) if number % 2 else (stable, own):
+        block = dict[str, LoadFigures]()
+        sides = {"stable": stable, "own": own} if stable else {"own": own}
+        for side, pod in sorted(sides.items(), reverse=number % 2 == 0):
             found = await outside.pods.probe(pod, key, body)
             if isinstance(found, Answer):
                 return _refused(pod["metadata"]["name"], found)
@@ -103,10 +121,10 @@ async def _in_turns(
                 return ProbeOutcome(
                     waiting=f"clients queue at pod {pod['metadata']['name']}, who come first"
                 )
-            pair.append(found)
+            block[side] = found
         if number:
-            blocks.append((pair[0], pair[1]) if number % 2 else (pair[1], pair[0]))
-    return ProbeOutcome(tuple(blocks))
+            blocks.append((block["own"], block.get("stable")))
+    return ProbeOutcome(tuple(blocks), before=None if stable else figures)
 
 
 def _refused(pod: str, answer: Answer) -> ProbeOutcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,33 @@ def test_blocks_without_answers_and_a_busy_stable_are_told() -> None:
     busy = loaded(1.0).model_copy(update={"busy": 0.5})
     said = loadprobe.verdict(gate, ProbeOutcome(tuple((loaded(1.0), busy) for _ in range(10))))
     assert "stable's pod answered clients in 50% of the time" in (said.message or "")
+
+
+def against(slower: float, noise: float, chance: random.Random) -> str:
+    """A candidate against the figures that stable's own promotion has left."""
+    gate = LoadProbe.model_validate(PROBE)
+
+    def alone(speed: float) -> ProbeOutcome:
+        blocks = [loaded(speed * chance.lognormvariate(0, noise)) for _ in range(loadprobe.BLOCKS)]
+        return ProbeOutcome(tuple((block, None) for block in blocks))
+
+    before = loadprobe.verdict(gate, alone(1.0)).load
+    assert before is not None
+    return loadprobe.verdict(gate, replace(alone(slower), before=before)).state
+
+
+@pytest.mark.parametrize(
+    ("slower", "state", "least"),
+    [(1.0, "Passed", 475), (1.6, "Inconclusive", 475), (3.0, "Failed", 475), (1.25, "Failed", 0)],
+)
+def test_figures_of_another_time_fail_only_what_is_half_as_bad_again_as_allowed(
+    slower: float, state: str, least: int
+) -> None:
+    chance = random.Random(3)
+    found = [against(slower, 0.1, chance) for _ in range(500)]
+    assert found.count(state) >= least
+    if slower <= 1.25:
+        assert found.count("Failed") == 0
 
 
 async def world_with_probe(**rollout: Any) -> World:
@@ -206,6 +234,72 @@ async def test_a_probe_that_recreate_can_not_make_holds_nothing_up() -> None:
     assert (
         "not judged: gate loadProbe: it was not made before" in world.status()["stable"]["judged"]
     )
+
+
+async def promoted_by_its_load(**rollout: Any) -> World:
+    """Version 2 serves, and has left figures; version 3 is wanted."""
+    world = await world_with_probe(**rollout)
+    assert "loads" not in world.status()["stable"]
+    await look(world, 6)
+    assert world.status()["stable"]["version"] == "2"
+    world.pods.probed.clear()
+    world.registry.aliases["bot"]["champion"] = "3"
+    return world
+
+
+async def test_figures_of_a_promotion_are_kept_though_the_operator_starts_anew_before_it() -> None:
+    gates = [{"loadProbe": PROBE}, {"maxErrorRate": 0.01}]
+    world = await world_with_probe(gates=gates, strategy="BlueGreen", onInconclusive="Promote")
+    await look(world, 4)
+    world.restarted("example.com/runtime:1")
+    world.clock.pass_seconds(100)
+    await look(world, 3)
+    [load] = world.status()["stable"]["loads"]
+    assert (load["concurrency"], load["promptTokens"], load["maxTokens"]) == (4, 128, 32)
+    assert load["firstTokenSeconds"] == {"middle": 0.1, "spread": 0, "blocks": 10}
+    assert load["secondsPerToken"]["middle"] == 0.01
+
+
+@pytest.mark.parametrize("slower", [1.0, 3.0])
+async def test_where_stable_has_nobody_to_ask_its_own_figures_are_compared_with(
+    slower: float,
+) -> None:
+    world = await promoted_by_its_load()
+    stable = f"bot-{world.status()['stable']['revision']}"
+    world.pods.speed = loaded(slower)
+    for _ in range(6):
+        await reconcile(KEY, world.outside, PACE)
+        for name in world.cluster.named("Deployment"):
+            world.cluster.play(name, 0 if name == stable else None)
+        for _ in range(50):
+            await asyncio.sleep(0)
+    assert not any(pod.startswith(stable) for pod, *_ in world.pods.probed)
+    assert len(world.pods.probed) == loadprobe.BLOCKS + 1
+    if slower == 1.0:
+        assert world.status()["stable"]["version"] == "3"
+        judged = world.status()["stable"]["judged"]
+        assert "passed: gate loadProbe is 1 " in judged
+        assert "compared by the figures of its own promotion" in judged
+    else:
+        assert world.status()["stable"]["version"] == "2"
+        assert world.status()["candidate"]["reason"] == "GateFailed"
+
+
+async def test_figures_of_another_load_are_no_measure() -> None:
+    world = await promoted_by_its_load()
+    gate = {"loadProbe": {**PROBE, "concurrency": 8}}
+    await world.deploy(
+        rollout={"gates": [gate], "onInconclusive": "Promote"},
+        access={"authentication": "Disabled"},
+    )
+    stable = f"bot-{world.status()['stable']['revision']}"
+    for _ in range(3):
+        await reconcile(KEY, world.outside, PACE)
+        for name in world.cluster.named("Deployment"):
+            world.cluster.play(name, 0 if name == stable else None)
+    judged = world.status()["stable"]["judged"]
+    assert judged.startswith("not judged: gate loadProbe: there is no ready pod of the stable")
+    assert world.pods.probed == []
 
 
 async def test_a_deployment_that_is_deleted_ends_its_load_probe() -> None:

@@ -8,13 +8,14 @@ test. The quantile of t is Cornish and Fisher's expansion (Abramowitz, Stegun 19
 0.3 % of the tables for the five blocks and more that there are.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 from statistics import NormalDist, fmean, stdev
 
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import LoadProbe
+from llm_operator.crds.status import LoadFigure, LoadStatus
 from llm_operator.plans.evidence.trials import SLACK, Rules
 from llm_operator.state import ProbeOutcome
 from llm_runtime.contract import LoadFigures
@@ -39,12 +40,14 @@ class Compared:
     ratio: float
     low: float
     high: float
+    surely: float = 1.0
+    """How many times more than allowed it must be to fail."""
 
     @property
     def state(self) -> str:
         """Whether it passes: as the gates on traffic,
         what passes has excluded SLACK times the allowed ratio."""
-        if self.low > self.allowed:
+        if self.low > self.surely * self.allowed:
             return "Failed"
         return (
             "Passed"
@@ -64,20 +67,18 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
         return found.kept
     if found.waiting:
         return GateVerdict(name=NAME, state="Waiting", message=found.waiting)
-    compared = [each for each in _compared(gate, found.blocks) if each is not None]
-    if found.message or len(compared) < _asked(gate):
+    load = _load(gate, found.blocks)
+    compared = [each for each in _compared(gate, found, load) if each is not None]
+    if found.message or len(compared) < len(_allowed(gate)):
         few = (
             f"too few of the {len(found.blocks)} blocks had answers: more seconds or fewer tokens"
             " would have"
         )
-        return GateVerdict(name=NAME, state="Inconclusive", message=found.message or few)
+        said = found.message or few
+        return GateVerdict(name=NAME, state="Inconclusive", load=load, message=said)
     order = ("Failed", "Inconclusive", "Passed")
     worst = min(compared, key=lambda each: (order.index(each.state), -each.ratio / each.allowed))
-    busy = fmean(stable.busy for _, stable in found.blocks)
-    meanwhile = (
-        f"; stable's pod answered clients in {busy:.0%} of the time, which makes it look slower"
-    )
-    note = meanwhile if busy > BUSY else ""
+    beside = [stable for _, stable in found.blocks if stable is not None]
     return GateVerdict.model_validate(
         {
             "name": NAME,
@@ -87,47 +88,131 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
             "low": f"{worst.low:.4g}",
             "high": f"{worst.high:.4g}",
             "samples": sum(own.answers for own, _ in found.blocks),
-            "stable_samples": sum(stable.answers for _, stable in found.blocks),
-            "message": "; ".join(each.told for each in compared) + note,
+            "stable_samples": sum(each.answers for each in beside) if beside else None,
+            "load": load,
+            "message": "; ".join(each.told for each in compared) + _note(beside),
         }
     )
 
 
-def _asked(gate: LoadProbe) -> int:
-    ratios = (
-        gate.max_time_to_first_token_ratio,
-        gate.max_inter_token_ratio,
-        gate.min_tokens_per_second_ratio,
+def _note(beside: Sequence[LoadFigures]) -> str:
+    """What the reader has to know of stable's side."""
+    if not beside:
+        return (
+            "; stable has no pod to ask, and is compared by the figures of its own promotion: to"
+            f" fail, the candidate must be {SLACK:g} times worse than allowed"
+        )
+    busy = fmean(each.busy for each in beside)
+    if busy <= BUSY:
+        return ""
+    return f"; stable's pod answered clients in {busy:.0%} of the time, which makes it look slower"
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One of those that are compared, where more is worse."""
+
+    field: str
+    """Its name in LoadStatus."""
+    title: str
+    read: Callable[[LoadFigures], float | None]
+
+
+_FIGURES = (
+    _Figure("first_token_seconds", "first token", lambda each: _median(each.first_token_seconds)),
+    _Figure(
+        "inter_token_seconds", "between tokens", lambda each: _median(each.inter_token_seconds)
+    ),
+    _Figure(
+        "seconds_per_token",
+        "time for a token of all",
+        lambda each: 1 / each.tokens_per_second if each.tokens_per_second > LEAST else None,
+    ),
+)
+
+
+def _median(pair: tuple[float, ...] | None) -> float | None:
+    return pair[0] if pair and pair[0] > LEAST else None
+
+
+def _allowed(gate: LoadProbe) -> dict[str, float]:
+    """Largest ratio by field, of those that the gate names."""
+    least = gate.min_tokens_per_second_ratio
+    found = {
+        "first_token_seconds": gate.max_time_to_first_token_ratio,
+        "inter_token_seconds": gate.max_inter_token_ratio,
+        "seconds_per_token": None if least is None else 1 / least,
+    }
+    return {field: most for field, most in found.items() if most is not None}
+
+
+def _load(
+    gate: LoadProbe, blocks: Sequence[tuple[LoadFigures, LoadFigures | None]]
+) -> LoadStatus | None:
+    """The candidate's own figures, for the candidates after it."""
+    found = dict[str, LoadFigure]()
+    for each in _FIGURES:
+        logs = [log(figure) for own, _ in blocks if (figure := each.read(own)) is not None]
+        if len(logs) >= LEAST_BLOCKS:
+            found[each.field] = LoadFigure(
+                middle=_rounded(exp(fmean(logs))), spread=_rounded(stdev(logs)), blocks=len(logs)
+            )
+    if not found:
+        return None
+    return LoadStatus(
+        concurrency=gate.concurrency,
+        prompt_tokens=gate.prompt_tokens,
+        max_tokens=gate.max_tokens,
+        first_token_seconds=found.get("first_token_seconds"),
+        inter_token_seconds=found.get("inter_token_seconds"),
+        seconds_per_token=found.get("seconds_per_token"),
     )
-    return sum(each is not None for each in ratios)
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
+def same(gate: LoadProbe, kept: Iterable[LoadStatus]) -> LoadStatus | None:
+    """The figures that were made by the same load."""
+    load = (gate.concurrency, gate.prompt_tokens, gate.max_tokens)
+    fits = (
+        each for each in kept if (each.concurrency, each.prompt_tokens, each.max_tokens) == load
+    )
+    return next(fits, None)
 
 
 def _compared(
-    gate: LoadProbe, blocks: Sequence[tuple[LoadFigures, LoadFigures]]
+    gate: LoadProbe, found: ProbeOutcome, load: LoadStatus | None
 ) -> list[Compared | None]:
     """By each ratio that the gate names; None where there are too few blocks with answers."""
-    found = []
-    sure = Rules(false_alarm=Rules.false_alarm / max(1, _asked(gate)))
-    if (allowed := gate.max_time_to_first_token_ratio) is not None:
-        pairs = [
-            _ratio(own.first_token_seconds, stable.first_token_seconds) for own, stable in blocks
+    allowed = _allowed(gate)
+    sure = Rules(false_alarm=Rules.false_alarm / max(1, len(allowed)))
+    figures = [each for each in _FIGURES if each.field in allowed]
+    if found.before is not None:
+        return [
+            _by_itself(
+                each.title,
+                allowed[each.field],
+                getattr(load, each.field, None),
+                getattr(found.before, each.field),
+                sure,
+            )
+            for each in figures
         ]
-        found.append(_by_pairs("first token", allowed, pairs, sure))
-    if (allowed := gate.max_inter_token_ratio) is not None:
-        pairs = [
-            _ratio(own.inter_token_seconds, stable.inter_token_seconds) for own, stable in blocks
-        ]
-        found.append(_by_pairs("between tokens", allowed, pairs, sure))
-    if (least := gate.min_tokens_per_second_ratio) is not None:
-        pairs = [
-            _ratio((stable.tokens_per_second,), (own.tokens_per_second,)) for own, stable in blocks
-        ]
-        found.append(_by_pairs("time for a token of all", 1 / least, pairs, sure))
-    return found
+    return [
+        _by_pairs(
+            each.title,
+            allowed[each.field],
+            [_ratio(each.read(own), each.read(stable)) for own, stable in found.blocks if stable],
+            sure,
+        )
+        for each in figures
+    ]
 
 
-def _ratio(own: tuple[float, ...] | None, stable: tuple[float, ...] | None) -> float | None:
-    return log(own[0] / stable[0]) if own and stable and min(own[0], stable[0]) > LEAST else None
+def _ratio(own: float | None, stable: float | None) -> float | None:
+    return log(own / stable) if own is not None and stable is not None else None
 
 
 def _by_pairs(
@@ -136,10 +221,28 @@ def _by_pairs(
     logs = [each for each in pairs if each is not None]
     if len(logs) < LEAST_BLOCKS:
         return None
-    middle = fmean(logs)
     spread = stdev(logs) / sqrt(len(logs))
-    low = middle - student(1 - sure.false_alarm, len(logs) - 1) * spread
-    high = middle + student(1 - sure.false_pass, len(logs) - 1) * spread
+    return _between(title, allowed, fmean(logs), spread, len(logs), sure)
+
+
+def _by_itself(
+    title: str, allowed: float, own: LoadFigure | None, before: LoadFigure | None, sure: Rules
+) -> Compared | None:
+    """Two means that are of different times, and perhaps of different machines: what these do to
+    them no spread of one run tells, so SLACK is left for it."""
+    if own is None or before is None:
+        return None
+    spread = sqrt(own.spread**2 / own.blocks + before.spread**2 / before.blocks)
+    middle = log(own.middle / before.middle)
+    fewest = min(own.blocks, before.blocks)
+    return replace(_between(title, allowed, middle, spread, fewest, sure), surely=SLACK)
+
+
+def _between(
+    title: str, allowed: float, middle: float, spread: float, blocks: int, sure: Rules
+) -> Compared:
+    low = middle - student(1 - sure.false_alarm, blocks - 1) * spread
+    high = middle + student(1 - sure.false_pass, blocks - 1) * spread
     return Compared(title, allowed, exp(middle), exp(low), exp(high))
 
 

@@ -72,6 +72,7 @@ class Candidate:
             image=self.image,
             started_at=stamp(since) if since else None,
             judged=gates.summary(self.gates) or None,
+            loads=tuple(each.load for each in self.gates if each.load) or None,
         )
 
     def status(self) -> CandidateStatus:
