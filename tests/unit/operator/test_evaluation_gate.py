@@ -224,6 +224,19 @@ async def test_an_evaluation_that_decides_nothing_is_held_before_the_traffic(
         assert world.status()["candidate"]["reason"] == "GateInconclusive"
 
 
+async def test_each_of_two_evaluations_of_one_dataset_is_waited_for() -> None:
+    both = [{"evaluation": {**SPEC, "minScore": least}} for least in (0.5, 0.95)]
+    world = await world_with_evaluation(gates=both, strategy="Rolling")
+    _, other = jobs(world)
+    del world.cluster.objects["Job", OWN, other["metadata"]["name"]]
+    end(world, GOOD)
+    world.cluster.objects["Job", OWN, other["metadata"]["name"]] = other
+    await look(world, 4)
+    told = world.status()["candidate"]["gates"]
+    assert sorted(each["state"] for each in told) == ["Passed", "Waiting"]
+    assert "trafficSince" not in world.status()["candidate"]
+
+
 async def test_what_cant_be_evaluated_is_told_and_tried_again_while_stable_serves() -> None:
     world = await world_with_evaluation()
     end(

@@ -283,6 +283,16 @@ def test_a_pod_that_is_away_for_a_moment_late_in_a_long_hold_fails_nobody(
     assert sim.candidate.reason == "ProgressDeadlineExceeded"
 
 
+def test_the_same_with_rolling_whose_hold_is_a_minute() -> None:
+    sim = Sim(rollout("Rolling", gates=[ERRORS], progressDeadlineSeconds=30), replicas=2)
+    sim.evidence = shown(sim, "new", "Inconclusive")
+    sim.run(50)
+    sim.never_ready = {"new"}
+    sim.run(5)
+    sim.never_ready = set()
+    assert sim.run(200).stable == "2"
+
+
 @pytest.mark.parametrize("kind", LONG)
 def test_pods_that_come_and_go_in_a_long_hold_use_up_the_deadline(kind: str) -> None:
     sim = Sim(rollout(kind.split()[0], **LONG[kind], progressDeadlineSeconds=100), replicas=2)

@@ -225,11 +225,6 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
     )
 
 
-def evaluation_name(gate: EvaluationSpec) -> str:
-    """What the gate is called."""
-    return f"{_EVALUATION}{gate.dataset}"
-
-
 def is_evaluation(verdict: GateVerdict) -> bool:
     """Whether it is of a gate that traffic will not decide."""
     return verdict.name.startswith(_EVALUATION)
@@ -250,7 +245,7 @@ def _evaluation(gate: EvaluationSpec, found: EvaluationOutcome) -> GateVerdict:
     """The worse of its two checks."""
     if found.kept is not None:
         return found.kept
-    name = evaluation_name(gate)
+    name = f"{_EVALUATION}{gate.dataset}"
     if found.waiting:
         return GateVerdict(name=name, state="Waiting", message=found.waiting)
     checks: list[tuple[str, str, Estimate, float]] = []

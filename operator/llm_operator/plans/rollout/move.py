@@ -141,14 +141,10 @@ class Move:
     @property
     def evaluated(self) -> bool:
         """No evaluation is awaited or holds it up."""
-        spec = self.situation.spec
-        names = {
-            gates.evaluation_name(gate.evaluation) for gate in spec.evaluations if gate.evaluation
-        }
-        over = {
-            each.name for each in self.candidate.gates if each.state in ("Passed", "Inconclusive")
-        }
-        return names <= over and not any(gates.is_evaluation(each) for each in self.unproven)
+        told = self.candidate.gates
+        made = [gates.made(each, told) for each in self.situation.spec.evaluations]
+        over = all(each is not None and each.state != "Failed" for each in made)
+        return over and not any(gates.is_evaluation(each) for each in self.unproven)
 
     @property
     def shadows(self) -> bool:
