@@ -231,7 +231,8 @@ def _spec(kind: str, number_: int) -> Json:
 
 
 def _converge(api: Api, operator: Process, count: int) -> Json:
-    before, used = api.requests(), _cpu_seconds(operator)
+    before = api.requests()
+    used = _cpu_seconds(operator)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(api.create, _objects(count)))
     applied = time.monotonic()
