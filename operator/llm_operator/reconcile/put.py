@@ -10,8 +10,9 @@ from llm_operator.state import Fault, Manifest, Meta
 TRIES = 5
 """Of one update that others' writes come between."""
 TAKEN_BY_NAME = frozenset({"Secret", "ServiceAccount", "ConfigMap"})
-"""What pods take by its name. Created, as an apply would take over what somebody else makes a moment
-before; and none of them has a field that this operator writes once and later no more."""
+"""What pods take by its name: created first, as an apply alone would take over what somebody else
+made a moment before."""
+BARE = ("apiVersion", "kind", "metadata", "type")
 
 
 class NotApplied(Exception):
@@ -64,9 +65,10 @@ async def put(
     if live is not None and _fixed(live, manifest):
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
         live = None
+    if live is None and kind in TAKEN_BY_NAME:
+        live = await cluster.create({name: manifest[name] for name in BARE if name in manifest})
     if live is None:
-        create = kind in TAKEN_BY_NAME
-        applied = await (cluster.create(manifest) if create else cluster.apply(manifest))
+        applied = await cluster.apply(manifest)
     elif names.owned(live, owner) and needless(manifest, live):
         applied = live
     else:
