@@ -12,7 +12,7 @@ TRIES = 5
 TAKEN_BY_NAME = frozenset({"Secret", "ServiceAccount", "ConfigMap"})
 """What pods take by its name: created first, as an apply alone would take over what somebody else
 made a moment before."""
-BARE = ("apiVersion", "kind", "metadata", "type")
+FIRST_FIELDS = ("apiVersion", "kind", "metadata", "type")
 
 
 class NotApplied(Exception):
@@ -66,7 +66,9 @@ async def put(
         await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
         live = None
     if live is None and kind in TAKEN_BY_NAME:
-        live = await cluster.create({name: manifest[name] for name in BARE if name in manifest})
+        live = await cluster.create(
+            {name: manifest[name] for name in FIRST_FIELDS if name in manifest}
+        )
     if live is None:
         applied = await cluster.apply(manifest)
     elif names.owned(live, owner) and needless(manifest, live):
