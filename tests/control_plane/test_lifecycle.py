@@ -63,10 +63,7 @@ def test_a_look_applies_only_what_has_changed(place: Place, operator: Operator) 
         pod={
             "nodeSelector": {"played": "yes"},
             "tolerations": [{"key": "played", "operator": "Exists"}],
-            "env": [
-                {"name": "HF_HUB_OFFLINE", "value": "1"},
-                {"name": "LLM_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
-            ],
+            "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
         },
         adapters=[{"name": "law", "mlflow": {"name": f"{place.name}-model", "version": "1"}}],
     )

@@ -18,8 +18,6 @@ IDENTITY = frozenset({"apiVersion", "kind"})
 NAMED = frozenset({"name", "namespace"})
 QUANTITIES = frozenset({"limits", "requests", "averageValue", "sizeLimit"})
 """Fields below which the API server writes an amount its own way: 1000m as 1."""
-DEFAULTS = {"apiVersion": "v1"}
-"""What the API server adds to a `fieldRef`, which belongs to one applier as a whole."""
 Fields = dict[str, Any]
 
 
@@ -88,15 +86,15 @@ def _is(item: Any, key: str) -> bool:
 def _equal(wanted: Any, live: Any, quantity: bool = False) -> bool:
     if isinstance(wanted, dict) and isinstance(live, dict):
         return all(
-            _equal(
-                wanted.get(name, DEFAULTS.get(name)), live.get(name), quantity or name in QUANTITIES
-            )
+            _equal(wanted.get(name), live.get(name), quantity or name in QUANTITIES)
             for name in wanted.keys() | live.keys()
         )
     if isinstance(wanted, list) and isinstance(live, list):
         return len(wanted) == len(live) and all(map(_equal, wanted, live))
     if wanted == live or (not wanted and not live):
         return True  # The API server leaves out what is empty.
+    if wanted is None or live is None:
+        return False
     try:
         return quantity and parse_quantity(wanted) == parse_quantity(live)
     except ValueError:

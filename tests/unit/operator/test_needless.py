@@ -123,6 +123,10 @@ def a_number_that_is_no_amount(live: Json) -> None:
     live["metadata"]["labels"]["version"] = "1"
 
 
+def an_amount_is_gone(live: Json) -> None:
+    container(live)["resources"]["requests"]["cpu"] = None
+
+
 def an_item_is_gone(live: Json) -> None:
     del container(live)["env"][1]
 
@@ -159,6 +163,7 @@ def less_is_owned(live: Json) -> None:
         another_order,
         more_arguments,
         a_number_that_is_no_amount,
+        an_amount_is_gone,
         an_item_is_gone,
         nobody_knows_whose,
         of_another_version,
