@@ -8,7 +8,7 @@ from llm_operator.plans.rollout.strategy import Strategy
 class Recreate(Strategy):
     """Whoever is to serve waits until no pod of the other is left."""
 
-    proves = False
+    waits_for_proof = False
 
     def share(self, move: Move) -> Share:
         gone = _gone(move, move.old)

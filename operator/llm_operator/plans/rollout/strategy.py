@@ -19,7 +19,7 @@ class Strategy(ABC):
 
     mixes = False
     """Both revisions are behind the Service at the same time."""
-    proves = True
+    waits_for_proof = True
     """The candidate can wait before it gets traffic, while stable serves."""
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
@@ -78,7 +78,7 @@ class Strategy(ABC):
         """The inconclusive gates that hold the candidate up."""
         if not move.shadow_done:
             return move.shadow_undecided
-        if move.state is State.READY and self.proves:
+        if move.state is State.READY and self.waits_for_proof:
             return move.unproven
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
@@ -96,7 +96,7 @@ class Strategy(ABC):
         lost = move.state is State.STARTING or (
             move.state is State.TRAFFIC and not self.judged(move)
         )
-        return self.proves and lost and not let_go
+        return self.waits_for_proof and lost and not let_go
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
