@@ -12,8 +12,8 @@ class Soak(Strategy):
         return 40.0
 
     def next(self, move: Move) -> Next:
-        move = move.held(self.size(move), self.hold_seconds(move), judged=True)
-        return super().next(move) if self.over(move) else move.candidate
+        move = move.with_hold(self.size(move), self.hold_seconds(move), judged=True)
+        return super().next(move) if self.step_over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
         pods = dict.fromkeys((move.old, move.new), move.situation.replicas)

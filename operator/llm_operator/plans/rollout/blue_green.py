@@ -21,8 +21,8 @@ class BlueGreen(Strategy):
 
     def next(self, move: Move) -> Next:
         switched = _switched(move.candidate)
-        move = move.held(move.situation.replicas, self.hold_seconds(move), judged=switched)
-        done = self.over(move) if switched else not move.situation.spec.switch_hold_seconds
+        move = move.with_hold(move.situation.replicas, self.hold_seconds(move), judged=switched)
+        done = self.step_over(move) if switched else not move.situation.spec.switch_hold_seconds
         return State.STABLE if done and self.arrived(move) else move.candidate
 
     def share(self, move: Move) -> Share:

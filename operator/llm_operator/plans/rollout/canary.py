@@ -38,8 +38,8 @@ class Canary(Strategy):
             each for each in gates.undecided(move.candidate.gates) if gates.is_evaluation(each)
         )
 
-    def held(self, move: Move) -> bool:
-        return move.complete if _grows(move) else super().held(move)
+    def hold_over(self, move: Move) -> bool:
+        return move.complete if _grows(move) else super().hold_over(move)
 
     def interrupted(self, move: Move) -> bool:
         return not _grows(move) and super().interrupted(move)
@@ -52,8 +52,8 @@ class Canary(Strategy):
         if step is None:
             return super().next(move)
         judged = bool(move.candidate.weight) or (_without(move) and move.shadow_done)
-        move = move.held(self.size(move), self.hold_seconds(move), judged=judged)
-        return move.further(step=_number(move) + 1) if self.over(move) else move.candidate
+        move = move.with_hold(self.size(move), self.hold_seconds(move), judged=judged)
+        return move.further(step=_number(move) + 1) if self.step_over(move) else move.candidate
 
     def share(self, move: Move) -> Share:
         situation = move.situation

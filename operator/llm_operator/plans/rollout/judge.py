@@ -40,7 +40,7 @@ def judge(decision: Decision) -> Decision:
     further = strategy.next(move)
     if further is State.STABLE:
         return _promote(decision, move.candidate)
-    move = _held(replace(move, candidate=further), strategy)
+    move = _noting_undecided(replace(move, candidate=further), strategy)
     left = strategy.undecided_left(move)
     if left is not None and left <= 0:
         return _fail(decision, move.candidate, _undecided(move, strategy))
@@ -115,14 +115,14 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
     return None
 
 
-def _held(move: Move, strategy: Strategy) -> Move:
+def _noting_undecided(move: Move, strategy: Strategy) -> Move:
     """With the moment noted from which gates hold the candidate up though its hold is over."""
     undecided = not move.candidate.paused and bool(strategy.undecided(move))
     since = move.candidate.undecided_since
     if (
         undecided
         and since is None
-        and (strategy.held(move) or (move.state is State.READY and move.shadow_done))
+        and (strategy.hold_over(move) or (move.state is State.READY and move.shadow_done))
     ):
         return move.changed(undecided_since=move.situation.moment)
     if not undecided and since is not None and not strategy.interrupted(move):

@@ -244,7 +244,7 @@ class Move:
     def changed(self, **change: Any) -> "Move":
         return replace(self, candidate=replace(self.candidate, **change))
 
-    def held(self, pods: int, hold_seconds: float, *, judged: bool) -> "Move":
+    def with_hold(self, pods: int, hold_seconds: float, *, judged: bool) -> "Move":
         """With its hold begun or stopped: it runs while `pods` are ready and have what they are
         judged by."""
         runs = judged and self.situation.answering(self.new) >= pods and not self.candidate.paused

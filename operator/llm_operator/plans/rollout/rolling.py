@@ -48,8 +48,8 @@ class Rolling(Strategy):
         given = self.size(move)
         replicas = move.situation.replicas
         judged = move.state is State.TRAFFIC
-        move = move.changed(replicas=given).held(given, self.hold_seconds(move), judged=judged)
-        if not self.over(move):
+        move = move.changed(replicas=given).with_hold(given, self.hold_seconds(move), judged=judged)
+        if not self.step_over(move):
             return move.candidate
         if given >= replicas:
             return super().next(move)

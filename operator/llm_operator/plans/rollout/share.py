@@ -123,12 +123,12 @@ def _stage(move: Move, strategy: Strategy) -> str:
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
     if undecided:
         parts.append(
-            f"not decided yet: {undecided}{_held_until(move)} (see .status.candidate.gates)"
+            f"not decided yet: {undecided}{_undecided_until(move)} (see .status.candidate.gates)"
         )
     return "; ".join(part for part in parts if part)
 
 
-def _held_until(move: Move) -> str:
+def _undecided_until(move: Move) -> str:
     """When a candidate that is held for its gates alone is taken back."""
     since = move.candidate.undecided_since
     if since is None:

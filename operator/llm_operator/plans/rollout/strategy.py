@@ -108,16 +108,16 @@ class Strategy(ABC):
             move.complete and not move.candidate.paused and self.cleared(move) and move.shadow_done
         )
 
-    def held(self, move: Move) -> bool:
+    def hold_over(self, move: Move) -> bool:
         """Whether the step's hold has passed, or that of the copies."""
         began = (
             move.candidate.step_started_at if move.shadow_done else move.candidate.shadowed_since
         )
         return began is not None and self.hold_left(move) <= 0
 
-    def over(self, move: Move) -> bool:
+    def step_over(self, move: Move) -> bool:
         """Whether the step's hold has passed and the gates let the candidate go on."""
-        return self.held(move) and self.cleared(move)
+        return self.hold_over(move) and self.cleared(move)
 
     def undecided_left(self, move: Move) -> float | None:
         """Seconds that inconclusive gates may still take;
@@ -134,8 +134,8 @@ class Strategy(ABC):
         if move.candidate.paused or move.candidate.undecided_since or self.hold_left(move) > 0:
             return None
         began = move.candidate.progressed_at or move.candidate.started_at or move.situation.now
-        if (held := move.candidate.step_started_at) is not None:
-            began = max(began, held + timedelta(seconds=self.hold_seconds(move)))
+        if (step_began := move.candidate.step_started_at) is not None:
+            began = max(began, step_began + timedelta(seconds=self.hold_seconds(move)))
         if (copied := move.candidate.shadowed_since) is not None and move.situation.spec.shadow:
             began = max(began, copied + timedelta(seconds=move.situation.spec.shadow.hold_seconds))
         return move.situation.spec.progress_deadline_seconds - move.situation.since(began)
