@@ -39,7 +39,7 @@ NEWS = timedelta(minutes=30)
 
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
     """The plan for one LLMDeployment."""
-    observed = approval.held(observed)
+    observed = approval.as_approved(observed)
     observed = replace(observed, adapter_versions=adapter_versions.judge(observed, now))
     replicas = 0 if observed.spec.suspend else observed.spec.replicas
     decision = rollout.advance(

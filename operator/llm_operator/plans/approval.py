@@ -9,7 +9,7 @@ from llm_operator.plans.objects import revision
 from llm_operator.state import ModelVersion, Observed, Resolution
 
 
-def held(observed: Observed) -> Observed:
+def as_approved(observed: Observed) -> Observed:
     """What is to be planned for: with Manual,
     a moved reference stays `available` until its version is approved.
 

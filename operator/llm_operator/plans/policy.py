@@ -14,7 +14,7 @@ from llm_operator.state import Fault, Observed
 def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
     """Why no new pods are made for this specification.
     A revision that was made before is what it was."""
-    target = revision.wanted(approval.held(observed))
+    target = revision.wanted(approval.as_approved(observed))
     children = observed.revisions.get(target.revision) if target else None
     if children is not None and children.config is not None:
         return None
