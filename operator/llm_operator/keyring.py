@@ -17,7 +17,7 @@ from llm_operator.observe import Outside, meta_of, status_of
 from llm_operator.plans import apikeys, names
 from llm_operator.plans.objects import keys
 from llm_operator.ports.cluster import ApiError
-from llm_operator.state import Given, HeldKey, Key, Manifest, Meta, ObservedKey
+from llm_operator.state import DigestedKey, Given, Key, Manifest, Meta, ObservedKey
 from llm_runtime.contract import KEY_PREFIX, hash_key
 
 log = logging.getLogger(__name__)
@@ -53,25 +53,27 @@ def _readable(item: Manifest) -> ReadKey | None:
         return None
 
 
-async def held(
+async def digested(
     outside: Outside, meta: Meta, known: Iterable[ReadKey], given: Given | None = None
-) -> tuple[HeldKey, ...]:
+) -> tuple[DigestedKey, ...]:
     """Those of the keys that open this deployment, as digests."""
     concerned = [
         each for each in known if not each.meta.deleting and apikeys.opens(each.spec, meta)
     ]
-    found = await asyncio.gather(*(_held(outside, meta, each, given) for each in concerned))
+    found = await asyncio.gather(*(_digested(outside, meta, each, given) for each in concerned))
     return tuple(key for key in found if key is not None)
 
 
-async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None) -> HeldKey | None:
+async def _digested(
+    outside: Outside, meta: Meta, key: ReadKey, given: Given | None
+) -> DigestedKey | None:
     owner = key.meta
     spec = key.spec
     status = key.status
     known = (status.prefix or "").removeprefix(f"{KEY_PREFIX}_")
     digest = outside.memory.digests.get((meta.uid, owner.uid, known)) if known else None
     if digest is not None:
-        return HeldKey(known, digest, owner, spec, status)
+        return DigestedKey(known, digest, owner, spec, status)
     # Until a renamed Secret has been made, the key is still in the one that the status names.
     name = status.secret_name or apikeys.secret_name(owner, spec)
     try:
@@ -83,10 +85,10 @@ async def _held(outside: Outside, meta: Meta, key: ReadKey, given: Given | None)
         return None
     value, key_id = found
     digest = outside.memory.digests[meta.uid, owner.uid, key_id] = hash_key(value, meta.uid)
-    return HeldKey(key_id, digest, owner, spec, status)
+    return DigestedKey(key_id, digest, owner, spec, status)
 
 
-def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> HeldKey | None:
+def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> DigestedKey | None:
     """Its Secret can't be read now: a key that the pods have stays as it is,
     one that they have not waits."""
     who = f"{key.meta.namespace}/{key.meta.name}"
@@ -96,7 +98,7 @@ def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> HeldKey | 
     )
     if record is None or key.status.prefix not in (None, f"{KEY_PREFIX}_{record.id}"):
         return None
-    return HeldKey(record.id, record.digest, key.meta, key.spec, key.status)
+    return DigestedKey(record.id, record.digest, key.meta, key.spec, key.status)
 
 
 async def given(outside: Outside, meta: Meta, live: Manifest | None = None) -> Given | None:

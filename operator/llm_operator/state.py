@@ -348,7 +348,7 @@ class RevisionChildren:
 
 
 @dataclass(frozen=True)
-class HeldKey:
+class DigestedKey:
     """An ApiKey together with the digest of its key for one deployment."""
 
     key_id: str
@@ -426,7 +426,7 @@ class Observed:
     """All objects that this LLMDeployment owns, Secrets excepted."""
     image: str
     """The runtime image for revisions made from now on, where the specification names none."""
-    keys: tuple[HeldKey, ...] = ()
+    keys: tuple[DigestedKey, ...] = ()
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
@@ -464,7 +464,7 @@ class Observed:
     """Of the pods of revisions made from now on; empty: none is written."""
     shadow_token: str = field(default="", repr=False)
     """What copies of requests for the candidate carry; empty where none are to be made."""
-    operator_key: HeldKey | None = None
+    operator_key: DigestedKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False
     """Whether the cluster knows the Gateway API's HTTPRoutes."""

@@ -165,10 +165,10 @@ def _with_adapters(observed: Observed, objects: Iterable[Manifest]) -> bool:
 
 
 def _key_file(observed: Observed, decision: rollout.Decision) -> Manifest:
-    held = (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
+    digested = (*observed.keys, *([observed.operator_key] if observed.operator_key else []))
     beside = adapters.beside_keys(observed)
     return keys.keys_secret(
-        observed.meta, observed.spec.access, held, beside, shadow.file(observed, decision)
+        observed.meta, observed.spec.access, digested, beside, shadow.file(observed, decision)
     )
 
 

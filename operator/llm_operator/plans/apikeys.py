@@ -10,7 +10,7 @@ from llm_operator.crds.pod import LabelRequirement
 from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import conditions
-from llm_operator.state import Fault, Given, HeldKey, Meta, ObservedKey
+from llm_operator.state import DigestedKey, Fault, Given, Meta, ObservedKey
 from llm_runtime.contract import KEY_PREFIX
 
 
@@ -56,7 +56,7 @@ def unreadable(error: Exception) -> str:
 
 
 def delivery(
-    key: HeldKey | None, owner: Meta, spec: ApiKeySpec, deployment: Meta, given: Given | None
+    key: DigestedKey | None, owner: Meta, spec: ApiKeySpec, deployment: Meta, given: Given | None
 ) -> Reason:
     """Whether the deployment's pods know the key as it is wanted:
     Issued, Delivering, or KeyFileFull.
@@ -107,8 +107,8 @@ def deployments(observed: ObservedKey, prefix: str | None, reason: Reason) -> li
     )
 
 
-def _wanted(owner: Meta, spec: ApiKeySpec, prefix: str | None) -> HeldKey | None:
-    return HeldKey(prefix.removeprefix(f"{KEY_PREFIX}_"), "", owner, spec) if prefix else None
+def _wanted(owner: Meta, spec: ApiKeySpec, prefix: str | None) -> DigestedKey | None:
+    return DigestedKey(prefix.removeprefix(f"{KEY_PREFIX}_"), "", owner, spec) if prefix else None
 
 
 def status(

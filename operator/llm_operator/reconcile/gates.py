@@ -21,8 +21,8 @@ from llm_operator.reconcile.put import update
 from llm_operator.state import (
     NO_POD,
     AdapterVersions,
+    DigestedKey,
     Evidence,
-    HeldKey,
     Manifest,
     Measured,
     Meta,
@@ -44,13 +44,13 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
     outside.memory.meet(observed.meta.key, observed.meta.uid)
     missing = ""
     try:
-        key, held = await _operator_key(outside, observed)
+        key, digested = await _operator_key(outside, observed)
     except ApiError as error:
         # The gate waits, the roll-out's deadline does not.
         key = None
-        held = None
+        digested = None
         missing = f"the operator's own key can't be made: {error}"
-    observed = replace(observed, operator_key=held)
+    observed = replace(observed, operator_key=digested)
     over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
     if over or not (spec.gates or spec.shadows):
         candidate = None
@@ -238,7 +238,9 @@ async def _smoke(
     return await smoke.outcome(outside, observed, candidate, name, key)
 
 
-async def _operator_key(outside: Outside, observed: Observed) -> tuple[str | None, HeldKey | None]:
+async def _operator_key(
+    outside: Outside, observed: Observed
+) -> tuple[str | None, DigestedKey | None]:
     """The plain key (empty: none is needed;
     None: its name is somebody else's) and its record for the key file."""
     meta = observed.meta

@@ -25,7 +25,7 @@ from llm_operator.reconcile.applying import Trouble
 from llm_operator.reconcile.put import NameTaken, NotApplied, put, refused
 from llm_operator.reconcile.result import Done, Retry
 from llm_operator.reconcile.standing import passes
-from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta
+from llm_operator.state import DigestedKey, Fault, Key, Manifest, Meta
 from llm_runtime.contract import hash_key
 
 KIND = "KeyFile"
@@ -62,9 +62,11 @@ async def reconcile(key: Key, outside: Outside) -> Done:
         known, own = await asyncio.gather(
             keyring.api_keys(outside, meta.namespace), _operators(outside, meta)
         )
-        held = await keyring.held(outside, meta, known, await keyring.given(outside, meta, before))
-        after = keys.with_keys(before, meta, _access(resource), (*held, *own))
-        delivery = await deliver(outside, meta, after, held, known, before)
+        digested = await keyring.digested(
+            outside, meta, known, await keyring.given(outside, meta, before)
+        )
+        after = keys.with_keys(before, meta, _access(resource), (*digested, *own))
+        delivery = await deliver(outside, meta, after, digested, known, before)
     if delivery.trouble is not None:
         raise Retry(delivery.trouble.fault.message, Done(wake=delivery.late, gone=True))
     # The Secret is written: a pod that can't be told has it within a minute or two.
@@ -81,7 +83,7 @@ def _access(resource: Manifest) -> AccessSpec:
         return AccessSpec()
 
 
-async def _operators(outside: Outside, meta: Meta) -> tuple[HeldKey, ...]:
+async def _operators(outside: Outside, meta: Meta) -> tuple[DigestedKey, ...]:
     """The operator's own key, where there is one."""
     secret = await outside.cluster.get("Secret", meta.namespace, names.operator_key_secret(meta))
     found = keys.issued(secret) if secret is not None and names.owned(secret, meta) else None
@@ -92,7 +94,7 @@ async def deliver(
     outside: Outside,
     owner: Meta,
     secret: Manifest,
-    held: Iterable[HeldKey],
+    digested: Iterable[DigestedKey],
     known: Iterable[ReadKey],
     live: Manifest | None = None,
 ) -> Delivery:
@@ -107,7 +109,7 @@ async def deliver(
         found = Trouble(refused(secret, error), passing=passes(error))
         given = replace(before, trouble=found.fault.message) if before else None
     else:
-        given = keys.given(secret, before, held)
+        given = keys.given(secret, before, digested)
         if before is None or before.digest != given.digest:
             outside.memory.untold.add(owner.key)
     if given is not None:

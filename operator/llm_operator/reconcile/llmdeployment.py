@@ -15,7 +15,7 @@ from llm_operator.reconcile import evaluation, gates, keyfile, standing, verdict
 from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
-from llm_operator.state import Fault, HeldKey, Key, Manifest, Meta, Observed, Occurrence, Plan
+from llm_operator.state import DigestedKey, Fault, Key, Manifest, Meta, Observed, Occurrence, Plan
 
 WAITING_LOOK_SECONDS = 3.0
 """How often Events of a pod without containers are read: they come without the pod changing."""
@@ -65,7 +65,9 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
         # and a revocation did not wait for it.
         known = await keyring.api_keys(outside, key.namespace)
         given = await keyring.given(outside, observed.meta)
-        observed = replace(observed, keys=await keyring.held(outside, observed.meta, known, given))
+        observed = replace(
+            observed, keys=await keyring.digested(outside, observed.meta, known, given)
+        )
         plan = plans.deployment(observed, settle_seconds=pace.settle_seconds, now=outside.clock())
         delivery = await keyfile.deliver(
             outside, observed.meta, plan.key_file, observed.keys, known
@@ -200,7 +202,7 @@ def _late_keys(observed: Observed) -> tuple[Key, ...]:
     it may be newer than they are, or its tiers have changed."""
     tiers = observed.spec.access.tier_names()
 
-    def late(key: HeldKey) -> bool:
+    def late(key: DigestedKey) -> bool:
         told = any(condition.reason == Reason.TierUnknown for condition in key.status.conditions)
         unnamed = observed.meta.name not in (key.status.deployments or ())
         return unnamed or told == apikeys.knows_tier(key.spec, tiers)

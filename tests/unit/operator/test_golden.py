@@ -21,8 +21,8 @@ from llm_operator.plans.objects import keys, source, workload
 from llm_operator.settings import ContainerResources, Settings
 from llm_operator.state import (
     Connection,
+    DigestedKey,
     Evidence,
-    HeldKey,
     Manifest,
     Meta,
     ModelVersion,
@@ -59,7 +59,7 @@ def observed(case: dict[str, Any]) -> Observed:
         else {}
     )
     held = tuple(
-        HeldKey(
+        DigestedKey(
             k["id"],
             k["digest"],
             Meta("ApiKey", "default", k["name"], "u", 1),

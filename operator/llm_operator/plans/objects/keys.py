@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from llm_operator.crds import AccessSpec, ApiKeySpec
 from llm_operator.crds.access import LimitsSpec, TierSpec
 from llm_operator.plans import names
-from llm_operator.state import Account, Connection, Given, HeldKey, Manifest, Meta, pod_ended
+from llm_operator.state import Account, Connection, DigestedKey, Given, Manifest, Meta, pod_ended
 from llm_runtime import contract
 
 API_KEY_FIELD = "api-key"
@@ -34,7 +34,7 @@ def decode(secret: Manifest, field: str) -> str | None:
 
 
 def key_file(
-    meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], room: int = ROOM_BYTES
+    meta: Meta, access: AccessSpec, keys: Iterable[DigestedKey], room: int = ROOM_BYTES
 ) -> str:
     """What the runtime mounts: digests only,
     in a stable order so that nothing is written when nothing changed."""
@@ -46,7 +46,7 @@ def key_file(
     )
 
 
-def _filled(file: contract.KeyFile, keys: Iterable[HeldKey], room: int) -> str:
+def _filled(file: contract.KeyFile, keys: Iterable[DigestedKey], room: int) -> str:
     """The file with those of the keys for which it has room:
     revocations first, then who was there first.
 
@@ -68,7 +68,7 @@ def _filled(file: contract.KeyFile, keys: Iterable[HeldKey], room: int) -> str:
     return _text(file.model_copy(update={"keys": fitting}))
 
 
-def _rank(key: HeldKey) -> tuple[bool, bool, str, str]:
+def _rank(key: DigestedKey) -> tuple[bool, bool, str, str]:
     """The operator's own key first."""
     return key.meta.kind == "ApiKey", key.spec.suspended, key.status.issued_at or "9", key.meta.name
 
@@ -81,7 +81,7 @@ def _size(text: str) -> int:
     return len(text.encode())
 
 
-def record(key: HeldKey) -> contract.KeyRecord:
+def record(key: DigestedKey) -> contract.KeyRecord:
     """What the pods are to know of a key."""
     return contract.KeyRecord(
         id=key.key_id,
@@ -98,7 +98,7 @@ def record(key: HeldKey) -> contract.KeyRecord:
 
 
 def given(
-    secret: Manifest, before: Given | None = None, keys: Iterable[HeldKey] | None = None
+    secret: Manifest, before: Given | None = None, keys: Iterable[DigestedKey] | None = None
 ) -> Given:
     """What a key file gives, and which of `keys` it has no room for.
     A file that can't be read gives nothing."""
@@ -132,7 +132,7 @@ def _figures(limits: LimitsSpec | TierSpec) -> dict[str, int | None]:
 
 
 def keys_secret(
-    meta: Meta, access: AccessSpec, keys: Iterable[HeldKey], adapters: str, shadow: str = ""
+    meta: Meta, access: AccessSpec, keys: Iterable[DigestedKey], adapters: str, shadow: str = ""
 ) -> Manifest:
     """The key file as the pods mount it,
     and beside it the adapters of those that fetch them by themselves.
@@ -148,7 +148,7 @@ def keys_secret(
 
 
 def with_keys(
-    secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[HeldKey]
+    secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[DigestedKey]
 ) -> Manifest:
     """The same Secret with these keys, and all else as it was;
     `access` is for a key file that can't be read."""
@@ -253,13 +253,13 @@ def issued(secret: Manifest) -> tuple[str, str] | None:
     return (key, key_id) if key_id else None
 
 
-def operator_key(meta: Meta, key_id: str, digest: str) -> HeldKey:
+def operator_key(meta: Meta, key_id: str, digest: str) -> DigestedKey:
     """The operator's own record: no tier holds it back."""
     most = dict.fromkeys(("requests_per_minute", "tokens_per_minute"), 10**9)
     most |= dict.fromkeys(("requests_per_month", "tokens_per_month"), 10**15)
     limits = LimitsSpec(max_concurrent=100_000, **most)
     spec = ApiKeySpec(owner="llm-operator", deployments=(meta.name,), limits=limits)
-    return HeldKey(
+    return DigestedKey(
         key_id,
         digest,
         Meta("Secret", meta.namespace, names.operator_key_secret(meta), meta.uid, 0),
