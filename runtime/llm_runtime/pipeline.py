@@ -172,23 +172,22 @@ class Pipeline:
         too. `unbilled`: it is under no limits, and leaves no trace in usage, metrics and caches.
         """
         job, length = await aside(self._validate, job) if large else self._validate(job)
-        async with (
-            AsyncExitStack() as held
-        ):  # Releases everything after a refusal or a cancellation, wherever it is.
+        # Releases everything after a refusal or a cancellation, wherever it is.
+        async with AsyncExitStack() as undo:
             admission = NoLimits() if unbilled else await self._admit(job, length)
-            held.callback(admission.settle, 0)
+            undo.callback(admission.settle, 0)
             job = await self._prepared(length, self._filters.prompts, job)
             weights = self._weights(job)
-            answer, turns = (None, []) if unbilled else await self._recall(job, weights, held)
+            answer, turns = (None, []) if unbilled else await self._recall(job, weights, undo)
             if answer:
-                held.pop_all()
+                undo.pop_all()
                 return _replay(self._books, job, admission, answer, turns)
             await self._check_constraint(job)
             job, prompts = await self._prepared(length, self._encode, job)
             requests = self._requests(job, prompts)
             await admission.reserve(_most_tokens(prompts, requests))
             streams = await self._run(requests)
-            held.pop_all()
+            undo.pop_all()
             if self._weights(job) != weights:  # The adapter was replaced while this request waited.
                 turns = _without_cache(job, turns)
         prompt_tokens = sum(map(len, prompts))
@@ -275,7 +274,7 @@ class Pipeline:
         return self._model + self._identity(job.adapter)
 
     async def _recall(
-        self, job: Job, weights: str, held: AsyncExitStack
+        self, job: Job, weights: str, undo: AsyncExitStack
     ) -> tuple[Answer | None, list[Turn]]:
         """An earlier answer, or the turns in which this job makes one for those who wait for it or
         ask again."""
@@ -291,7 +290,7 @@ class Pipeline:
             if isinstance(claimed, Answer):
                 return claimed, turns
             turns.append(claimed)
-            held.callback(claimed.drop)
+            undo.callback(claimed.drop)
         if cache is not None:
             timeout = self.config.server.request_timeout_seconds
             model = self.config.model.name
@@ -305,7 +304,7 @@ class Pipeline:
             if isinstance(cached, Answer):
                 return cached, turns
             turns.append(cached)
-            held.callback(cached.drop)
+            undo.callback(cached.drop)
         return None, turns
 
     async def _check_constraint(self, job: Job) -> None:

@@ -89,16 +89,16 @@ def _signed(sign: Sign, first: Any) -> Source:
     session = Session()
     lock = threading.Lock()
     session.verify = not MLFLOW_S3_IGNORE_TLS.get()
-    held = first
+    signed = first
     since = time.monotonic()
 
     def fresh() -> Any:
-        nonlocal held, since
+        nonlocal signed, since
         with lock:
             if time.monotonic() - since > FRESH_SECONDS:
-                held = sign()
+                signed = sign()
                 since = time.monotonic()
-            return held
+            return signed
 
     def get(headers: Mapping[str, str]) -> Any:
         address = fresh()

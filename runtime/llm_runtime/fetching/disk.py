@@ -75,12 +75,12 @@ def lock(file: Path) -> Iterator[bool]:
     Yields False if the volume has no locks.
     """
     locked = True
-    with file.open("w") as held:
+    with file.open("w") as lock_file:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("waiting for another download of this model", extra={"lock": str(file)})
-            fcntl.flock(held, fcntl.LOCK_EX)
+            fcntl.flock(lock_file, fcntl.LOCK_EX)
         except OSError as error:  # Some network file systems have no locks. Two downloads at once are still correct.
             log.warning("the volume has no locks; downloading without", extra={"error": str(error)})
             locked = False

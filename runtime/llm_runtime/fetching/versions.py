@@ -92,13 +92,13 @@ def in_use(folder: Path) -> Iterator[None]:
             _touch(folder)
 
     try:
-        held: BinaryIO = (folder / MANIFEST).open("rb")
+        manifest: BinaryIO = (folder / MANIFEST).open("rb")
     except OSError:  # A folder of the user's own, which is never evicted.
         yield
         return
-    with held:
+    with manifest:
         try:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(manifest, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             log.info(
                 "the model's folder can't be locked",
@@ -173,8 +173,8 @@ def _free(models: Path, version: Version, now: float, *, remove: bool) -> bool:
     if (models / MODEL_FOLDER).resolve() == version.folder.resolve():
         return False
     try:
-        with manifest.open("r+b") as held:
-            alone = _alone(held)
+        with manifest.open("r+b") as opened:
+            alone = _alone(opened)
             # Read under the lock: the version may have been claimed just before.
             unused_seconds = now - manifest.stat().st_mtime
             if alone is False or unused_seconds < (

@@ -111,7 +111,7 @@ class Broker:
     def leases_are_valid(self, now: float) -> bool:
         return now - self._beaten_at < self._store.lease_seconds * TRUST
 
-    def held(self, budget: str) -> Lease | None:
+    def lease_of(self, budget: str) -> Lease | None:
         """The lease of a budget, if there is one that holds something: it must be used again."""
         return self._held.get(budget)
 

@@ -308,7 +308,7 @@ class _Shared(Source):
         if broker is None:
             return LocalMonth(limit, month) if month else LocalMinute(limit, now)
         name = f"{name}/{month.name}" if month else name
-        if lease := broker.held(name):
+        if lease := broker.lease_of(name):
             lease.limit = limit
             return lease
         return (

@@ -77,7 +77,7 @@ def _shards(files: list[Path], shard_bytes: int) -> Iterator[dict[str, Any]]:
                     f"{file.name} holds {key}, which an earlier file also holds; upload the model again"
                 )
             seen.add(key)
-            if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > shard_bytes:
+            if shard and sum(each.nbytes for each in shard.values()) + tensor.nbytes > shard_bytes:
                 yield shard
                 shard = {}
             shard[key] = tensor
