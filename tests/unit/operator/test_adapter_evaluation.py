@@ -39,7 +39,7 @@ async def test_both_versions_are_asked_the_same_records_by_names_of_which_client
     assert (given.model, given.made_by, given.connection) == ("law", "run", "default")
     assert given.key.startswith("llmk_")
     assert asked(world) == Pods(("127.0.0.1",), ("127.0.0.1",))
-    (told,) = world.held()["gates"]
+    (told,) = world.candidate()["gates"]
     assert told["state"] == "Waiting"
     assert world.versions() == {"legal": "3"}
     end(world, GOOD)
@@ -53,7 +53,7 @@ async def test_a_version_that_is_worse_never_answers_and_its_job_is_deleted() ->
     world = await moved()
     end(world, BAD)
     await world.run()
-    assert (world.versions(), world.held()["outcome"]) == ({"legal": "3"}, "Failed")
+    assert (world.versions(), world.candidate()["outcome"]) == ({"legal": "3"}, "Failed")
     said = world.condition("AdaptersReady")
     assert (said["status"], said["reason"]) == ("False", "AdapterRefused")
     assert (
@@ -64,7 +64,7 @@ async def test_a_version_that_is_worse_never_answers_and_its_job_is_deleted() ->
     other = {"evaluation": {**SPEC, "maxDropVsStable": 0.2}}
     await world.deploy(adapters=[{**LEGAL, "gates": [other]}])
     await world.run(2)
-    assert "outcome" not in world.held()
+    assert "outcome" not in world.candidate()
     assert len(jobs(world)) == 1
 
 
@@ -133,7 +133,7 @@ async def test_it_is_told_of_pods_that_come_and_waits_until_each_has_loaded_the_
     assert asked(world) == Pods(("127.0.0.1",), ("127.0.0.1",))
     end(world, GOOD)
     await world.run(2)
-    (told,) = world.held()["gates"]
+    (told,) = world.candidate()["gates"]
     assert told["state"] == "Passed"
     assert world.versions() == {"legal": "3"}
     assert "not loaded in pod" in world.condition("AdaptersReady")["message"]
@@ -159,7 +159,7 @@ async def test_another_operator_goes_on_with_the_job_and_keeps_its_verdict() -> 
     installed(world)
     await world.run(2)
     assert jobs(world) == []
-    assert world.held()["gates"][0]["state"] == "Inconclusive"
+    assert world.candidate()["gates"][0]["state"] == "Inconclusive"
 
 
 async def test_the_job_of_a_version_that_nobody_wants_any_more_is_deleted() -> None:
@@ -189,7 +189,7 @@ async def test_a_model_and_an_adapter_are_evaluated_side_by_side() -> None:
 async def test_prompts_and_an_evaluation_have_to_be_passed_both() -> None:
     world = await moved(gates=[GATE, {"smokePrompts": {"configMap": "legal-smoke"}}])
     await world.run(2)
-    assert [each["state"] for each in world.held()["gates"]] == ["Waiting", "Passed"]
+    assert [each["state"] for each in world.candidate()["gates"]] == ["Waiting", "Passed"]
     assert world.versions() == {"legal": "3"}
     end(world, GOOD)
     await world.run(2)

@@ -70,7 +70,7 @@ class Gated(Following):
     def candidates(self) -> dict[str, str]:
         return {each.name.split("@")[0]: each.version for each in self.delivered().candidates}
 
-    def held(self) -> Manifest:
+    def candidate(self) -> Manifest:
         (found,) = self.status()["adapterCandidates"]
         return dict(found)
 
@@ -130,8 +130,8 @@ async def test_a_version_that_is_worse_never_answers_and_is_not_asked_again() ->
     world.move("4")
     await world.run()
     assert (world.versions(), world.candidates()) == ({"legal": "3"}, {})
-    (gate,) = world.held()["gates"]
-    assert (world.held()["version"], world.held()["outcome"], gate["state"]) == (
+    (gate,) = world.candidate()["gates"]
+    assert (world.candidate()["version"], world.candidate()["outcome"], gate["state"]) == (
         "4",
         "Failed",
         "Failed",
@@ -158,7 +158,7 @@ async def test_a_pod_that_answers_wrongly_refuses_the_version_for_all_and_is_nam
     world.move("4")
     await world.run()
     assert world.versions() == {"legal": "3"}
-    assert bad in world.held()["gates"][0]["message"]
+    assert bad in world.candidate()["gates"][0]["message"]
 
 
 async def test_the_first_version_has_to_pass_too() -> None:
@@ -200,7 +200,7 @@ async def test_a_refused_version_is_judged_anew_by_other_gates_and_none_let_it_t
     world.pods.answer = RIGHT
     await world.run()
     assert world.versions() == {"legal": "3"}
-    assert "outcome" not in world.held()
+    assert "outcome" not in world.candidate()
     assert "ConfigMap more does not exist: create it" in world.condition("AdaptersReady")["message"]
     await world.deploy(adapters=[{**LEGAL, "gates": []}])
     await world.run(1)
@@ -259,7 +259,7 @@ async def test_it_waits_for_a_pod_whose_metrics_cannot_be_read_and_for_one_that_
     world.move("4")
     await world.run()
     assert world.versions() == {"legal": "3"}
-    assert "outcome" not in world.held()
+    assert "outcome" not in world.candidate()
     assert (
         f"pod {late} has not answered capital: 404" in world.condition("AdaptersReady")["message"]
     )
@@ -285,7 +285,7 @@ async def test_another_operator_goes_on_and_a_pod_that_comes_has_to_pass_as_well
     world.pods.answer = RIGHT
     await world.run()
     assert world.versions() == {"legal": "3"}
-    assert new in world.held()["gates"][0]["message"]
+    assert new in world.candidate()["gates"][0]["message"]
 
 
 @pytest.mark.parametrize("fault", [AliasNotFound("no alias"), RegistryUnreachable("silence")])
@@ -333,7 +333,7 @@ async def test_a_number_that_was_registered_anew_is_another_version(
     world.pods.answer = WRONG
     world.move("4")
     await world.run()
-    assert world.held()["outcome"] == "Failed"
+    assert world.candidate()["outcome"] == "Failed"
     made = "2026-06-01T00:00:00Z"
     world.pods.answer = RIGHT
     await world.run()
@@ -342,7 +342,7 @@ async def test_a_number_that_was_registered_anew_is_another_version(
     made = "2026-07-01T00:00:00Z"
     world.pods.answer = WRONG
     await world.run()
-    assert world.held()["outcome"] == "Failed"
+    assert world.candidate()["outcome"] == "Failed"
     assert world.delivered().adapters == (second,)
 
 

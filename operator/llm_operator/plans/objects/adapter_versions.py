@@ -1,4 +1,4 @@
-"""Which version of each adapter answers, and which is held behind the adapter's gates. Pure."""
+"""Which version of each adapter answers, and which waits for the gates of its adapter. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -44,9 +44,9 @@ def judged(observed: Observed) -> tuple[AdapterCandidate, ...]:
 def candidates(observed: Observed) -> tuple[AdapterVersions, ...]:
     """Before anything is judged: what has to be asked, and where it is loaded."""
     serving = {each.name: each for each in observed.status.adapters}
-    held = {each.name: each for each in observed.status.adapter_candidates}
+    known = {each.name: each for each in observed.status.adapter_candidates}
     found = [
-        _versions(adapter, serving.get(adapter.spec.name), held.get(adapter.spec.name))
+        _versions(adapter, serving.get(adapter.spec.name), known.get(adapter.spec.name))
         for adapter in observed.adapters
     ]
     pods = _pods(observed) if any(each.judged for each in found) else []
@@ -102,15 +102,15 @@ def _spread(
 
 
 def _versions(
-    adapter: ResolvedAdapter, serving: AdapterStatus | None, held: AdapterCandidate | None
+    adapter: ResolvedAdapter, serving: AdapterStatus | None, candidate: AdapterCandidate | None
 ) -> AdapterVersions:
     if adapter.resolution.fault is not None:
         # What the reference stands for is not known: nothing is promoted, and nothing is forgotten.
-        return AdapterVersions(serving, held if adapter.spec.gates else None)
-    found = _pin(adapter, filter(None, (held, serving)))
+        return AdapterVersions(serving, candidate if adapter.spec.gates else None)
+    found = _pin(adapter, filter(None, (candidate, serving)))
     if not adapter.spec.gates or (serving is not None and identity(found) == identity(serving)):
         return AdapterVersions(found if serving is None else _as_before(found, serving))
-    same = held if held and identity(held) == identity(found) else None
+    same = candidate if candidate and identity(candidate) == identity(found) else None
     begun = AdapterCandidate.model_validate(found.model_dump())
     if same is None or _other_gates(adapter, same):
         return AdapterVersions(serving, begun)
@@ -123,9 +123,9 @@ def _as_before(found: AdapterStatus, serving: AdapterStatus) -> AdapterStatus:
     return found.model_copy(update={"judged": serving.judged}) if same else found
 
 
-def _other_gates(adapter: ResolvedAdapter, held: AdapterCandidate) -> bool:
+def _other_gates(adapter: ResolvedAdapter, candidate: AdapterCandidate) -> bool:
     wanted = {gates.digest(gate) for gate in adapter.spec.checks}
-    return bool(held.gates) and wanted != {each.gate_digest for each in held.gates}
+    return bool(candidate.gates) and wanted != {each.gate_digest for each in candidate.gates}
 
 
 def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> AdapterVersions:

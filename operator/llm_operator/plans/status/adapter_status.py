@@ -23,7 +23,7 @@ TOLD_APART = frozenset({Reason.AdapterRefused})
 
 
 @dataclass(frozen=True)
-class _Standing:
+class _Served:
     """Where one adapter's version answers, by pod name. Only ready pods count."""
 
     adapter: AdapterStatus
@@ -49,7 +49,7 @@ def status(observed: Observed, now: datetime) -> tuple[AdapterStatus, ...]:
                 "resolved_at": _since(each.adapter, known.get(each.adapter.name)) or stamp(now),
             }
         )
-        for each in _standings(observed)
+        for each in _all_served(observed)
     )
 
 
@@ -76,14 +76,14 @@ def _since(adapter: AdapterStatus, before: AdapterStatus | None) -> str | None:
     return before.resolved_at if same and before else None
 
 
-def _standings(observed: Observed) -> list[_Standing]:
+def _all_served(observed: Observed) -> list[_Served]:
     pods = [
         pod["metadata"]["name"] for each in observed.revisions.values() for pod in each.ready_pods
     ]
-    return [_standing(observed, adapter, pods) for adapter in adapter_versions.pinned(observed)]
+    return [_served(observed, adapter, pods) for adapter in adapter_versions.pinned(observed)]
 
 
-def _standing(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> _Standing:
+def _served(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> _Served:
     name = adapter.name
     known = observed.figures
     silent = list[str]()
@@ -99,7 +99,7 @@ def _standing(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -
         for pod in behind
         if name in known[pod].adapter_failures
     }
-    return _Standing(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
+    return _Served(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
 
 
 def verdict(observed: Observed) -> tuple[str, str, str]:
@@ -107,26 +107,26 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
     Never a part of Ready: the model and the others answer all the same."""
     if found := adapters.fault(observed):
         return ("False" if found.terminal else "Unknown"), found.reason, found.message
-    standings = _standings(observed)
-    said = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in standings)
-    if failed := [each for each in standings if each.failed]:
+    served = _all_served(observed)
+    said = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in served)
+    if failed := [each for each in served if each.failed]:
         return (
             "False",
             _reason(failed[0].failed),
             "; ".join(_failure(observed, each) for each in failed),
         )
-    late = "; ".join(_lateness(each) for each in standings if each.behind or each.silent)
-    if held := _held(observed):
-        status, reason, told = held
+    late = "; ".join(_lateness(each) for each in served if each.behind or each.silent)
+    if waiting := _behind_any_gates(observed):
+        status, reason, told = waiting
         return status, reason, f"{told}; {late}" if late else told
     if late:
         return "Unknown", Reason.AdapterLoading, late
-    if any(not each.pods for each in standings):
+    if any(not each.pods for each in served):
         return "Unknown", Reason.NoReadyPods, f"{said}; no pod is ready yet"
     return "True", Reason.AdaptersLoaded, said
 
 
-def _held(observed: Observed) -> tuple[str, str, str] | None:
+def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
     """What is to be told of versions that do not answer because of gates: what is bad first."""
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
     said = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
@@ -182,25 +182,25 @@ def _reason(failed: Mapping[str, str]) -> str:
     return told if told in Reason.__members__ else Reason.AdapterFailed
 
 
-def _failure(observed: Observed, standing: _Standing) -> str:
-    adapter = standing.adapter
-    reasons = sorted(set(standing.failed.values()))
-    kept = {observed.figures[pod].adapters.get(adapter.name) for pod in standing.failed} - {None}
+def _failure(observed: Observed, served: _Served) -> str:
+    adapter = served.adapter
+    reasons = sorted(set(served.failed.values()))
+    kept = {observed.figures[pod].adapters.get(adapter.name) for pod in served.failed} - {None}
     keeps = f"; version {', '.join(sorted(map(str, kept)))} goes on answering there" if kept else ""
-    pods = tuple(standing.failed)
+    pods = tuple(served.failed)
     return (
         f"adapter {adapter.name}: {_what(adapter)} can't be loaded in {_names(pods)}:"
         f" {', '.join(reasons)}; the pod's log says why (kubectl logs {pods[0]}){keeps}"
     )
 
 
-def _lateness(standing: _Standing) -> str:
-    told = f"{len(standing.answer)} of {standing.pods} ready pods"
-    parts = [f"adapter {standing.adapter.name}: {_what(standing.adapter)} answers in {told}"]
-    if standing.behind:
-        parts.append(f"not yet in {_names(standing.behind)}")
-    if standing.silent:
-        parts.append(f"the operator can't read the metrics of {_names(standing.silent)}")
+def _lateness(served: _Served) -> str:
+    told = f"{len(served.answer)} of {served.pods} ready pods"
+    parts = [f"adapter {served.adapter.name}: {_what(served.adapter)} answers in {told}"]
+    if served.behind:
+        parts.append(f"not yet in {_names(served.behind)}")
+    if served.silent:
+        parts.append(f"the operator can't read the metrics of {_names(served.silent)}")
     return ", ".join(parts)
 
 
@@ -216,7 +216,7 @@ def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) ->
     The same for versions behind their gates:
     prompts are answered, and ConfigMaps mended, without an event.
     """
-    late = any(each.behind or each.silent for each in _standings(observed))
+    late = any(each.behind or each.silent for each in _all_served(observed))
     if not late and not adapter_versions.judged(observed):
         return None
     condition = next((each for each in after.conditions if each.type == "AdaptersReady"), None)
