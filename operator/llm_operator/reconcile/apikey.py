@@ -13,7 +13,7 @@ from llm_operator.plans import apikeys, names
 from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, Conflict
-from llm_operator.reconcile import keyfile, standing
+from llm_operator.reconcile import keyfile, failures
 from llm_operator.reconcile.put import update
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
@@ -46,7 +46,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     except Retry:
         raise
     except Exception as error:
-        await standing.not_done(outside, resource, ApiKeyStatus, error)
+        await failures.tell_unfinished(outside, resource, ApiKeyStatus, error)
         raise
 
 
@@ -60,7 +60,7 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
         secret, issued, happened = await _ensure(outside, observed, name)
         fault = _taken(observed, name) if secret is None else None
     except ApiError as error:
-        if not standing.lasts(outside, observed.meta.key, standing.passes(error)):
+        if not failures.lasts(outside, observed.meta.key, failures.passes(error)):
             raise Retry(str(error)) from error
         # What the pods know stays: the key is void when its Secret is gone,
         # not when the API server is out of order.

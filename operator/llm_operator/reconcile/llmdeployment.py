@@ -11,7 +11,7 @@ from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import conditions, faults
 from llm_operator.ports.cluster import Cluster
-from llm_operator.reconcile import evaluation, gates, keyfile, standing, verdict
+from llm_operator.reconcile import evaluation, gates, keyfile, failures, verdict
 from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
@@ -46,7 +46,7 @@ async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     except Retry:
         raise
     except Exception as error:
-        await standing.not_done(outside, resource, LLMDeploymentStatus, error)
+        await failures.tell_unfinished(outside, resource, LLMDeploymentStatus, error)
         raise
 
 
@@ -82,7 +82,7 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     applied = await apply(outside, observed, plan, [each for each in troubles if each is not None])
     fault = applied.fault
     late = tuple(dict.fromkeys((*delivery.late, *_late_keys(observed))))
-    if not standing.lasts(outside, key, applied.passing):
+    if not failures.lasts(outside, key, applied.passing):
         raise Retry(fault.message if fault else "", Done(wake=late))
     if not applied.passing:
         outside.memory.unwell.discard(key)

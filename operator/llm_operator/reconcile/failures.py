@@ -1,4 +1,4 @@
-"""No status is left standing: what kept a look from its end is told on the object,
+"""What kept a look from its end is told on the object,
 with what was known before."""
 
 import logging
@@ -28,7 +28,7 @@ def lasts(outside: Outside, key: Key, passing: bool) -> bool:
     return False
 
 
-async def not_done(
+async def tell_unfinished(
     outside: Outside, resource: Manifest, model: type[Status], error: Exception
 ) -> None:
     """Tell what ended a look. Where the API server takes no status now, the next look tells it."""
