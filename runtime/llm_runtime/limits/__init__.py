@@ -7,6 +7,6 @@ and within which bounds.
 """
 
 from llm_runtime.limits.limiter import Admission, Limiter
-from llm_runtime.limits.standing import Reading, Standing
+from llm_runtime.limits.standing import LimitStanding, Standing
 
-__all__ = ["Admission", "Limiter", "Reading", "Standing"]
+__all__ = ["Admission", "LimitStanding", "Limiter", "Standing"]

@@ -9,7 +9,7 @@ from llm_runtime.limits.bucket import MINUTE_SECONDS
 from llm_runtime.limits.budget import Budget
 from llm_runtime.limits.month import Month
 from llm_runtime.limits.slots import Slots
-from llm_runtime.limits.standing import Reading, Standing
+from llm_runtime.limits.standing import LimitStanding, Standing
 
 MINUTES = ("requests_per_minute", "tokens_per_minute")
 MONTHS = ("requests_per_month", "tokens_per_month")
@@ -202,10 +202,10 @@ def _unit(name: str) -> str:
     return name.partition("_")[0]
 
 
-def _reading(budget: Budget, now: float, wall: float) -> Reading:
+def _reading(budget: Budget, now: float, wall: float) -> LimitStanding:
     left = budget.remaining(now)
     if budget.month:
         reset = max(0.0, budget.month.end - wall)
     else:
         reset = max(0.0, (budget.limit - left) * MINUTE_SECONDS / budget.limit)
-    return Reading(budget.limit, max(0, int(left)), reset)
+    return LimitStanding(budget.limit, max(0, int(left)), reset)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class LimitStanding:
     """One limit at one moment."""
 
     limit: int
@@ -19,10 +19,10 @@ class Reading:
 class Standing:
     """All limits of one caller at one moment. None: there is no such limit."""
 
-    requests_per_minute: Reading | None = None
-    tokens_per_minute: Reading | None = None
-    requests_per_month: Reading | None = None
-    tokens_per_month: Reading | None = None
+    requests_per_minute: LimitStanding | None = None
+    tokens_per_minute: LimitStanding | None = None
+    requests_per_month: LimitStanding | None = None
+    tokens_per_month: LimitStanding | None = None
     max_concurrent: int | None = None
     running: int = 0
     waiting: int = 0
@@ -37,7 +37,7 @@ class Standing:
         return headers
 
 
-def _add(headers: dict[str, str], unit: str, minute: Reading | None, month: Reading | None) -> None:
+def _add(headers: dict[str, str], unit: str, minute: LimitStanding | None, month: LimitStanding | None) -> None:
     tighter = minute
     if month and (minute is None or month.remaining < minute.remaining):
         tighter = month

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_runtime.limits.standing import Reading, Standing, duration
+from llm_runtime.limits.standing import LimitStanding, Standing, duration
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_without_limits_there_are_no_headers() -> None:
 
 
 def test_a_month_alone_is_shown() -> None:
-    assert Standing(tokens_per_month=Reading(1000, 10, 7200)).headers() == {
+    assert Standing(tokens_per_month=LimitStanding(1000, 10, 7200)).headers() == {
         "x-ratelimit-limit-tokens": "1000",
         "x-ratelimit-remaining-tokens": "10",
         "x-ratelimit-reset-tokens": "2h0m0s",
@@ -29,10 +29,10 @@ def test_a_month_alone_is_shown() -> None:
 
 
 def test_of_a_minute_and_a_month_the_one_with_less_remaining_is_shown() -> None:
-    minute = Reading(100, 50, 30)
-    month = Reading(1000, 400, 9000)
+    minute = LimitStanding(100, 50, 30)
+    month = LimitStanding(1000, 400, 9000)
     assert Standing(minute, minute, month, month).headers()["x-ratelimit-limit-tokens"] == "100"
-    scarce = Reading(1000, 3, 9000)
+    scarce = LimitStanding(1000, 3, 9000)
     headers = Standing(minute, minute, month, scarce).headers()
     assert headers["x-ratelimit-limit-requests"] == "100"
     assert headers["x-ratelimit-remaining-tokens"] == "3"
