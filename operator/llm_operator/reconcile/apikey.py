@@ -13,7 +13,7 @@ from llm_operator.plans import apikeys, names
 from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, Conflict
-from llm_operator.reconcile import keyfile, failures
+from llm_operator.reconcile import failures, keyfile
 from llm_operator.reconcile.put import update
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell

@@ -9,8 +9,8 @@ from llm_operator.plans import Applied, names
 from llm_operator.plans.objects import workload
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, NotFound, Unanswered
-from llm_operator.reconcile.put import NotApplied, SecretReserved, SecretUnfit, put, refused, taken
 from llm_operator.reconcile.failures import passes
+from llm_operator.reconcile.put import NotApplied, SecretReserved, SecretUnfit, put, refused, taken
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
 SILENCES = 2

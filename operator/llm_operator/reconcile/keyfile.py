@@ -22,9 +22,9 @@ from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, Cluster, NotFound
 from llm_operator.reconcile.applying import Trouble
+from llm_operator.reconcile.failures import passes
 from llm_operator.reconcile.put import NameTaken, NotApplied, put, refused
 from llm_operator.reconcile.result import Done, Retry
-from llm_operator.reconcile.failures import passes
 from llm_operator.state import DigestedKey, Fault, Key, Manifest, Meta
 from llm_runtime.contract import hash_key
 

@@ -11,7 +11,7 @@ from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import conditions, faults
 from llm_operator.ports.cluster import Cluster
-from llm_operator.reconcile import evaluation, gates, keyfile, failures, verdict
+from llm_operator.reconcile import evaluation, failures, gates, keyfile, verdict
 from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell

@@ -18,7 +18,7 @@ from llm_runtime.common.aside import aside
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
 from llm_runtime.stream import EventStream, sse, while_connected
-from llm_runtime.tools.forms import Reading, reading_of
+from llm_runtime.tools.forms import AnswerForm, reading_of
 from llm_runtime.tools.reader import AnswerReader, Part
 
 P = ParamSpec("P")
@@ -90,13 +90,13 @@ def model_name(generation: Generation, pipeline: Pipeline) -> str:
     return f"{name}:{adapter}" if adapter else name
 
 
-def bare_reading(request: Request) -> Reading:
+def bare_reading(request: Request) -> AnswerForm:
     """How answers to bare prompts are read:
     a model may think even then, but was offered nothing to call."""
     return replace(reading_of(pipeline_of(request).codec.chat_template), form=None)
 
 
-def read(reading: Reading, prompt: str, text: str) -> Part:
+def read(reading: AnswerForm, prompt: str, text: str) -> Part:
     """A whole answer to a bare prompt."""
     return reading.reader(inside=reading.inside(prompt)).take(text, final=True)
 

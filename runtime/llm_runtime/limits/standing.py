@@ -37,7 +37,9 @@ class Standing:
         return headers
 
 
-def _add(headers: dict[str, str], unit: str, minute: LimitStanding | None, month: LimitStanding | None) -> None:
+def _add(
+    headers: dict[str, str], unit: str, minute: LimitStanding | None, month: LimitStanding | None
+) -> None:
     tighter = minute
     if month and (minute is None or month.remaining < minute.remaining):
         tighter = month

@@ -86,7 +86,7 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_t
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class AnswerForm:
     """How to parse the answers of a model with one chat template."""
 
     form: Form | None = None
@@ -147,13 +147,13 @@ def form_of(template: str) -> Form | None:
 
 
 @lru_cache(maxsize=16)
-def reading_of(template: str) -> Reading:
+def reading_of(template: str) -> AnswerForm:
     """How to parse answers to prompts of this template."""
     if not template:
-        return Reading()
+        return AnswerForm()
     channels = CHANNEL in template and MESSAGE in template
     tags = None if channels else next((tags for tags in TAGS if tags.closing in template), None)
-    reading = Reading(None, tags, channels=channels)
+    reading = AnswerForm(None, tags, channels=channels)
     reading = replace(reading, opens=_opens(template, reading, {}))
     return replace(reading, form=_form(template, reading)) if knows_tools(template) else reading
 
@@ -167,14 +167,14 @@ def begins_inside(template: str, options: Mapping[str, Any]) -> bool:
     return _opens(template, reading, options)
 
 
-def _opens(template: str, reading: Reading, options: Mapping[str, Any]) -> bool:
+def _opens(template: str, reading: AnswerForm, options: Mapping[str, Any]) -> bool:
     try:
         return reading.inside(render(template, [_ASKED], (), SPECIAL, options))
     except BadTemplate:
         return False
 
 
-def _form(template: str, reading: Reading) -> Form | None:
+def _form(template: str, reading: AnswerForm) -> Form | None:
     shown = rendered_call(template)
     if shown is None:
         name = next((name for pattern, name in _BY_WORDS if pattern.search(template)), "")
@@ -200,11 +200,11 @@ def rendered_call(template: str) -> str | None:
     return None
 
 
-def _reads(form: Form, shown: str, reading: Reading) -> bool:
+def _reads(form: Form, shown: str, reading: AnswerForm) -> bool:
     """Whether `form` parses the rendered call completely, except for words that end a message."""
     tags = reading.tags
     inside = reading.opens and tags is not None and tags.closing in shown.partition(tags.opening)[0]
-    reader = Reading(form, tags, inside, reading.channels).reader(_SCHEMA)
+    reader = AnswerForm(form, tags, inside, reading.channels).reader(_SCHEMA)
     part = reader.take(shown, final=True)
     if not form.writes(shown) or len(part.calls) != 1 or not _is_same(part.calls[0]):
         return False

@@ -12,7 +12,7 @@ from llm_runtime.api.openai.messages import FunctionName, Structure
 from llm_runtime.request import STRICT_AS, Constraint
 from llm_runtime.tools.calls import Call, Tool
 from llm_runtime.tools.form import Form
-from llm_runtime.tools.forms import Reading, form_of, knows_tools
+from llm_runtime.tools.forms import AnswerForm, form_of, knows_tools
 from llm_runtime.tools.grammar import MOST_CALLS, NO_TOKENS, Tokens, allowed, either, forced
 from llm_runtime.tools.reader import AnswerReader
 
@@ -143,7 +143,7 @@ class Offer:
 class Answers:
     """How to parse a request's answers."""
 
-    reading: Reading
+    reading: AnswerForm
     offer: Offer | None = None
     inside: bool = False
     """Whether they begin inside a thought."""

@@ -14,7 +14,7 @@ from llm_runtime.text.codec import Codec, codec_from_folder
 from llm_runtime.text.templates import BadTemplate, render
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.form import Form
-from llm_runtime.tools.forms import SPECIAL, Reading, begins_inside, reading_of
+from llm_runtime.tools.forms import SPECIAL, AnswerForm, begins_inside, reading_of
 from llm_runtime.tools.grammar import allowed, either, forced
 from llm_runtime.tools.reader import Part
 from unit.runtime import tiny_model
@@ -103,7 +103,7 @@ def said(family: str, arguments: list[dict[str, Any]]) -> str | None:
     )  # GLM 4.7 closes a thought that the prompt has opened.
 
 
-def read(reading: Reading, text: str, size: int = 10**6, *, bound: bool = False) -> Part:
+def read(reading: AnswerForm, text: str, size: int = 10**6, *, bound: bool = False) -> Part:
     """The answer, which comes in parts of `size` letters, without the words that end a message."""
     reader = reading.reader(OFFERED, inside=False if bound else None)
     parts = [reader.take(text[at : at + size]) for at in range(0, len(text), size)] + [
