@@ -1,7 +1,7 @@
 """A fifth strategy, as one would add it: all new pods beside the old, without clients, for a while;
 then the switch."""
 
-from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.strategy import Next, Strategy
 
 
@@ -15,9 +15,9 @@ class Soak(Strategy):
         move = move.with_hold(self.size(move), self.hold_seconds(move), judged=True)
         return super().next(move) if self.step_over(move) else move.candidate
 
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         pods = dict.fromkeys((move.old, move.new), move.situation.replicas)
-        return Share(pods, (move.old,), move.candidate)
+        return Allocation(pods, (move.old,), move.candidate)
 
     def describe(self, move: Move) -> str:
         return "soaking"

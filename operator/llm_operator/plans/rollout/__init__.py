@@ -2,34 +2,34 @@
 Pure: time is an argument.
 
 Steps, in order                                     Nouns
-pin     annotation: back to a kept revision         situation  what is wanted, and what there is
-choose  the candidate: begun, kept, replaced        move       a candidate on its way: what strategies are asked about
-steer   annotation: pause, skip, abort              states     the life of a candidate
-select  by which strategy                           decision   what the steps have decided
-judge   promoted, given up, or a step further       room       has a pod a place, would stopping an old one make one
-share   pods and traffic, when to look again
+pin      annotation: back to a kept revision        situation  what is wanted, and what there is
+choose   the candidate: begun, kept, replaced       move       a candidate on its way: what strategies are asked about
+steer    annotation: pause, skip, abort             states     the life of a candidate
+select   by which strategy                          decision   what the steps have decided
+judge    promoted, given up, or a step further      room       has a pod a node, would stopping an old one make one
+allocate pods and traffic, when to look again
 
 A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that
 answers what strategy.py asks, and one line in select.STRATEGIES.
 """
 
+from llm_operator.plans.rollout.allocate import allocate
 from llm_operator.plans.rollout.choose import choose
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
 from llm_operator.plans.rollout.move import Candidate, tries_on
 from llm_operator.plans.rollout.pin import pin
 from llm_operator.plans.rollout.select import select
-from llm_operator.plans.rollout.share import share
 from llm_operator.plans.rollout.situation import Situation, Wanted, parse, stamp
 from llm_operator.plans.rollout.steer import steer
 
 
 def advance(situation: Situation) -> Decision:
-    """One step: choose the candidate, judge it, then share out pods and traffic."""
+    """One step: choose the candidate, judge it, then allocate pods and traffic."""
     status = situation.status
     candidate = Candidate.read(status.candidate) if status.candidate else None
     decision = Decision(situation, status.stable, candidate, status.history)
-    for step in (pin, choose, steer, select, judge, share):
+    for step in (pin, choose, steer, select, judge, allocate):
         decision = step(decision)
     return decision
 

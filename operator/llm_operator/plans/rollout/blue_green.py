@@ -1,7 +1,7 @@
 """BlueGreen: all new pods beside the old, then the Service turns in one write;
 the old ones stay to turn back to."""
 
-from llm_operator.plans.rollout.move import Candidate, Move, Share
+from llm_operator.plans.rollout.move import Allocation, Candidate, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 
@@ -25,7 +25,7 @@ class BlueGreen(Strategy):
         done = self.step_over(move) if switched else not move.situation.spec.switch_hold_seconds
         return State.STABLE if done and self.arrived(move) else move.candidate
 
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         switched = _switched(move.candidate)
         if switched:
             turned = move.situation.answering(move.new) > 0
@@ -40,14 +40,14 @@ class BlueGreen(Strategy):
             candidate = move.changed(**change).candidate if again else move.further(**change)
         return self._beside(move, candidate, turned=turned)
 
-    def retreat(self, move: Move) -> Share:
+    def retreat(self, move: Move) -> Allocation:
         if _switched(move.candidate) and move.needed:
             return self._beside(move, move.candidate, turned=True)
         return super().retreat(move)
 
-    def _beside(self, move: Move, candidate: Candidate, *, turned: bool) -> Share:
+    def _beside(self, move: Move, candidate: Candidate, *, turned: bool) -> Allocation:
         pods = dict.fromkeys((move.old, move.new), move.situation.replicas)
-        return Share(pods, (move.new,) if turned else (move.old,), candidate)
+        return Allocation(pods, (move.new,) if turned else (move.old,), candidate)
 
     def describe(self, move: Move) -> str:
         if not _switched(move.candidate):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import CanaryStep
 from llm_operator.plans.evidence import gates
-from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 
@@ -55,7 +55,7 @@ class Canary(Strategy):
         move = move.with_hold(self.size(move), self.hold_seconds(move), judged=judged)
         return move.further(step=_number(move) + 1) if self.step_over(move) else move.candidate
 
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         situation = move.situation
         size = self.size(move)
         answering = situation.answering(move.new)
@@ -76,7 +76,9 @@ class Canary(Strategy):
             answers = move.enters and asked and 100 * mine <= _weight(move) * (mine + beside)
         serving = (move.old, move.new) if answers and not situation.routed else (move.old,)
         pods = {move.old: situation.replicas, move.new: size}
-        return Share(pods, serving, replace(move.candidate, weight=_weight(move) if answers else 0))
+        return Allocation(
+            pods, serving, replace(move.candidate, weight=_weight(move) if answers else 0)
+        )
 
     def describe(self, move: Move) -> str:
         candidate = move.candidate

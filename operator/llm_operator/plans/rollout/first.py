@@ -1,16 +1,16 @@
 """The first revision: nothing serves that it could replace, so it has all pods at once."""
 
-from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.strategy import Strategy
 
 
 class First(Strategy):
     """It needs no choice, and is not written down. Where it fails, it goes on trying."""
 
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         # One good pod is better than none: the others join as they get ready, and are asked then.
         serving = (move.new,) if move.smoke_begun and move.evaluated else ()
-        return Share({move.new: move.situation.replicas}, serving, move.candidate)
+        return Allocation({move.new: move.situation.replicas}, serving, move.candidate)
 
-    def retreat(self, move: Move) -> Share:
-        return self.share(move)
+    def retreat(self, move: Move) -> Allocation:
+        return self.allocate(move)

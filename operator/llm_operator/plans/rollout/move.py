@@ -290,7 +290,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """Who has how many pods, and who has the traffic."""
 
     pods: dict[str, int]
@@ -300,7 +300,7 @@ class Share:
     candidate: Candidate | None = None
     """With its weight."""
 
-    def noted(self, move: Move) -> "Share":
+    def noted(self, move: Move) -> "Allocation":
         """With the moment written down at which the candidate first gets traffic."""
         reached = move.new in self.serving or (self.candidate is not None and self.candidate.weight)
         if (

@@ -1,6 +1,6 @@
 """Recreate: the old pods go, then the new ones come. Nobody serves in between."""
 
-from llm_operator.plans.rollout.move import Move, Share
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
 
@@ -10,15 +10,15 @@ class Recreate(Strategy):
 
     waits_for_proof = False
 
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         gone = _gone(move, move.old)
         answers = gone and (move.state is State.TRAFFIC or (move.smoke_passed and move.evaluated))
         pods = {move.old: 0, move.new: move.situation.replicas if gone else 0}
-        return Share(pods, (move.new,) if answers else (move.old,), move.candidate)
+        return Allocation(pods, (move.new,) if answers else (move.old,), move.candidate)
 
-    def retreat(self, move: Move) -> Share:
+    def retreat(self, move: Move) -> Allocation:
         pods = {move.old: move.situation.replicas if _gone(move, move.new) else 0, move.new: 0}
-        return Share(pods, (move.old,), move.candidate)
+        return Allocation(pods, (move.old,), move.candidate)
 
     def judged(self, move: Move) -> bool:
         return False  # It has all of the traffic or none, and nothing holds it between.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from llm_operator.crds.rollout import JUDGED_SECONDS
 from llm_operator.plans.rollout import room
-from llm_operator.plans.rollout.move import Candidate, Move, Share
+from llm_operator.plans.rollout.move import Allocation, Candidate, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 
@@ -60,21 +60,21 @@ class Rolling(Strategy):
             return move.candidate
         return move.further(replicas=given + 1)
 
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         given = self.size(move)
         enters = move.enters
         replicas = move.situation.replicas
         taken = min(move.situation.answering(move.new), given) if enters else 0
         missing = 1 if move.candidate.surge == 0 else 0
         pods = {move.old: max(0, replicas - missing - taken), move.new: given}
-        return Share(pods, (move.old, move.new) if enters else (move.old,), move.candidate)
+        return Allocation(pods, (move.old, move.new) if enters else (move.old,), move.candidate)
 
-    def retreat(self, move: Move) -> Share:
+    def retreat(self, move: Move) -> Allocation:
         # One pod's room for the first stable pod; the rest answers until that is ready.
         left = min(move.candidate.replicas or 0, move.situation.replicas - 1) if move.needed else 0
         both = left and not move.third
         pods = {move.old: move.situation.replicas, move.new: left}
-        return Share(pods, (move.old, move.new) if both else (move.old,), move.candidate)
+        return Allocation(pods, (move.old, move.new) if both else (move.old,), move.candidate)
 
     def describe(self, move: Move) -> str:
         return (

@@ -7,7 +7,7 @@ from typing import Literal
 from llm_operator.crds import GateVerdict
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout import room
-from llm_operator.plans.rollout.move import Candidate, Move, Share
+from llm_operator.plans.rollout.move import Allocation, Candidate, Move
 from llm_operator.plans.rollout.states import State
 
 Next = Candidate | Literal[State.STABLE]
@@ -32,12 +32,14 @@ class Strategy(ABC):
         return State.STABLE if self.arrived(move) else move.candidate
 
     @abstractmethod
-    def share(self, move: Move) -> Share:
+    def allocate(self, move: Move) -> Allocation:
         """Pods of both revisions, and who is behind the Service with what weight."""
 
-    def retreat(self, move: Move) -> Share:
+    def retreat(self, move: Move) -> Allocation:
         """The same once the candidate has failed: it goes at once."""
-        return Share({move.old: move.situation.replicas, move.new: 0}, (move.old,), move.candidate)
+        return Allocation(
+            {move.old: move.situation.replicas, move.new: 0}, (move.old,), move.candidate
+        )
 
     def size(self, move: Move) -> int:
         """Pods that the candidate is to have now."""

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Move, Share, tries_on
+from llm_operator.plans.rollout.move import Allocation, Move, tries_on
 from llm_operator.plans.rollout.situation import parse, stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy
@@ -18,7 +18,7 @@ THIRD_LOOK_SECONDS = 1.0
 """How often, while pods of a third revision keep it out of the Service."""
 
 
-def share(decision: Decision) -> Decision:
+def allocate(decision: Decision) -> Decision:
     """The decision with what follows for pods and traffic, and what is told of it."""
     decision = replace(decision, history=decision.history[:HISTORY_ENTRIES])
     kept, settling = _earlier(decision)
@@ -42,18 +42,18 @@ def share(decision: Decision) -> Decision:
     return replace(decision, requeue_seconds=min(looks, default=None))
 
 
-def _between(decision: Decision) -> Share:
+def _between(decision: Decision) -> Allocation:
     """Pods and traffic of the stable revision and the candidate."""
     move = decision.move
     strategy = decision.strategy
     if move is None or strategy is None:
         serving = (decision.stable.revision,) if decision.stable else ()
-        return Share(dict.fromkeys(serving, decision.situation.replicas), serving)
+        return Allocation(dict.fromkeys(serving, decision.situation.replicas), serving)
     if move.stable is not None and move.situation.replicas == 0:
-        return Share({move.old: 0, move.new: 0}, (move.old,), move.candidate)
+        return Allocation({move.old: 0, move.new: 0}, (move.old,), move.candidate)
     if move.state in (State.FAILED, State.REPLACED):
         return strategy.retreat(move)
-    return strategy.share(move).noted(move)
+    return strategy.allocate(move).noted(move)
 
 
 def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
