@@ -166,7 +166,7 @@ async def _note(request: Request, refusal: errors.Refusal) -> None:
     server = server_of(request)
     server.metrics.errors.labels(refusal.error).inc()
     caller = getattr(request.state, "caller", None)
-    await server.shares.refuse(
+    await server.throttle.refuse(
         caller.id if caller else tenant_address(client_host(request)), refusal
     )
 

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from llm_runtime import errors
 from llm_runtime.api.answers import JsonResponse
 from llm_runtime.api.server import server_of
-from llm_runtime.api.shares import SMALL_BODY_BYTES
+from llm_runtime.api.throttle import SMALL_BODY_BYTES
 from llm_runtime.common.aside import aside
 from llm_runtime.contract import SHADOW_HEADER, ServerConfig, Tier
 from llm_runtime.request import Caller
@@ -142,7 +142,7 @@ async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
     request.state.large = declared is None or declared > SMALL_BODY_BYTES
     if not request.state.large:
         return parse(model, await _in_time(request, limits))
-    async with server.shares.bodies.place(request.state.caller.id, limits.slot_timeout_seconds):
+    async with server.throttle.bodies.place(request.state.caller.id, limits.slot_timeout_seconds):
         return await aside(parse, model, await _in_time(request, limits))
 
 

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import Management
 from llm_runtime.api.serving import Loaded, Serving, version_of
-from llm_runtime.api.shares import Shares
+from llm_runtime.api.throttle import Throttle
 from llm_runtime.auth.callers import NO_ROLES, Callers, Keys, Tiers
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import IdempotencyKeys
@@ -51,7 +51,7 @@ class Server:
     """None where no operator could have requests copied."""
     parts: Sequence[AbstractAsyncContextManager[Any]]
     """Entered before the model is loaded, in this order, and left after its engine has ended."""
-    shares: Shares = field(default_factory=Shares)
+    throttle: Throttle = field(default_factory=Throttle)
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a load probe runs."""
     started_at: float = field(default_factory=time.monotonic)

@@ -13,8 +13,8 @@ import pytest
 from fakes import FakeCodec, ScriptedEngine
 from harness import KEY, Harness
 from llm_runtime import pipeline
-from llm_runtime.api import guard, shares
-from llm_runtime.api.shares import Bodies, Pace
+from llm_runtime.api import guard, throttle
+from llm_runtime.api.throttle import Bodies, Pace
 from llm_runtime.contract import Tier
 from llm_runtime.limits import Limiter
 from llm_runtime.request import Message
@@ -182,7 +182,7 @@ async def test_wrong_keys_of_one_address_are_answered_ever_slower_and_right_ones
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
 
-    monkeypatch.setattr(shares, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(throttle, "asyncio", SimpleNamespace(sleep=sleep))
     async with run() as api:
         for _ in range(12):
             answer = await api.client.get(path, headers={"X-API-Key": "guess"})
@@ -220,7 +220,7 @@ async def test_large_bodies_of_one_caller_wait_for_each_other_and_leave_nothing_
             inside -= 1
 
     await asyncio.gather(*(body("a") for _ in range(50)))
-    assert most == shares.BODIES
+    assert most == throttle.BODIES
     assert not bodies._places
 
 
@@ -234,13 +234,13 @@ def test_unfinished_bodies_of_one_key_take_no_memory_without_bound(live: Any) ->
             "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
         )
         try:
-            for _ in range(shares.BODIES + 20):
+            for _ in range(throttle.BODIES + 20):
                 held.append(socket.create_connection((url.host, url.port), timeout=20))
                 held[-1].sendall(head.encode() + b" " * 1000)
-            places = api.server.shares.bodies._places
+            places = api.server.throttle.bodies._places
             eventually(lambda: places and next(iter(places.values())).waiting == 20)
             [slots] = places.values()
-            assert slots.running == shares.BODIES
+            assert slots.running == throttle.BODIES
         finally:
             for connection in held:
                 connection.close()

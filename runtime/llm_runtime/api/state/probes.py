@@ -142,7 +142,7 @@ async def _told(request: Request) -> Callable[[str], bool]:
         caller = server.callers.identify(request)
     except errors.Refusal as refusal:
         if any(offered(request)):
-            await server.shares.refuse(tenant_address(client_host(request)), refusal)
+            await server.throttle.refuse(tenant_address(client_host(request)), refusal)
         return lambda name: False
     return lambda name: may_use(caller, name)
 

@@ -1,5 +1,5 @@
-"""What one client may have of the server before it is admitted:
-bodies in memory, and answers to what is refused."""
+"""Throttling before a request is admitted: how many large bodies one client may have in memory,
+and how long the answer to what is refused waits."""
 
 import asyncio
 import time
@@ -79,8 +79,8 @@ class Pace:
         return max(0.0, at - now - self._burst / self._rate)
 
 
-class Shares:
-    """Of one server."""
+class Throttle:
+    """The throttling of one server."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.bodies = Bodies()
