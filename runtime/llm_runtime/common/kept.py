@@ -19,7 +19,7 @@ class _Entry(Generic[V]):
 
 
 @dataclass(slots=True)
-class _Share:
+class _Tenant:
     """One tenant's entries."""
 
     keys: OrderedDict[str, None]
@@ -46,7 +46,7 @@ class Kept(Generic[V]):
         self._clock = clock
         self._held: OrderedDict[str, _Entry[V]] = OrderedDict()
         """In the order of expiry."""
-        self._shares: dict[str, _Share] = {}
+        self._tenants: dict[str, _Tenant] = {}
         self._total = 0
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Kept(Generic[V]):
         entry = self._held.get(key)
         if entry is None or entry.until <= self._clock():
             return None
-        self._shares[entry.tenant].keys.move_to_end(key)
+        self._tenants[entry.tenant].keys.move_to_end(key)
         return entry.value
 
     def put(self, key: str, tenant: str, value: V, size: int) -> None:
@@ -71,16 +71,16 @@ class Kept(Generic[V]):
         self._expire()
         self._drop(key)
         self._held[key] = _Entry(tenant, value, size, self._clock() + self._ttl)
-        share = self._shares.setdefault(tenant, _Share(OrderedDict()))
-        share.keys[key] = None
-        share.size += size
+        own = self._tenants.setdefault(tenant, _Tenant(OrderedDict()))
+        own.keys[key] = None
+        own.size += size
         self._total += size
         while self._held and (len(self._held) > self.entries or self._total > self.size):
-            largest = max(self._shares.values(), key=self._part)
+            largest = max(self._tenants.values(), key=self._fullness)
             self._drop(next(iter(largest.keys)))
 
-    def _part(self, share: _Share) -> float:
-        return max(len(share.keys) / self.entries, share.size / self.size)
+    def _fullness(self, own: _Tenant) -> float:
+        return max(len(own.keys) / self.entries, own.size / self.size)
 
     def _expire(self) -> None:
         now = self._clock()
@@ -94,9 +94,9 @@ class Kept(Generic[V]):
         entry = self._held.pop(key, None)
         if entry is None:
             return
-        share = self._shares[entry.tenant]
-        del share.keys[key]
-        share.size -= entry.size
+        own = self._tenants[entry.tenant]
+        del own.keys[key]
+        own.size -= entry.size
         self._total -= entry.size
-        if not share.keys:
-            del self._shares[entry.tenant]
+        if not own.keys:
+            del self._tenants[entry.tenant]

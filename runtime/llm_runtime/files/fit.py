@@ -182,11 +182,11 @@ def needed(plan: Plan, *, surely: bool = False) -> Need:
     if plan.engine.quantization == "int8":
         weights -= _int8_saves(plan, surely=surely)
     cache = cache_bytes(plan.settings, plan.length, plan.dtype)
-    share = 0 if plan.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
+    spared = 0 if plan.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
     activations = activation_bytes(
         first_number(plan.settings, "vocab_size"), plan.engine.max_batch_size
     )
-    reserve = max(share, activations)
+    reserve = max(spared, activations)
     if plan.device != "cpu":
         return Need(weights, 0, cache, reserve)
     # Packing a layer (engine.linears) briefly needs a second copy of it,

@@ -19,7 +19,7 @@ Lack = tuple[Budget, int]
 """A budget, and what was wanted of it."""
 
 
-class Source(Protocol):
+class BudgetSource(Protocol):
     """Makes budgets, wherever the truth about them lies."""
 
     def budget(self, name: str, limit: int, month: Month | None, now: float) -> Budget:
@@ -42,7 +42,7 @@ class Account:
     )
 
     def __init__(
-        self, caller_id: str, tier: Tier, source: Source, now: float, month: Month
+        self, caller_id: str, tier: Tier, source: BudgetSource, now: float, month: Month
     ) -> None:
         self.caller_id = caller_id
         self.tier = tier

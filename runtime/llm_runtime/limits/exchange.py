@@ -64,7 +64,7 @@ def minute(bucket: Bucket, ask: Ask, now: float) -> Grant:
     """Apply `ask` to the bucket of a minute's limit."""
     bucket.drain(ask.limit, now)
     bucket.give(ask.give)
-    amount = _share(int(bucket.room(ask.limit, now) + EPSILON), ask)
+    amount = _granted(int(bucket.room(ask.limit, now) + EPSILON), ask)
     bucket.take(amount)
     return Grant(amount, bucket.used)
 
@@ -78,7 +78,7 @@ def month(used: int, leased: int, ask: Ask) -> Grant:
         from_leased = min(leased, -ask.give)
         leased -= from_leased
         used += -ask.give - from_leased
-    amount = _share(leased + max(0, ask.limit - used), ask)
+    amount = _granted(leased + max(0, ask.limit - used), ask)
     from_leased = min(amount, leased)
     leased -= from_leased
     used += amount - from_leased
@@ -88,7 +88,7 @@ def month(used: int, leased: int, ask: Ask) -> Grant:
     return Grant(amount, used + change, leased + change)
 
 
-def _share(room: int, ask: Ask) -> int:
+def _granted(room: int, ask: Ask) -> int:
     """How much of `room` is granted."""
     if room < ask.need:
         return 0  # Too little even for the smallest request: another replica may have use for it.

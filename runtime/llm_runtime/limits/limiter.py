@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from llm_runtime.db.database import Database
-from llm_runtime.limits.account import Account, Lack, Source
+from llm_runtime.limits.account import Account, BudgetSource, Lack
 from llm_runtime.limits.broker import EXCHANGE_SECONDS, Broker, Store
 from llm_runtime.limits.budget import Budget, LocalMinute, LocalMonth
 from llm_runtime.limits.lease import SharedMinute, SharedMonth
@@ -61,7 +61,7 @@ class Limiter:
         self._max_accounts = max_accounts
         self._clock = clock
         self._slot_timeout_seconds = slot_timeout_seconds
-        self._source = _Shared(minutes, months, clock)
+        self._source = _Budgets(minutes, months, clock)
         self._wall = self._source.months.wall if self._source.months else wall
         self._calendar = Calendar(self._wall())
         self._accounts: OrderedDict[str, Account] = OrderedDict()
@@ -288,7 +288,7 @@ class Admission:
                 budget.give(self._clock(), tokens)
 
 
-class _Shared(Source):
+class _Budgets(BudgetSource):
     """Budgets of this process alone, or shared ones where there is a store for them."""
 
     def __init__(
