@@ -5,8 +5,8 @@ from typing import Protocol
 
 from llm_runtime import errors
 from llm_runtime.contract import Tier
-from llm_runtime.limits.bucket import MINUTE_SECONDS
 from llm_runtime.limits.budget import Budget
+from llm_runtime.limits.leaky_bucket import MINUTE_SECONDS
 from llm_runtime.limits.month import Month
 from llm_runtime.limits.slots import Slots
 from llm_runtime.limits.standing import LimitStanding, Standing

@@ -7,7 +7,7 @@ does with a credit card. `lease` has the budgets that several replicas share.
 import asyncio
 from typing import Protocol
 
-from llm_runtime.limits.bucket import EPSILON, Bucket
+from llm_runtime.limits.leaky_bucket import EPSILON, LeakyBucket
 from llm_runtime.limits.month import Month
 
 
@@ -74,7 +74,7 @@ class LocalMinute(_Local):
     def __init__(self, limit: int, now: float) -> None:
         self.limit = limit
         self.month = None
-        self._bucket = Bucket(at=now)
+        self._bucket = LeakyBucket(at=now)
 
     def room(self, now: float) -> float:
         return self._bucket.room(self.limit, now) + EPSILON

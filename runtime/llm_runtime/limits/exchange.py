@@ -15,7 +15,7 @@ has no leased part, because what is lost drains within the minute.
 
 from dataclasses import dataclass
 
-from llm_runtime.limits.bucket import EPSILON, Bucket
+from llm_runtime.limits.leaky_bucket import EPSILON, LeakyBucket
 from llm_runtime.limits.month import Month
 
 CAUTION = 2
@@ -60,7 +60,7 @@ class Grant:
     """Amount that is leased to this replica from now on, whatever it was before."""
 
 
-def minute(bucket: Bucket, ask: Ask, now: float) -> Grant:
+def minute(bucket: LeakyBucket, ask: Ask, now: float) -> Grant:
     """Apply `ask` to the bucket of a minute's limit."""
     bucket.drain(ask.limit, now)
     bucket.give(ask.give)

@@ -15,8 +15,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from llm_runtime.limits.bucket import EPSILON, Bucket
 from llm_runtime.limits.exchange import Ask, Grant
+from llm_runtime.limits.leaky_bucket import EPSILON, LeakyBucket
 from llm_runtime.limits.month import Month
 
 PREFETCH_SECONDS = 2.0
@@ -280,7 +280,7 @@ class SharedMinute(Lease):
 
     def __init__(self, desk: Desk, budget: str, limit: int, now: float) -> None:
         super().__init__(desk, budget, limit, None, now)
-        self._seen = Bucket(at=now)
+        self._seen = LeakyBucket(at=now)
         """The shared bucket as it was last seen."""
         self._unbooked = 0
         """Amount taken beyond the share while the store was down."""

@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from llm_runtime import errors
 from llm_runtime.limits.broker import LEASE_SECONDS, Presence, StoreAway
-from llm_runtime.limits.bucket import MINUTE_SECONDS
 from llm_runtime.limits.exchange import CAUTION, Ask, Grant
+from llm_runtime.limits.leaky_bucket import MINUTE_SECONDS
 
 PREFIX = "llm-runtime:limits:"
 REPLICAS = PREFIX + "replicas"

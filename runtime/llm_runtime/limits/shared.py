@@ -19,8 +19,8 @@ from llm_runtime.db.database import Database, DatabaseAway
 from llm_runtime.db.tables import budgets, leases
 from llm_runtime.limits import exchange
 from llm_runtime.limits.broker import LEASE_SECONDS, Presence, StoreAway
-from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Ask, Grant
+from llm_runtime.limits.leaky_bucket import LeakyBucket
 
 PRESENCE = ""
 """Budget of the lease that a replica holds for as long as it lives."""
@@ -105,7 +105,9 @@ class SqlStore:
                 .order_by(budgets.c.id)
                 .with_for_update()
             )
-            known = {row.id: Bucket(row.used, row.at) for row in await connection.execute(rows)}
+            known = {
+                row.id: LeakyBucket(row.used, row.at) for row in await connection.execute(rows)
+            }
             if len(known) < len(names):
                 return None
             mine = select(leases.c.budget, leases.c.amount).where(
@@ -213,7 +215,7 @@ class SqlStore:
             await connection.execute(delete(budgets).where(budgets.c.id.in_(names)))
 
 
-def _grant(bucket: Bucket, leased: int, ask: Ask, now: float) -> Grant:
+def _grant(bucket: LeakyBucket, leased: int, ask: Ask, now: float) -> Grant:
     if ask.month is None:
         return exchange.minute(bucket, ask, now)
     return exchange.month(round(bucket.used), leased, ask)

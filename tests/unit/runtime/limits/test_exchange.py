@@ -4,8 +4,8 @@ sums that must hold whatever they ask, in whichever order."""
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Ask, minute, month
+from llm_runtime.limits.leaky_bucket import LeakyBucket
 from llm_runtime.limits.month import month_of
 
 NOVEMBER = month_of(1_795_000_000.0)
@@ -80,7 +80,7 @@ def test_near_the_end_everybody_gets_exactly_what_is_asked() -> None:
 def test_a_minutes_grants_never_exceed_a_bucket_that_nobody_shares(
     limit: int, wishes: list[tuple[int, ...]]
 ) -> None:
-    bucket = Bucket()
+    bucket = LeakyBucket()
     now = 0.0
     granted = 0
     returned = 0
@@ -96,6 +96,6 @@ def test_a_minutes_grants_never_exceed_a_bucket_that_nobody_shares(
 
 
 def test_a_minutes_debt_is_booked_below_empty() -> None:
-    bucket = Bucket(used=50.0)
+    bucket = LeakyBucket(used=50.0)
     assert minute(bucket, Ask("k", 60, None, give=-30, need=1, demand=1), 0.0).amount == 0
     assert bucket.used == 80

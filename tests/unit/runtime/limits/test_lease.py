@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Grant, minute, month
+from llm_runtime.limits.leaky_bucket import LeakyBucket
 from llm_runtime.limits.lease import Lease, SharedMinute, SharedMonth
 from llm_runtime.limits.month import month_of
 
@@ -139,7 +139,7 @@ async def test_a_refused_replica_gives_back_what_is_too_little_for_it() -> None:
 async def test_replicas_hold_at_most_a_tenth_of_a_minute_ahead(seed: int) -> None:
     chance = random.Random(seed)
     limit = 6000
-    truth = Bucket()
+    truth = LeakyBucket()
     now = 0.0
     leases = [SharedMinute(Desk(), "key/minute", limit, 0.0) for _ in range(3)]
     spent = 0

@@ -17,8 +17,8 @@ from llm_runtime import errors
 from llm_runtime.contract import Tier
 from llm_runtime.limits import Limiter
 from llm_runtime.limits.broker import StoreAway
-from llm_runtime.limits.bucket import Bucket
 from llm_runtime.limits.exchange import Ask, minute
+from llm_runtime.limits.leaky_bucket import LeakyBucket
 from llm_runtime.limits.redis import RedisStore
 from llm_runtime.request import Caller
 from waiting import eventually, until
@@ -77,7 +77,7 @@ def caller(name: str, **limits: int) -> Caller:
 async def test_the_script_computes_what_the_pure_function_computes(server: Server) -> None:
     chance = random.Random(5)
     store = RedisStore(server.url)
-    bucket = Bucket()
+    bucket = LeakyBucket()
     limit = 100_000  # Large numbers: what drains between two calls does not hide a slip.
     for _ in range(300):
         need = chance.choice([0, chance.randint(0, 30_000)])

@@ -6,7 +6,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_runtime.limits.bucket import Bucket
+from llm_runtime.limits.leaky_bucket import LeakyBucket
 from llm_runtime.limits.month import Calendar, month_of
 
 steps = st.lists(
@@ -34,7 +34,7 @@ class TokenBucket:
 def test_bucket_agrees_with_a_token_bucket_in_exact_numbers(
     limit: int, steps: list[tuple[str, int]]
 ) -> None:
-    bucket = Bucket()
+    bucket = LeakyBucket()
     model = TokenBucket(limit)
     now = 0.0
     for kind, amount in steps:
@@ -62,23 +62,23 @@ def test_whoever_waits_as_long_as_told_finds_room_and_not_much_earlier(
 ) -> None:
     if amount > limit:
         return
-    bucket = Bucket(used=float(used), at=100.0)
+    bucket = LeakyBucket(used=float(used), at=100.0)
     wait = bucket.wait_seconds(limit, 100.0, amount)
     assert bucket.room(limit, 100.0 + wait) + 1e-6 >= amount
     if wait > 0.01:
-        earlier = Bucket(used=float(used), at=100.0)
+        earlier = LeakyBucket(used=float(used), at=100.0)
         assert earlier.room(limit, 100.0 + wait * 0.99 - 0.001) < amount
 
 
 def test_a_clock_that_goes_back_drains_nothing_and_costs_nothing() -> None:
-    bucket = Bucket(used=60.0, at=100.0)
+    bucket = LeakyBucket(used=60.0, at=100.0)
     assert bucket.room(60, 40.0) == 0
     assert bucket.room(60, 100.0) == 0
     assert bucket.room(60, 101.0) == 1
 
 
 def test_more_settled_than_reserved_goes_below_empty_and_drains_in_its_time() -> None:
-    bucket = Bucket(used=60.0, at=0.0)
+    bucket = LeakyBucket(used=60.0, at=0.0)
     bucket.give(-30)
     assert bucket.room(60, 0.0) == -30
     assert bucket.wait_seconds(60, 0.0, 10) == 40
@@ -86,7 +86,7 @@ def test_more_settled_than_reserved_goes_below_empty_and_drains_in_its_time() ->
 
 
 def test_a_changed_limit_counts_what_was_used() -> None:
-    bucket = Bucket(used=50.0, at=0.0)
+    bucket = LeakyBucket(used=50.0, at=0.0)
     assert bucket.room(100, 0.0) == 50
     assert bucket.room(1000, 0.0) == 950
     assert bucket.room(40, 0.0) == -10

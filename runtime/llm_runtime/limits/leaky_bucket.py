@@ -12,7 +12,7 @@ EPSILON = 1e-6
 told."""
 
 
-class Bucket:
+class LeakyBucket:
     """Amount used of a minute's limit that has not drained:
     `used` as of `at`, in seconds on the caller's clock."""
 
