@@ -61,7 +61,7 @@ class Confined:
             )  # fmt: skip
             try:
                 async with asyncio.timeout(WALL_SECONDS):
-                    told, _ = await child.communicate(json.dumps(task).encode())
+                    output, _ = await child.communicate(json.dumps(task).encode())
             except TimeoutError:
                 return [], False
             finally:
@@ -70,7 +70,7 @@ class Confined:
                         child.kill()
                     await child.wait()
         # The last line may be cut off where the child was ended.
-        lines = told.decode(errors="replace").splitlines(keepends=True)
+        lines = output.decode(errors="replace").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")], child.returncode == 0
 
 

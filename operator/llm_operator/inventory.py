@@ -125,13 +125,13 @@ def _deployment(key: Key, spec: Manifest, status: LLMDeploymentStatus) -> Iterat
     yield "llm_operator_deployment_replicas_ready", labels, float(status.ready_replicas or 0)
     yield "llm_operator_deployment_rollout_in_progress", labels, float(under_way)
     if candidate is not None:
-        told = (
+        values = (
             candidate.version,
             candidate.revision,
             candidate.strategy or "",
             candidate.outcome or "",
         )
-        yield "llm_operator_deployment_rollout_info", (*labels, *told), 1.0
+        yield "llm_operator_deployment_rollout_info", (*labels, *values), 1.0
         started = _seconds(candidate.started_at)
         if under_way and started is not None:
             yield "llm_operator_deployment_rollout_started_timestamp_seconds", labels, started

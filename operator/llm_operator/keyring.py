@@ -44,11 +44,11 @@ def _readable(item: Manifest) -> ReadKey | None:
     try:
         return ReadKey(meta, ApiKeySpec.model_validate(item["spec"]), status_of(ApiKeyStatus, item))
     except (ValidationError, KeyError) as error:
-        told = apikeys.unreadable(error)
+        why = apikeys.unreadable(error)
         # Its own status and an Event say so once;
         # here it is met with each look at any key of the namespace.
         log.debug(
-            "ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, told
+            "ApiKey %s/%s can't be read and opens nothing: %s", meta.namespace, meta.name, why
         )
         return None
 

@@ -315,8 +315,8 @@ async def _nodes_coming(
         return {}
     unplaced = [pod["metadata"]["name"] for pod in pods if room.unplaced(pod) is not None]
     events = await _events_of(outside.cluster, meta, unplaced[:UNPLACED_ASKED])
-    said = {name: room.coming(told, outside.clock()) for name, told in events.items()}
-    return {name: word for name, word in said.items() if word}
+    coming = {name: room.coming(words, outside.clock()) for name, words in events.items()}
+    return {name: word for name, word in coming.items() if word}
 
 
 async def connection_for(

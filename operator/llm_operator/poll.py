@@ -205,12 +205,12 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
 def _settled(resource: Manifest, asked: Manifest, found: dict[str, ModelSummary]) -> bool:
     """Whether its fault was told and another look would find the same:
     thousands of them are not to be looked at."""
-    told = _reason(resource, "Stalled")
-    if told in REFUSED:
+    stalled = _reason(resource, "Stalled")
+    if stalled in REFUSED:
         return not (resource.get("status") or {}).get(
             "model"
         )  # What runs may come back to a version that it had.
-    return told in ABSENT and not _there(asked, found.get(asked["name"]))
+    return stalled in ABSENT and not _there(asked, found.get(asked["name"]))
 
 
 def _there(asked: Manifest, model: ModelSummary | None) -> bool:

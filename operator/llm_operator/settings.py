@@ -240,20 +240,20 @@ class Settings(_Section):
 
     def warnings(self) -> list[str]:
         """What the platform team may not have meant, one sentence each."""
-        told = []
+        lines = []
         for name, connection in sorted(self.connections.items()):
             if connection.credentials_folder and connection.open_to_all:
-                told.append(
+                lines.append(
                     f"connection {name!r} has credentials, and every namespace may use it: write its namespaces or "
                     "namespaceSelector"
                 )
             if connection.credentials_folder and not connection.pod_credentials_folder:
-                told.append(
+                lines.append(
                     f"connection {name!r} gives the operator's own account to the pods, and to all who may read "
                     "Secrets beside them: write podCredentialsFolder (in the chart podCredentialsSecret) with an "
                     "account that may only read"
                 )
-        return told
+        return lines
 
 
 def load(path: Path) -> Settings:

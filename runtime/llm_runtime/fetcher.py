@@ -84,14 +84,14 @@ class _Retry:
 
 
 class AdaptersFetcher:
-    """Keeps what is told beside what is wanted. `chance`: 0 to 1."""
+    """Keeps the outcomes beside the wanted adapters up to date. `chance`: 0 to 1."""
 
     def __init__(
         self,
         adapters: Path,
         registries: Path,
         models: Path,
-        told: Path,
+        outcomes: Path,
         start: Callable[[list[Job]], Child],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -99,7 +99,7 @@ class AdaptersFetcher:
         self._list = AdapterList(adapters)
         self._registries = MountedFile(registries)
         self._models = models
-        self._told = told
+        self._outcomes = outcomes
         self._start = start
         self._clock = clock
         self._chance = chance
@@ -119,7 +119,7 @@ class AdaptersFetcher:
             if each.connection in self._access  # Else the server says so: its list lacks it, too.
         }
         listed = {each.name for each in self._list.wanted.with_candidates}
-        for file in self._told.glob("*.json"):
+        for file in self._outcomes.glob("*.json"):
             if file.stem not in listed:
                 file.unlink()
         if self._child is not None and not self._over(self._child, wanted):
@@ -160,11 +160,11 @@ class AdaptersFetcher:
             self._retries.pop(name, None)
             return
         if trouble:
-            said = f"fetching {job.adapter.model} version {job.adapter.version} {trouble}"
+            message = f"fetching {job.adapter.model} version {job.adapter.version} {trouble}"
             _tell(
-                self._told,
+                self._outcomes,
                 name,
-                Outcome(identity=job.identity, report=_report("InternalError", said)),
+                Outcome(identity=job.identity, report=_report("InternalError", message)),
             )
         before = self._retries.get(name)
         failures = before.failures + 1 if before and before.job == job else 1
@@ -178,10 +178,10 @@ class AdaptersFetcher:
 
     def _brought(self, job: Job) -> bool:
         """Whether it is told, and still there: who shares the volume may have made room."""
-        told = read(self._told, job.adapter.name)
-        if told is None or told.identity != job.identity or not told.folder:
+        outcome = read(self._outcomes, job.adapter.name)
+        if outcome is None or outcome.identity != job.identity or not outcome.folder:
             return False
-        return (self._models / told.folder / MANIFEST).is_file()
+        return (self._models / outcome.folder / MANIFEST).is_file()
 
     def _take_registries(self) -> bool:
         content = self._registries.news()
@@ -200,7 +200,7 @@ class AdaptersFetcher:
         return True
 
 
-def fetch_all(jobs: list[Job], models: Path, told: Path) -> None:
+def fetch_all(jobs: list[Job], models: Path, outcomes: Path) -> None:
     """The child's work: bring each, and tell what became of it."""
     private = (secret for job in jobs for secret in (job.access.password, job.access.token))
     logs.hide({secret: "CREDENTIALS" for secret in private if len(secret) >= HIDDEN_CHARACTERS})
@@ -212,18 +212,18 @@ def fetch_all(jobs: list[Job], models: Path, told: Path) -> None:
             outcome = Outcome(identity=job.identity, report=_report(fatal.reason, str(fatal)))
         except Exception as error:
             log.exception("Fetching the adapter %s failed", job.adapter.name)
-            said = (
+            reason = (
                 f"{type(error).__name__}: {error}; see the log of the container that fetches"
                 " adapters"
             )
-            outcome = Outcome(identity=job.identity, report=_report("InternalError", said))
+            outcome = Outcome(identity=job.identity, report=_report("InternalError", reason))
         if outcome.report:
             log.error(
                 "adapter not fetched: %s",
                 outcome.report.message,
                 extra={"adapter": job.adapter.name},
             )
-        _tell(told, job.adapter.name, outcome)
+        _tell(outcomes, job.adapter.name, outcome)
 
 
 def _tell(folder: Path, name: str, outcome: Outcome) -> None:
@@ -240,21 +240,21 @@ def _report(reason: str, message: str) -> FatalReport:
     return FatalReport(reason=reason, message=logs.shown(message))
 
 
-def _run(adapters: Path, registries: Path, models: Path, told: Path) -> None:
+def _run(adapters: Path, registries: Path, models: Path, outcomes: Path) -> None:
     """Until SIGTERM."""
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
 
     def start(jobs: list[Job]) -> Child:
-        given = [MODELS_FLAG, str(models), FETCHED_FLAG, str(told)]
+        given = [MODELS_FLAG, str(models), FETCHED_FLAG, str(outcomes)]
         child = subprocess.Popen([*CHILD, *given], stdin=subprocess.PIPE)
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:  # Its exit code says so.
             child.stdin.write(_JOBS.dump_json(jobs, by_alias=True))
         return child
 
-    fetcher = AdaptersFetcher(adapters, registries, models, told, start)
+    fetcher = AdaptersFetcher(adapters, registries, models, outcomes, start)
     while not over.wait(LOOK_SECONDS):
         try:
             fetcher.look()

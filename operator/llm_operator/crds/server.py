@@ -43,14 +43,14 @@ class FilterPatternSpec(Section):
             parser.parse(value)
             found = re2.compile(value, options)
         except (re.error, re2.error, OverflowError, RecursionError) as error:
-            said = (
+            reason = (
                 str(error.args[0], errors="replace")
                 if isinstance(error.args[0], bytes)
                 else str(error)
             )
             hint = "look-around and back-references are not supported"
             raise ValueError(
-                f"{value!r} is not a regular expression of Python ({hint}): {said}"
+                f"{value!r} is not a regular expression of Python ({hint}): {reason}"
             ) from None
         if found.search(""):
             raise ValueError(f"{value!r} matches the empty text, and so everywhere")

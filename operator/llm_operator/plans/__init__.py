@@ -282,18 +282,20 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
     """Events for what changed in the status."""
     before = {condition.type: condition for condition in observed.status.conditions}
     after = {condition.type: condition for condition in status.conditions}
-    told: list[Occurrence] = []
+    occurrences: list[Occurrence] = []
     old = observed.status.model
     new = status.model
     if new and (old is None or (old.name, old.version) != (new.name, new.version)):
         moved = f", was version {old.version}" if old and old.name == new.name else ""
-        told.append(Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}"))
+        occurrences.append(
+            Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}")
+        )
     elif new and old and new.anew and new.anew != old.anew:
-        said = (
+        message = (
             f"version {new.version} of {new.name} was registered anew, from {new.source}: it is"
             " rolled out as another"
         )
-        told.append(Occurrence("Warning", "RegisteredAnew", said))
+        occurrences.append(Occurrence("Warning", "RegisteredAnew", message))
     for kind, good in (
         ("ModelResolved", "True"),
         ("RegistryReachable", "True"),
@@ -301,16 +303,16 @@ def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, 
         ("Applied", "True"),
     ):
         if kind in after:
-            told += _change(before.get(kind), after[kind], good, kind)
+            occurrences += _change(before.get(kind), after[kind], good, kind)
     if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
-        told += _change(
+        occurrences += _change(
             before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent"
         )
-    told += adapter_status.events(observed, status)
+    occurrences += adapter_status.events(observed, status)
     if "UpdateAvailable" in after:
-        told += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
-    told += _hindered(before.get("Progressing"), after["Progressing"])
-    return tuple(dict.fromkeys(told))
+        occurrences += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
+    occurrences += _hindered(before.get("Progressing"), after["Progressing"])
+    return tuple(dict.fromkeys(occurrences))
 
 
 def _mishaps(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:

@@ -84,8 +84,8 @@ def late(
 ) -> bool:
     """Whether the status says something else of the delivery to this deployment than is the
     case."""
-    told = next((each for each in status.conditions if each.type == "Ready"), None)
-    reason, message = (told.reason, told.message) if told else ("", "")
+    ready = next((each for each in status.conditions if each.type == "Ready"), None)
+    reason, message = (ready.reason, ready.message) if ready else ("", "")
     found = delivery(_wanted(owner, spec, status.prefix), owner, spec, deployment, given)
     if found == Reason.Issued:
         named = not opens(spec, deployment) and deployment.name in (status.deployments or ())
@@ -182,8 +182,8 @@ def _undelivered(
         "their key file could not be written, which is tried again by itself:"
         f" {'; '.join(troubles)}"
     )
-    said = "; ".join(part for part in (have, none, why if troubles else "") if part)
-    return ("False" if troubles else "Unknown"), Reason.Delivering, said
+    message = "; ".join(part for part in (have, none, why if troubles else "") if part)
+    return ("False" if troubles else "Unknown"), Reason.Delivering, message
 
 
 def invalid(
@@ -193,10 +193,10 @@ def invalid(
     `taking`: deployments whose pods still know it."""
     still = ", ".join(sorted(taking)[:20])
     when = f" as soon as the pods of LLMDeployment {still} have been told" if still else ""
-    said = f"spec.{message}; the key opens nothing{when}"
+    text = f"spec.{message}; the key opens nothing{when}"
     return observed.model_copy(
         update={
-            "conditions": conditions.invalid(observed.conditions, said, meta.generation, now),
+            "conditions": conditions.invalid(observed.conditions, text, meta.generation, now),
             "observed_generation": meta.generation,
             "deployments": tuple(sorted(taking)) or None,
         }
@@ -247,12 +247,12 @@ def _ready(
             ),
         )
     if strangers := [name for name in matched if not knows_tier(spec, observed.tiers[name])]:
-        said = (
+        text = (
             f"LLMDeployment {', '.join(strangers[:20])} has no tier {spec.tier}: the key has the"
             f" default tier's limits there; use {', '.join(observed.tiers[strangers[0]])} or add it"
             " to spec.access.tiers"
         )
-        return "False", Reason.TierUnknown, said
+        return "False", Reason.TierUnknown, text
     where = f"Secret {secret} holds the key under api-key"
     return (
         "True",

@@ -24,8 +24,10 @@ def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
 def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
     pod = spec.pod
     for variable in pod.env or ():
-        if told := env_refusal(variable.name):
-            yield Fault(Reason.InvalidSpec, f"spec.pod.env: {variable.name}: {told}", terminal=True)
+        if refusal := env_refusal(variable.name):
+            yield Fault(
+                Reason.InvalidSpec, f"spec.pod.env: {variable.name}: {refusal}", terminal=True
+            )
     asked: tuple[tuple[str, str, list[str], Choice], ...] = (
         ("spec.pod.annotations", "annotations", list(pod.annotations or ()), policy.annotations),
         ("spec.pod.labels", "labels", list(pod.labels or ()), policy.labels),
@@ -53,13 +55,13 @@ def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
         for each in written:
             if not choice.permits(each):
                 what = each or "a toleration without a key, which tolerates every taint,"
-                said = (
+                message = (
                     f"{field}: {what} is refused by the platform (podPolicy.{name} of the"
                     " operator's configuration)"
                 )
                 yield Fault(
                     Reason.NotPermitted,
-                    f"{said}: remove it, or have the platform team allow it",
+                    f"{message}: remove it, or have the platform team allow it",
                     terminal=True,
                 )
 

@@ -367,19 +367,19 @@ def unanswered(where: str, error: Exception) -> str:
 
 def _explain(error: ApiException, path: str) -> ApiError:
     try:
-        told = json.loads(error.body)
-        message = told["message"]
+        answer = json.loads(error.body)
+        message = answer["message"]
     except (TypeError, ValueError, KeyError):
-        told = {}
+        answer = {}
         message = f"{error.status} {error.reason}"
-    kind = {404: NotFound, 409: Conflict, 422: Invalid if _names_a_field(told) else Refused}.get(
+    kind = {404: NotFound, 409: Conflict, 422: Invalid if _names_a_field(answer) else Refused}.get(
         error.status,
         Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused,
     )
     return kind(f"{message} ({error.status} on {path})")
 
 
-def _names_a_field(told: Manifest) -> bool:
+def _names_a_field(answer: Manifest) -> bool:
     """As the API server's validation does.
     Webhooks and policies answer 422, too, and may think otherwise later."""
-    return any(cause.get("field") for cause in (told.get("details") or {}).get("causes") or ())
+    return any(cause.get("field") for cause in (answer.get("details") or {}).get("causes") or ())

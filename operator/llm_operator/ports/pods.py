@@ -85,8 +85,8 @@ class HttpPods:
         if root is None:
             return Answer(0, "the pod has no address yet")
         if "prompt" in body:
-            said = {"messages": [{"role": "user", "content": body["prompt"]}]}
-            chat = {**said, **{name: value for name, value in body.items() if name != "prompt"}}
+            message = {"messages": [{"role": "user", "content": body["prompt"]}]}
+            chat = {**message, **{name: value for name, value in body.items() if name != "prompt"}}
             answer = await self._ask(f"{root}/v1/chat/completions", key, chat)
             if answer.status != 400 or contract.NO_CHAT_TEMPLATE not in answer.text:
                 return answer

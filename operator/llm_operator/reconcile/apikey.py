@@ -119,12 +119,12 @@ def _news(before: ApiKeyStatus, after: ApiKeyStatus) -> tuple[Occurrence, ...]:
     """A fault that was not told before."""
     known = {(each.type, each.status, each.reason) for each in before.conditions}
     ready = _ready(after)
-    told = (
+    event = (
         ready.reason in TOLD
         and ready.status == "False"
         and ("Ready", "False", ready.reason) not in known
     )
-    return (Occurrence("Warning", ready.reason, ready.message),) if told else ()
+    return (Occurrence("Warning", ready.reason, ready.message),) if event else ()
 
 
 async def _ensure(
@@ -142,12 +142,12 @@ async def _ensure(
                 secret = await update(
                     outside.cluster, meta, keys.issued_secret(meta, name, value), observed.secret
                 )
-                told = Occurrence(
+                occurrence = Occurrence(
                     "Normal",
                     "KeyAdopted",
                     f"Secret {name} was this ApiKey's before: its key goes on",
                 )
-                return secret, secret["metadata"].get("creationTimestamp"), (told,)
+                return secret, secret["metadata"].get("creationTimestamp"), (occurrence,)
             await _leave_old(outside, observed, name)
             return (
                 observed.secret,

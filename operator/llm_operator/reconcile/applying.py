@@ -154,8 +154,8 @@ async def _prune(outside: Outside, meta: Meta, plan: Plan) -> list[Trouble]:
 
 
 def _kept(kind: str, name: str, error: ApiError) -> Trouble:
-    said = f"{kind} {name} is not wanted any more and could not be deleted: {error}"
-    return Trouble(Fault(Reason.ApplyFailed, said), passing=passes(error), side=True)
+    message = f"{kind} {name} is not wanted any more and could not be deleted: {error}"
+    return Trouble(Fault(Reason.ApplyFailed, message), passing=passes(error), side=True)
 
 
 async def _forget_credentials(outside: Outside, meta: Meta, name: str) -> None:

@@ -46,10 +46,10 @@ async def keep_off(outside: Outside, key: Key, holder: str, pace: Pace) -> Done:
         return Done(gone=True)
     if outside.memory.elsewhere.get(key) != holder:
         outside.memory.elsewhere[key] = holder
-        told = Occurrence(
+        occurrence = Occurrence(
             "Warning", "OtherInstallation", _words(outside, key.namespace, holder), once=True
         )
-        await tell(outside.cluster, meta_of(resource), (told,), stamp(outside.clock()))
+        await tell(outside.cluster, meta_of(resource), (occurrence,), stamp(outside.clock()))
     return Done(pace.verify_seconds)
 
 

@@ -40,20 +40,20 @@ async def tell_unfinished(
         if isinstance(error, ApiError)
         else f"an error of the operator itself: {type(error).__name__}: "
     )
-    said = f"{own}{error}"
+    what = f"{own}{error}"
     fault = Fault(
         Reason.NotObserved,
-        f"the operator could not look at everything, and tries again by itself: {said}",
+        f"the operator could not look at everything, and tries again by itself: {what}",
     )
     now = outside.clock()
     before = status_of(model, resource)
-    told = conditions.unknown(before.conditions, fault, meta.generation, now)
+    verdicts = conditions.unknown(before.conditions, fault, meta.generation, now)
     known = any(each.type == "Ready" and each.reason == fault.reason for each in before.conditions)
     try:
         if not known:
             happened = Occurrence("Warning", fault.reason, fault.message)
             await tell(outside.cluster, meta, (happened,), stamp(now))
-        await report(outside, resource, meta, before.model_copy(update={"conditions": told}))
+        await report(outside, resource, meta, before.model_copy(update={"conditions": verdicts}))
     except ApiError as refusal:
         log.warning(
             "%s %s/%s: its status was not written: %s",

@@ -160,9 +160,9 @@ async def _tell(cluster: Cluster, namespace: str, pod: str, digest: str) -> Trou
     except NotFound:
         return None
     except ApiError as error:
-        told = (
+        message = (
             f"pod {pod} could not be told of changed keys, and sees them within a minute or two:"
             f" {error}"
         )
-        return Trouble(Fault(Reason.ApplyFailed, told), passing=passes(error), side=True)
+        return Trouble(Fault(Reason.ApplyFailed, message), passing=passes(error), side=True)
     return None

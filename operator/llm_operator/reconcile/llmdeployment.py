@@ -140,11 +140,13 @@ async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
     meta = observe.meta_of(resource)
     message = f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
-    told = conditions.invalid(
+    verdicts = conditions.invalid(
         before.conditions, message, meta.generation, outside.clock(), fault.reason
     )
-    status = before.model_copy(update={"conditions": told, "observed_generation": meta.generation})
-    if before.conditions != told:
+    status = before.model_copy(
+        update={"conditions": verdicts, "observed_generation": meta.generation}
+    )
+    if before.conditions != verdicts:
         happened = (Occurrence("Warning", fault.reason, message),)
         await tell(outside.cluster, meta, happened, stamp(outside.clock()))
     await report(outside, resource, meta, status)
@@ -203,8 +205,10 @@ def _late_keys(observed: Observed) -> tuple[Key, ...]:
     tiers = observed.spec.access.tier_names()
 
     def late(key: DigestedKey) -> bool:
-        told = any(condition.reason == Reason.TierUnknown for condition in key.status.conditions)
+        tier_unknown = any(
+            condition.reason == Reason.TierUnknown for condition in key.status.conditions
+        )
         unnamed = observed.meta.name not in (key.status.deployments or ())
-        return unnamed or told == apikeys.knows_tier(key.spec, tiers)
+        return unnamed or tier_unknown == apikeys.knows_tier(key.spec, tiers)
 
     return tuple(key.meta.key for key in observed.keys if late(key))

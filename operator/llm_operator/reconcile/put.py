@@ -147,11 +147,11 @@ def refused(manifest: Manifest, error: NotApplied | ApiError) -> Fault:
     """
     if isinstance(error, NotApplied):
         return Fault(error.reason, str(error), terminal=True)
-    said = f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}"
+    message = f"{manifest['kind']} {manifest['metadata']['name']} was refused: {error}"
     if isinstance(error, Invalid):
         return Fault(
             Reason.ChildInvalid,
-            f"{said}; change what the specification says about it",
+            f"{message}; change what the specification says about it",
             terminal=True,
         )
-    return Fault(Reason.ApplyFailed, said)
+    return Fault(Reason.ApplyFailed, message)

@@ -46,14 +46,14 @@ async def tell(cluster: Cluster, meta: Meta, occurrences: tuple[Occurrence, ...]
             new = True
         if new:
             level = logging.INFO if occurrence.type == "Normal" else logging.WARNING
-            said = (meta.kind, meta.namespace, meta.name, occurrence.reason, occurrence.message)
-            log.log(level, "%s %s/%s: %s: %s", *said)
+            event = (meta.kind, meta.namespace, meta.name, occurrence.reason, occurrence.message)
+            log.log(level, "%s %s/%s: %s: %s", *event)
 
 
 async def _record(cluster: Cluster, meta: Meta, occurrence: Occurrence, now: str) -> bool:
     """Whether this is news: False for what is told once and was."""
-    told = f"{meta.uid}/{occurrence.reason}/{occurrence.message}"
-    name = f"{meta.name[:200]}.{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    text = f"{meta.uid}/{occurrence.reason}/{occurrence.message}"
+    name = f"{meta.name[:200]}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     event = {
         "apiVersion": "v1",
         "kind": "Event",

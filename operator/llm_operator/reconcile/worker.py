@@ -60,6 +60,6 @@ def _again(queue: Queue[Key], key: Key, error: Exception) -> None:
     failures = queue.failures(key)
     # 1, 4, 16, 64, …: thousands of objects may fail for hours,
     # and their statuses say so all the time.
-    told = failures.bit_count() == 1 and failures.bit_length() % 2 == 1
-    level = logging.WARNING if told else logging.DEBUG
+    logged = failures.bit_count() == 1 and failures.bit_length() % 2 == 1
+    level = logging.WARNING if logged else logging.DEBUG
     log.log(level, "%s %s/%s: again in %.1f s: %s", key.kind, key.namespace, key.name, delay, error)

@@ -63,8 +63,8 @@ class Delivered:
     """The server's end: a `Fetch` that waits for what the other container brings.
     `whole`: whether a folder is."""
 
-    def __init__(self, told: Path, models: Path, whole: Callable[[Path], bool]) -> None:
-        self._told = told
+    def __init__(self, outcomes: Path, models: Path, whole: Callable[[Path], bool]) -> None:
+        self._outcomes = outcomes
         self._models = models
         self._whole = whole
         self._seen = 0
@@ -73,11 +73,11 @@ class Delivered:
         """The verified folder. Raises errors.Reported."""
         wanted = identity(adapter, access)
         while True:
-            told = read(self._told, adapter.name)
-            if told and told.identity == wanted:
-                if told.report:
-                    raise Reported(told.report)
-                folder = self._models / told.folder
+            outcome = read(self._outcomes, adapter.name)
+            if outcome and outcome.identity == wanted:
+                if outcome.report:
+                    raise Reported(outcome.report)
+                folder = self._models / outcome.folder
                 if await asyncio.to_thread(self._whole, folder):
                     return folder
             await asyncio.sleep(LOOK_SECONDS)
@@ -86,7 +86,7 @@ class Delivered:
         """Whether something was told since this was asked before."""
         try:
             before = self._seen
-            self._seen = self._told.stat().st_mtime_ns
+            self._seen = self._outcomes.stat().st_mtime_ns
         except OSError:
             return False
         return self._seen != before

@@ -132,12 +132,12 @@ async def chat(request: Request, body: ConversationBody) -> ConversationAnswer |
             request, generation, _events(request, generation, session, len(body.messages))
         )
     [choice] = await collect(request, generation)
-    said = (
+    answer = (
         reading_of(pipeline_of(request).codec.chat_template).reader().take(choice.text, final=True)
     )
-    await session.append(generation, len(body.messages), said.text)
+    await session.append(generation, len(body.messages), answer.text)
     return ConversationAnswer(
-        message=Answer(content=said.text, reasoning_content=said.thoughts or None),
+        message=Answer(content=answer.text, reasoning_content=answer.thoughts or None),
         model=model_name(generation, pipeline_of(request)),
         tokens_generated=generation.completion_tokens,
         cached=generation.cached,

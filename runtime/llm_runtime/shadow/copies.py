@@ -60,14 +60,14 @@ class Heard:
 
     def document(self) -> dict[str, Any]:
         """The answer for the pod that sent the copy."""
-        said = self.said
-        if said is None:
+        answer = self.said
+        if answer is None:
             return {}
         return {
-            "text": said.text,
-            "reason": said.finish_reason,
-            "tokens": said.tokens,
-            "seconds": said.seconds,
+            "text": answer.text,
+            "reason": answer.finish_reason,
+            "tokens": answer.tokens,
+            "seconds": answer.seconds,
         }
 
 
@@ -170,8 +170,8 @@ class Copier:
             return ("late", Said("", "", 0, seconds)) if deadline.expired() else ("lost", None)
         if status in BUSY:
             return "refused", None
-        said = read(content) if status == 200 else None
-        return ("compared", said) if said else ("failed", None)
+        answer = read(content) if status == 200 else None
+        return ("compared", answer) if answer else ("failed", None)
 
     async def _note(self, copy: Copy, result: str, candidate: Said | None) -> None:
         stable = copy.said

@@ -139,19 +139,19 @@ class _Work:
         self.left_out.append(f"{path}.{word}".removeprefix("."))
 
     def _number(self, words: dict[str, Any], path: str) -> dict[str, Any]:
-        said = {word: words[word] for word in (*BOUNDS, "multipleOf") if word in words}
-        if not said or self._reads(words, said):
+        bounds = {word: words[word] for word in (*BOUNDS, "multipleOf") if word in words}
+        if not bounds or self._reads(words, bounds):
             return words
         kind = "integer" if words.get("type") == "integer" else "number"
         closer = {
             word: _closer(value, MOST_NUMBER[kind]) if word in BOUNDS else value
-            for word, value in said.items()
+            for word, value in bounds.items()
         }
         if self._reads(words, closer):
             return {**words, **closer}
-        for word in said:
+        for word in bounds:
             self._leave(path, word)
-        return {word: value for word, value in words.items() if word not in said}
+        return {word: value for word, value in words.items() if word not in bounds}
 
     def _reads(self, words: dict[str, Any], said: dict[str, Any]) -> bool:
         return self.compiler.probe(

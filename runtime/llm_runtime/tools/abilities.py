@@ -70,8 +70,8 @@ def abilities(template: str, tool_template: str) -> Abilities:
     system = chat and _shows(template, [{"role": "system", "content": _SYSTEM}, _USER], _SYSTEM)
     if chat and not system:
         lacks.append("its chat template takes no system message: these are refused or left out")
-    told = knows_tools(tool_template) and _shows(tool_template, [_USER], _NAME, tools=True)
-    if not told:
+    calls = knows_tools(tool_template) and _shows(tool_template, [_USER], _NAME, tools=True)
+    if not calls:
         lacks.append("its chat template knows no tools: requests with tools get 400")
     elif form is None:
         lacks.append(
@@ -87,8 +87,8 @@ def abilities(template: str, tool_template: str) -> Abilities:
     return Abilities(
         chat=chat,
         system=system,
-        tools=told and form is not None,
-        calls=form.name if told and form else None,
+        tools=calls and form is not None,
+        calls=form.name if calls and form else None,
         reasoning=reading.tags is not None or reading.channels,
         lacks=tuple(lacks),
     )

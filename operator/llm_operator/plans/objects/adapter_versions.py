@@ -148,18 +148,18 @@ def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> Adapte
     )
     # An inconclusive gate holds up no version that clients have no other of.
     rollout = observed.spec.rollout
-    held = undecided and found.serves is not None and rollout.on_inconclusive != "Promote"
+    waits = undecided and found.serves is not None and rollout.on_inconclusive != "Promote"
     most = rollout.max_hold_seconds if rollout.on_inconclusive == "Hold" else 0
-    late = held and since is not None and (now - since).total_seconds() >= most
+    late = waits and since is not None and (now - since).total_seconds() >= most
     if gates.failed(verdict) is not None or late:
         return AdapterVersions(found.serves, candidate.model_copy(update={"outcome": "Failed"}))
-    if open_ or held:
+    if open_ or waits:
         return replace(found, candidate=candidate)
-    told = {
+    fields = {
         **candidate.model_dump(include=set(AdapterStatus.model_fields)),
         "judged": gates.summary(verdict),
     }
-    return AdapterVersions(AdapterStatus.model_validate(told))
+    return AdapterVersions(AdapterStatus.model_validate(fields))
 
 
 def _outcome(found: AdapterVersions, evidence: Evidence, config_map: str) -> SmokeOutcome:

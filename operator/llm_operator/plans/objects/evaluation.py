@@ -38,8 +38,8 @@ def job(
         {"name": "task", "secret": {"secretName": name}},
     ]
     container = spec["containers"][0]
-    told = [f"--task={TASK_MOUNT}/{TASK_FILE}", f"--report={REPORT}"]
-    container["args"] = [*(container.get("args") or []), "evaluate", *told]
+    arguments = [f"--task={TASK_MOUNT}/{TASK_FILE}", f"--report={REPORT}"]
+    container["args"] = [*(container.get("args") or []), "evaluate", *arguments]
     mount = {"name": "task", "mountPath": TASK_MOUNT, "readOnly": True}
     container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
     return {

@@ -186,8 +186,8 @@ def digest(secret: Manifest) -> str:
 def untold(pod: Manifest, digest: str) -> bool:
     """Whether the pod's kubelet has not been told of this content."""
     meta = pod["metadata"]
-    told = (meta.get("annotations") or {}).get(names.KEYS_ANNOTATION) == digest
-    return not (told or meta.get("deletionTimestamp") or pod_ended(pod))
+    current = (meta.get("annotations") or {}).get(names.KEYS_ANNOTATION) == digest
+    return not (current or meta.get("deletionTimestamp") or pod_ended(pod))
 
 
 def registry_secret(meta: Meta, connection: Connection | None) -> Manifest:

@@ -72,16 +72,16 @@ def fresh(observed: Observed, model: ModelVersion) -> str:
     if model.registered_at:
         # What an operator before this one did not note says nothing: its upgrade rolls out nothing.
         same = known.registered_at in (None, "", model.registered_at)
-        told = model.registered_at
+        value = model.registered_at
     else:
         same = not (known.source and model.source) or known.source == model.source[:2048]
-        told = model.source
-    return "" if same else mark(told)
+        value = model.source
+    return "" if same else mark(value)
 
 
-def mark(told: str) -> str:
+def mark(text: str) -> str:
     """A short name for what tells a version from others of its number."""
-    return hashlib.sha256(told.encode()).hexdigest()[:10]
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _same_number(observed: Observed, model: ModelVersion) -> bool:
@@ -168,9 +168,12 @@ def believed(
     if deployment is None:
         served = {entry.revision for entry in status.history if entry.served}
         return revision in served | ({status.stable.revision} if status.stable else set())
-    told = (deployment["metadata"].get("annotations") or {}).get(names.TEMPLATE_ANNOTATION)
+    annotation = (deployment["metadata"].get("annotations") or {}).get(names.TEMPLATE_ANNOTATION)
     try:
-        return told in (None, workload.digest(json.loads(config["data"][workload.TEMPLATE_FILE])))
+        return annotation in (
+            None,
+            workload.digest(json.loads(config["data"][workload.TEMPLATE_FILE])),
+        )
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
 

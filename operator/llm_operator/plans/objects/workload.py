@@ -322,7 +322,7 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
     if adapters:
         args += [contract.ADAPTERS_FLAG, f"{contract.ADAPTERS_MOUNT}/{contract.ADAPTERS_FILE}"]
         args += [contract.FETCHED_FLAG, contract.FETCHED_MOUNT]
-    told = (("adapters", contract.ADAPTERS_MOUNT), ("fetched", contract.FETCHED_MOUNT))
+    mounts = (("adapters", contract.ADAPTERS_MOUNT), ("fetched", contract.FETCHED_MOUNT))
     return _container(names.RUNTIME_CONTAINER, image, spec.pod, contract.SERVE_COMMAND, args) | {
         "env": [
             _home(),
@@ -343,7 +343,7 @@ def _serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
             {"name": "keys", "mountPath": contract.KEYS_MOUNT, "readOnly": True},
             *(
                 {"name": name, "mountPath": path, "readOnly": True}
-                for name, path in told
+                for name, path in mounts
                 if adapters
             ),
             *source.mount(spec.model.uri),

@@ -46,19 +46,19 @@ class Decision:
 
     def ended(self, revision: RevisionStatus, outcome: str, message: str) -> "Decision":
         """With the line that history keeps of a revision."""
-        known = {
+        beginning = {
             "revision": revision.revision,
             "version": revision.version,
             "started_at": revision.started_at,
         }
         judged = revision.judged if isinstance(revision, StableStatus) else None
-        told = {
+        end = {
             "ended_at": stamp(self.situation.now),
             "outcome": outcome,
             "message": message,
             "judged": judged,
         }
-        return replace(self, history=(HistoryEntry.model_validate(known | told), *self.history))
+        return replace(self, history=(HistoryEntry.model_validate(beginning | end), *self.history))
 
     @property
     def rolling_out(self) -> bool:
@@ -94,11 +94,11 @@ class Decision:
 
     def ordered(self, word: str) -> bool:
         """Whether `skip` or `abort` was said of this candidate."""
-        said, about = (
+        order, about = (
             (self.directive.value, self.directive.revision) if self.directive else ("", None)
         )
         return (
             self.candidate is not None
             and about == self.candidate.revision
-            and said.partition(":")[0] == word
+            and order.partition(":")[0] == word
         )

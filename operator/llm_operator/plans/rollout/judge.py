@@ -135,12 +135,12 @@ def _undecided(move: Move, strategy: Strategy) -> Fault:
     undecided = strategy.undecided(move) or tuple(
         each for each in move.candidate.gates if each.state == "Inconclusive"
     )
-    said = "; ".join(map(gates.told, undecided))
+    verdicts = "; ".join(map(gates.told, undecided))
     advice = (
         "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it"
         " go on"
     )
-    message = f"neither surely good nor surely bad in the time it had: {said}; {advice}"
+    message = f"neither surely good nor surely bad in the time it had: {verdicts}; {advice}"
     return Fault(Reason.GateInconclusive, message, terminal=True)
 
 
@@ -166,10 +166,10 @@ def _hopeless(move: Move, strategy: Strategy) -> Fault | None:
     ):
         # Old pods were stopped to make room and it was not enough:
         # they come back, now and not at the deadline.
-        said, reason = (
+        why, reason = (
             (fault.message, fault.reason) if fault else (lack.message, Reason.PodUnschedulable)
         )
-        message = f"stopping old pods ({move.candidate.strategy}) made no room for the new: {said}"
+        message = f"stopping old pods ({move.candidate.strategy}) made no room for the new: {why}"
         return Fault(reason, message, terminal=True)
     left = strategy.deadline_left(move)
     return _late(move, strategy, fault) if left is not None and left <= 0 else None
@@ -210,5 +210,5 @@ def _fail(decision: Decision, candidate: Candidate, fault: Fault) -> Decision:
     failed = replace(
         candidate, outcome="Failed", reason=reason, message=fault.message, paused=False
     )
-    told = f"model version {candidate.version}: {message}{keeps}"
-    return replace(decision, candidate=failed).tell("Warning", "RolloutFailed", told)
+    event = f"model version {candidate.version}: {message}{keeps}"
+    return replace(decision, candidate=failed).tell("Warning", "RolloutFailed", event)

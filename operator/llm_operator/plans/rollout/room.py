@@ -66,12 +66,12 @@ def lack(move: Move) -> Lack | None:
     children = move.situation.children(move.new)
     old = [pod for pod in move.situation.children(move.old).pods if exists(pod)]
     for pod in filter(exists, children.pods):
-        if (said := unplaced(pod)) is not None:
-            return Lack(said, freed(said, old), _coming(pod, move.situation.coming))
+        if (refusal := unplaced(pod)) is not None:
+            return Lack(refusal, freed(refusal, old), _coming(pod, move.situation.coming))
     if move.situation.staying_pods(move.new) < children.wanted and (
-        said := _refusal(children.deployment)
+        refusal := _refusal(children.deployment)
     ):
-        return Lack(said, bool(old) and _quota_frees(said))
+        return Lack(refusal, bool(old) and _quota_frees(refusal))
     return None
 
 
@@ -172,12 +172,12 @@ def unplaced(pod: Manifest) -> str | None:
     return None
 
 
-def freed(said: str, old: Iterable[Manifest]) -> bool:
+def freed(message: str, old: Iterable[Manifest]) -> bool:
     """Whether an old pod that goes may leave the room that the scheduler misses."""
     old = list(old)
     if not old:
         return False
-    reasons, _, preemption = said.partition("preemption:")
+    reasons, _, preemption = message.partition("preemption:")
     if _never(preemption):
         return False
     scarce = _INSUFFICIENT.findall(reasons)
@@ -209,10 +209,10 @@ def _refusal(deployment: Manifest | None) -> str:
     return ""
 
 
-def _quota_frees(said: str) -> bool:
+def _quota_frees(message: str) -> bool:
     """Whether a quota that is used up would hold the pod if another were gone;
     any other refusal stays."""
-    match = _QUOTA.search(said)
+    match = _QUOTA.search(message)
     if match is None:
         return False
     requested = _amounts(match["requested"])
@@ -222,9 +222,9 @@ def _quota_frees(said: str) -> bool:
     )
 
 
-def _amounts(said: str) -> dict[str, Decimal]:
+def _amounts(message: str) -> dict[str, Decimal]:
     found: dict[str, Decimal] = {}
-    for name, amount in re.findall(r"([\w./-]+)=([\w.]+)", said):
+    for name, amount in re.findall(r"([\w./-]+)=([\w.]+)", message):
         with suppress(ValueError):
             found[name] = quantity_value(amount)
     return found

@@ -108,7 +108,7 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
     if found := adapters.fault(observed):
         return ("False" if found.terminal else "Unknown"), found.reason, found.message
     served = _all_served(observed)
-    said = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in served)
+    versions = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in served)
     if failed := [each for each in served if each.failed]:
         return (
             "False",
@@ -117,28 +117,28 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
         )
     late = "; ".join(_lateness(each) for each in served if each.behind or each.silent)
     if waiting := _behind_any_gates(observed):
-        status, reason, told = waiting
-        return status, reason, f"{told}; {late}" if late else told
+        status, reason, message = waiting
+        return status, reason, f"{message}; {late}" if late else message
     if late:
         return "Unknown", Reason.AdapterLoading, late
     if any(not each.pods for each in served):
-        return "Unknown", Reason.NoReadyPods, f"{said}; no pod is ready yet"
-    return "True", Reason.AdaptersLoaded, said
+        return "Unknown", Reason.NoReadyPods, f"{versions}; no pod is ready yet"
+    return "True", Reason.AdaptersLoaded, versions
 
 
 def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
     """What is to be told of versions that do not answer because of gates: what is bad first."""
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
-    said = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
+    message = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
     for each in found:
         if each.judged and each.spread and each.spread.failed:
-            return "False", _reason(each.spread.failed), said
+            return "False", _reason(each.spread.failed), message
     if any(each.judged is None for each in found):
-        return "False", Reason.AdapterRefused, said
-    return ("Unknown", Reason.AdapterJudged, said) if found else None
+        return "False", Reason.AdapterRefused, message
+    return ("Unknown", Reason.AdapterJudged, message) if found else None
 
 
-def _held_until(candidate: AdapterCandidate, rollout: RolloutSpec) -> datetime | None:
+def _refused_at(candidate: AdapterCandidate, rollout: RolloutSpec) -> datetime | None:
     """When a version that is held for undecided gates is refused."""
     since = parse(candidate.undecided_since)
     if since is None or candidate.outcome is not None or rollout.on_inconclusive != "Hold":
@@ -162,7 +162,7 @@ def _behind_gates(versions: AdapterVersions, rollout: RolloutSpec) -> str:
         behind = versions.spread.behind if versions.spread else ""
         open_ += [behind] if behind and not any(behind in each for each in open_) else []
         what = f"is behind its gates: {', '.join(open_)}" if open_ else "is behind its gates"
-        if (until := _held_until(candidate, rollout)) is not None:
+        if (until := _refused_at(candidate, rollout)) is not None:
             what += f", held until {stamp(until)} at most"
     serves = versions.serves
     keeps = (
@@ -178,8 +178,8 @@ def _what(adapter: AdapterStatus) -> str:
 
 
 def _reason(failed: Mapping[str, str]) -> str:
-    told = next(iter(failed.values()))
-    return told if told in Reason.__members__ else Reason.AdapterFailed
+    failure = next(iter(failed.values()))
+    return failure if failure in Reason.__members__ else Reason.AdapterFailed
 
 
 def _failure(observed: Observed, served: _Served) -> str:
@@ -195,8 +195,8 @@ def _failure(observed: Observed, served: _Served) -> str:
 
 
 def _lateness(served: _Served) -> str:
-    told = f"{len(served.answer)} of {served.pods} ready pods"
-    parts = [f"adapter {served.adapter.name}: {_what(served.adapter)} answers in {told}"]
+    counted = f"{len(served.answer)} of {served.pods} ready pods"
+    parts = [f"adapter {served.adapter.name}: {_what(served.adapter)} answers in {counted}"]
     if served.behind:
         parts.append(f"not yet in {_names(served.behind)}")
     if served.silent:
@@ -224,7 +224,7 @@ def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) ->
     moments += [condition.last_transition_time] if condition else []
     newest = max((moment for each in moments if (moment := parse(each))), default=now)
     soon = min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
-    ends = (_held_until(each, observed.spec.rollout) for each in after.adapter_candidates)
+    ends = (_refused_at(each, observed.spec.rollout) for each in after.adapter_candidates)
     left = [(each - now).total_seconds() + 0.5 for each in ends if each is not None]
     return max(1.0, min([soon, *left]))
 
@@ -263,11 +263,11 @@ def _candidate_events(
         old = known.get(each.name)
         same = old is not None and adapter_versions.identity(old) == adapter_versions.identity(each)
         if each.outcome is None and not same:
-            said = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
-            found.append(Occurrence("Normal", "AdapterCandidate", said))
+            message = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
+            found.append(Occurrence("Normal", "AdapterCandidate", message))
         if each.outcome is not None and not (same and old and old.outcome is not None):
-            said = _behind_gates(AdapterVersions(serving.get(each.name), each), rollout)
-            found.append(Occurrence("Warning", Reason.AdapterRefused, said))
+            message = _behind_gates(AdapterVersions(serving.get(each.name), each), rollout)
+            found.append(Occurrence("Warning", Reason.AdapterRefused, message))
     return found
 
 

@@ -132,11 +132,11 @@ def with_fault(
     """The planned conditions, corrected by what went wrong while applying."""
     planned = tuple(planned)
     verdicts: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in planned}
-    told = (fault.reason, fault.message)
-    verdicts |= {"Applied": ("False", *told), "Ready": ("False", *told)}
+    verdict = (fault.reason, fault.message)
+    verdicts |= {"Applied": ("False", *verdict), "Ready": ("False", *verdict)}
     if fault.terminal:
         verdicts |= {
-            "Stalled": ("True", *told),
+            "Stalled": ("True", *verdict),
             "Reconciling": ("False", Reason.Settled, "nothing is under way"),
         }
     else:
@@ -178,9 +178,9 @@ def invalid(
     """A specification that can't be read, or may not be followed;
     everything that runs is left as it is."""
     kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
-    told: Verdict = ("False", reason, message)
+    verdict: Verdict = ("False", reason, message)
     verdicts = kept | {
-        "Ready": told,
+        "Ready": verdict,
         "Reconciling": ("False", Reason.Settled, "nothing is under way"),
         "Stalled": ("True", reason, message),
     }
@@ -328,8 +328,8 @@ def _under_way(picture: Picture) -> str:
         " ready"
     )
     decision = picture.decision
-    told = fault.message if fault else ""
-    parts = (counted, picture.download, decision.stage, _keeps(picture), told, decision.advice)
+    message = fault.message if fault else ""
+    parts = (counted, picture.download, decision.stage, _keeps(picture), message, decision.advice)
     return "; ".join(part for part in parts if part)
 
 
@@ -427,19 +427,21 @@ def _applied(picture: Picture) -> Verdict:
 
 
 def _progressing(picture: Picture) -> Verdict:
-    status, reason, said = _progress(picture)
-    return status, reason, "; ".join((said, *picture.decision.remarks))
+    status, reason, progress = _progress(picture)
+    return status, reason, "; ".join((progress, *picture.decision.remarks))
 
 
 def _progress(picture: Picture) -> Verdict:
     candidate = picture.decision.candidate
     stable = picture.decision.stable
     if candidate is None:
-        said = f"revision {stable.revision} is rolled out" if stable else "nothing to roll out yet"
+        message = (
+            f"revision {stable.revision} is rolled out" if stable else "nothing to roll out yet"
+        )
         return (
             ("True" if stable else "False"),
             (Reason.RolledOut if stable else Reason.Resolving),
-            said,
+            message,
         )
     if candidate.outcome is not None:
         return "False", candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture)
@@ -470,12 +472,12 @@ def _usage(picture: Picture) -> Verdict:
             if picture.replicas > 1
             else "a new pod counts limits from zero"
         )
-        said = (
+        message = (
             f"usage is in the pod's SQLite and is lost with the pod, and {limits}; write"
             " spec.database.secretRef {name, key} of a Secret that holds"
             " postgresql://user:password@host/database"
         )
-        return "False", Reason.NoDatabase, said
+        return "False", Reason.NoDatabase, message
     where = f"under {database.secret_ref.key} in Secret {database.secret_ref.name}"
     return "True", Reason.DatabaseConfigured, f"usage goes to the database whose address is {where}"
 

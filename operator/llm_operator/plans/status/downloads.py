@@ -17,9 +17,11 @@ def progress(pods: Iterable[Manifest], figures: Mapping[str, Figures], wanted: i
     ]
     if not found:
         return ""
-    said = f"downloading {_words(max(found, key=_seconds_left))}"
+    message = f"downloading {_words(max(found, key=_seconds_left))}"
     return (
-        f"{said} (the slowest; {len(found)} of {wanted} pods download)" if len(found) > 1 else said
+        f"{message} (the slowest; {len(found)} of {wanted} pods download)"
+        if len(found) > 1
+        else message
     )
 
 

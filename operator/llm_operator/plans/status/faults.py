@@ -96,19 +96,19 @@ def of_pod(
 
 def _of_events(pod: Manifest, events: Iterable[Manifest]) -> Fault | None:
     """The last trouble that was told of a pod, unless it has got further since."""
-    told: tuple[str, str] | None = None
+    failure: tuple[str, str] | None = None
     for event in sorted(events, key=_when):
         reason = event.get("reason") or ""
         if reason in _TROUBLES:
-            told = reason, (event.get("message") or "no further word")[-_WORDS:]
+            failure = reason, (event.get("message") or "no further word")[-_WORDS:]
         elif reason in _GOT_FURTHER or (
-            told and (told[0], reason) == ("FailedAttachVolume", "SuccessfulAttachVolume")
+            failure and (failure[0], reason) == ("FailedAttachVolume", "SuccessfulAttachVolume")
         ):
-            told = None
-    if told is None:
+            failure = None
+    if failure is None:
         return None
-    kind, words, advice = _TROUBLES[told[0]]
-    return Fault(kind, f"pod {_name(pod)} {words}: {told[1]}{advice} ({_describe(pod)})")
+    kind, words, advice = _TROUBLES[failure[0]]
+    return Fault(kind, f"pod {_name(pod)} {words}: {failure[1]}{advice} ({_describe(pod)})")
 
 
 _WORDS = 600

@@ -83,10 +83,10 @@ def former_tags(meta: Meta) -> tuple[str, ...]:
     return tuple(f"llm-operator.{meta.namespace}.{meta.name}.{part}" for part in _FORMER_PARTS)
 
 
-def value(told: Ended, meta: Meta, have: Mapping[str, str]) -> str:
+def value(end: Ended, meta: Meta, have: Mapping[str, str]) -> str:
     """The verdict in a line, and behind it those before it. `have`: the version's tags."""
-    verdict = told.verdict
-    line = _line(verdict.outcome, verdict.message, verdict.revision, told.at)
+    verdict = end.verdict
+    line = _line(verdict.outcome, verdict.message, verdict.revision, end.at)
     before = [each for each in have.get(tag(meta), "").split(BETWEEN) if each]
     message, revision, at, outcome = (have.get(key, "") for key in former_tags(meta))
     if outcome:
@@ -96,8 +96,8 @@ def value(told: Ended, meta: Meta, have: Mapping[str, str]) -> str:
 
 
 def _line(outcome: str, message: str, revision: str, at: str) -> str:
-    said = " ".join(message.split()).replace(BETWEEN, " / ")
-    why = f": {_cut(said, NEWEST_CHARACTERS)}" if said else ""
+    words = " ".join(message.split()).replace(BETWEEN, " / ")
+    why = f": {_cut(words, NEWEST_CHARACTERS)}" if words else ""
     return f"{outcome}{why} (revision {revision}, {at[:16].replace('T', ' ')} UTC)"
 
 

@@ -65,8 +65,8 @@ class CachedRegistry:
         except (NothingThere, ModelDenied) as fault:
             # A server with users denies a model that does not exist.
             model = isinstance(fault, ModelNotFound | ModelDenied)
-            said = await self._what_there_is(connection, reference, model=model)
-            raise type(fault)(f"{fault}{said and f'; {said}'}") from fault
+            found = await self._what_there_is(connection, reference, model=model)
+            raise type(fault)(f"{fault}{found and f'; {found}'}") from fault
         self._down.pop(connection, None)
         self._versions[connection, reference] = (self._clock() + self._keep, version)
         return version
@@ -79,14 +79,14 @@ class CachedRegistry:
         known = (connection, reference)
         self._choices = {each: found for each, found in self._choices.items() if now < found[0]}
         if known not in self._choices:
-            said = ""
+            aliases = ""
             with suppress(RegistryFault):
-                said = listed(
+                aliases = listed(
                     await self._inner.choices(connection, reference, model=model),
                     reference,
                     model=model,
                 )
-            self._choices[known] = (now + self._keep, said)
+            self._choices[known] = (now + self._keep, aliases)
         return self._choices[known][1]
 
     async def summary(self, connection: Connection) -> dict[str, ModelSummary]:

@@ -108,7 +108,7 @@ def explain(
         body = answer.json()
     except ValueError:
         body = {}
-    code, said = (
+    code, detail = (
         (body.get("error_code", ""), body.get("message", ""))
         if isinstance(body, dict)
         else ("", "")
@@ -122,7 +122,7 @@ def explain(
     if status == 403 and reference is not None:
         return ModelDenied(
             f"MLflow at {uri} refuses the operator's user on model {reference.name!r}"
-            f" (403{said and f': {said}'}): give that user the permission READ there, and EDIT"
+            f" (403{detail and f': {detail}'}): give that user the permission READ there, and EDIT"
             f" where verdicts are written, or correct {reference.field}.name; the user is the one"
             f" in the Secret behind connection {connection.name!r}"
         )
@@ -138,18 +138,19 @@ def explain(
     ):
         about = f" on {reference}" if reference else ""
         return RegistryUnreachable(
-            f"MLflow at {uri} answered {status}{about}: {said or answer.text[:200]}", answered=True
+            f"MLflow at {uri} answered {status}{about}: {detail or answer.text[:200]}",
+            answered=True,
         )
-    return _not_found(reference, uri, said)
+    return _not_found(reference, uri, detail)
 
 
-def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
-    if "registered model with name" in said.lower() and "alias" not in said.lower():
+def _not_found(reference: Reference, uri: str, message: str) -> RegistryFault:
+    if "registered model with name" in message.lower() and "alias" not in message.lower():
         return ModelNotFound(
             f"MLflow at {uri} has no registered model {reference.name!r}: register it (llm-runtime"
             f" push FOLDER --name {reference.name}), or correct {reference.field}.name"
         )
-    if reference.alias and "alias" in said.lower():
+    if reference.alias and "alias" in message.lower():
         return AliasNotFound(
             f"model {reference.name!r} on {uri} has no alias {reference.alias!r}: set it"
             f" (MlflowClient().set_registered_model_alias({reference.name!r}, {reference.alias!r},"
@@ -157,7 +158,7 @@ def _not_found(reference: Reference, uri: str, said: str) -> RegistryFault:
         )
     return VersionNotFound(
         f"MLflow at {uri} has no {reference}: correct {reference.field} (MLflow said:"
-        f" {said or 'nothing'})"
+        f" {message or 'nothing'})"
     )
 
 

@@ -182,9 +182,9 @@ class MlflowRegistry:
                 if proxy
                 else ""
             )
-            said = f"{type(error).__name__}: {error}".removesuffix(": ")
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise RegistryUnreachable(
-                f"MLflow at {connection.tracking_uri} does not answer{way} ({said}); what serves"
+                f"MLflow at {connection.tracking_uri} does not answer{way} ({reason}); what serves"
                 f" keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
             ) from error
         metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()

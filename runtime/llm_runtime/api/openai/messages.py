@@ -153,8 +153,8 @@ class ChatMessage(Baggage):
     @property
     def text(self) -> str:
         """The content as one text. Parts are joined as lines."""
-        said = [part.said for part in self.content or () if part.said is not None]
-        return "\n".join(said) if any(said) else self.refusal or ""
+        parts = [part.said for part in self.content or () if part.said is not None]
+        return "\n".join(parts) if any(parts) else self.refusal or ""
 
     @property
     def thought(self) -> str:

@@ -92,7 +92,7 @@ async def info(request: Request) -> dict[str, Any]:
     Addresses and paths stay inside, and adapters are told to a key that may use them.
     """
     serving = server_of(request).serving
-    told = await _told(request)
+    visible = await _told(request)
     model = serving.config.model
     engine = serving.loaded.engine if serving.loaded else None
     version = model.mlflow
@@ -104,7 +104,7 @@ async def info(request: Request) -> dict[str, Any]:
         "source": f"models:/{version.name}/{version.version}" if version else resolved,
         "model_name": model.name,
         "model_version": serving.version,
-        "adapters": [name for name in engine.adapters if told(name)] if engine else [],
+        "adapters": [name for name in engine.adapters if visible(name)] if engine else [],
         "max_model_length": engine.max_model_length if engine else None,
         "model_loaded": engine is not None,
         "chat": asdict(serving.abilities) if serving.abilities else None,
@@ -147,7 +147,7 @@ async def _told(request: Request) -> Callable[[str], bool]:
     return lambda name: may_use(caller, name)
 
 
-def _status(server: Server, told: Callable[[str], bool]) -> dict[str, Any]:
+def _status(server: Server, visible: Callable[[str], bool]) -> dict[str, Any]:
     serving = server.serving
     loaded = serving.loaded
     coming = serving.arrival.report() if serving.arrival else None
@@ -178,7 +178,7 @@ def _status(server: Server, told: Callable[[str], bool]) -> dict[str, Any]:
         },
         "completion_cache": asdict(server.cache.statistics()) if server.cache else None,
         "adapters": (
-            [entry for entry in server.adapters.report() if told(entry["name"])]
+            [entry for entry in server.adapters.report() if visible(entry["name"])]
             if server.adapters
             else None
         ),
