@@ -116,10 +116,12 @@ class Hearing:
             return ["the watches have not begun yet"]
         now = self._clock()
         return [
-            self._told(stream) for stream in self._streams.values() if not self._heard(stream, now)
+            self._describe(stream)
+            for stream in self._streams.values()
+            if not self._heard(stream, now)
         ]
 
-    def _told(self, stream: _Stream) -> str:
+    def _describe(self, stream: _Stream) -> str:
         where = f" in namespace {stream.namespace}" if stream.namespace else ""
         return (
             f"the watch of {stream.kind}{where} hears nothing:"

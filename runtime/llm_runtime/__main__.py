@@ -325,7 +325,7 @@ def _fatal_is_last_line() -> Iterator[None]:
     try:
         yield
     except errors.Fatal as fatal:
-        logs.report_fatal(fatal.told())
+        logs.report_fatal(fatal.to_report())
         raise typer.Exit(1) from fatal
     except Exception as error:
         log.exception("Giving up")

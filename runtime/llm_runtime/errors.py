@@ -187,7 +187,7 @@ class Fatal(Exception):
         """CamelCase reason, as conditions and FatalReport carry it."""
         return type(self).__name__
 
-    def told(self) -> FatalReport:
+    def to_report(self) -> FatalReport:
         """It as another process, a log's last line or a status carries it."""
         return FatalReport(reason=self.reason, message=str(self))
 

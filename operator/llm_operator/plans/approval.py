@@ -74,7 +74,7 @@ def available(observed: Observed, stamp: str) -> AvailableVersion | None:
     return AvailableVersion(version=found.version, registered_at=made, since=stamp)
 
 
-def told(observed: Observed) -> str:
+def waiting_message(observed: Observed) -> str:
     """What waits, and the command that lets it go."""
     found = observed.available
     used = observed.resolution.model

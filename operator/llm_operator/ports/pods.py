@@ -229,10 +229,10 @@ def read(text: str) -> Figures:
         or _histogram(samples.get(contract.METRIC_FIRST_TOKEN, ())),
         inter_token=_fine(samples.get(contract.METRIC_INTER_TOKEN_FINE, ()))
         or _histogram(samples.get(contract.METRIC_INTER_TOKEN, ())),
-        token_gap=_told(
+        token_gap=_fine_if_known(
             samples.get(contract.METRIC_INTER_TOKEN_FINE), contract.FINE_BOUNDS_SECONDS
         ),
-        answer_tokens=_told(
+        answer_tokens=_fine_if_known(
             samples.get(contract.METRIC_ANSWER_TOKENS_FINE), contract.FINE_BOUNDS_TOKENS
         ),
         memory_bytes=value(contract.METRIC_MEMORY) if memory is None else memory,
@@ -260,7 +260,9 @@ def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
     )
 
 
-def _told(samples: Iterable[Sample] | None, bounds: tuple[float, ...]) -> dict[float, float] | None:
+def _fine_if_known(
+    samples: Iterable[Sample] | None, bounds: tuple[float, ...]
+) -> dict[float, float] | None:
     """As `_fine`; None of a runtime that does not know the metric."""
     return None if samples is None else _fine(samples, bounds)
 

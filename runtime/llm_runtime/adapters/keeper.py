@@ -260,7 +260,7 @@ class Adapters:
                 ):  # Or it was taken from the list meanwhile.
                     await self._load(engine, place, adapter, access, folder)
         except errors.Fatal as fatal:
-            self._fail(place, adapter, fatal.told())
+            self._fail(place, adapter, fatal.to_report())
         except Exception as error:
             log.exception("Loading the adapter %s failed", adapter.name)
             self._fail(

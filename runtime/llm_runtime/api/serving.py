@@ -259,7 +259,7 @@ class Serving:
 
     def give_up(self, fatal: errors.Fatal) -> None:
         """End the server: it can't do its work."""
-        self._fail(fatal.told())
+        self._fail(fatal.to_report())
 
     def _enter(self, state: State) -> None:
         if state in TRANSITIONS[self.state]:

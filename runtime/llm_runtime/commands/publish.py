@@ -92,7 +92,7 @@ def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress)
 
     client = MlflowClient(tracking_uri, tracking_uri)
     digest = package.digest()
-    with told(f"model {wish.name} at {tracking_uri}"):
+    with registry_errors(f"model {wish.name} at {tracking_uri}"):
         _ensure_model(client, wish.name)
         known = None if wish.again else _known(client, wish.name, digest)
         version = known or _upload(client, registry, package, wish, digest, progress)
@@ -105,7 +105,7 @@ def publish(package: Package, wish: Wish, tracking_uri: str, progress: Progress)
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def registry_errors(what: str) -> Iterator[None]:
     """Raise any error of the block as a Fatal whose message names `what`."""
     try:
         yield

@@ -83,6 +83,6 @@ class AdapterChanges:
 
 def _report(error: Exception, what: str) -> FatalReport:
     if isinstance(error, Fatal):
-        return error.told()
+        return error.to_report()
     log.error("%s failed", what, exc_info=error)
     return FatalReport(reason="EngineFailed", message=f"{what}: {type(error).__name__}: {error}")

@@ -98,7 +98,7 @@ class Models:
 
 def _report(error: Exception) -> FatalReport:
     if isinstance(error, Fatal):
-        return error.told()
+        return error.to_report()
     log.error("Loading the model failed", exc_info=error)
     return FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}")
 

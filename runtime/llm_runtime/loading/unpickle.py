@@ -40,7 +40,7 @@ def main() -> None:
             plan["shard_bytes"],
         )
     except Fatal as fatal:
-        logs.report_fatal(fatal.told())
+        logs.report_fatal(fatal.to_report())
         raise SystemExit(1) from fatal
 
 

@@ -49,7 +49,7 @@ def test_a_gate_says_figure_interval_and_threshold() -> None:
         {**fields, "threshold": "0.01", "message": "6 of 200 answers were errors"}
     )
     assert (
-        gates.told(failed)
+        gates.describe(failed)
         == "gate maxErrorRate is 0.03 (between 0.011 and 0.06), allowed is 0.01: 6 of 200 answers"
         " were errors"
     )
@@ -65,7 +65,7 @@ def test_a_gate_without_a_figure_says_on_which_side_of_the_threshold_it_is(
     verdict = GateVerdict.model_validate(
         {"name": "maxInterTokenP95Ratio", "state": "Failed", "threshold": "1.5", **ends}
     )
-    assert gates.told(verdict) == f"gate maxInterTokenP95Ratio is {said}, allowed is 1.5"
+    assert gates.describe(verdict) == f"gate maxInterTokenP95Ratio is {said}, allowed is 1.5"
 
 
 def test_a_query_without_samples_is_not_judged_and_one_without_an_answer_is_awaited() -> None:

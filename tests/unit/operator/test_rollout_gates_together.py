@@ -208,7 +208,9 @@ def test_pods_that_come_and_go_make_no_hold_endless(
         "GateInconclusive",
         ("old",),
     )
-    assert gates.told(gates.judge(sim.spec.gates or (), sim.evidence)[0]) in sim.candidate.message
+    assert (
+        gates.describe(gates.judge(sim.spec.gates or (), sim.evidence)[0]) in sim.candidate.message
+    )
 
 
 @pytest.mark.parametrize(

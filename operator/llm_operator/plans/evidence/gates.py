@@ -145,11 +145,11 @@ def summary(verdict: Iterable[GateVerdict]) -> str:
     said = {"passed": "", "not judged": ""}
     for each in verdict:
         part = "passed" if each.state == "Passed" else "not judged"
-        said[part] += f"{', ' if said[part] else ''}{told(each)}"
+        said[part] += f"{', ' if said[part] else ''}{describe(each)}"
     return "; ".join(f"{part}: {gates}" for part, gates in said.items() if gates)
 
 
-def told(verdict: GateVerdict) -> str:
+def describe(verdict: GateVerdict) -> str:
     """A gate for its reader: which one, figure, interval, threshold."""
     measured = _measured(verdict)
     allowed = f", allowed is {verdict.threshold}" if measured and verdict.threshold else ""

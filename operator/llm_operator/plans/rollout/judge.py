@@ -56,7 +56,7 @@ def _tried_on(decision: Decision, move: Move) -> Decision:
     candidate = replace(move.candidate, gates=_judged(move))
     if (verdict := gates.failed(candidate.gates)) is not None:
         return _fail(
-            decision, candidate, Fault(Reason.GateFailed, gates.told(verdict), terminal=True)
+            decision, candidate, Fault(Reason.GateFailed, gates.describe(verdict), terminal=True)
         )
     if move.complete and gates.settled(candidate.gates):
         return _promote(decision, candidate)
@@ -111,7 +111,7 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
             terminal=True,
         )
     if (verdict := gates.failed(move.candidate.gates)) is not None:
-        return Fault(Reason.GateFailed, gates.told(verdict), terminal=True)
+        return Fault(Reason.GateFailed, gates.describe(verdict), terminal=True)
     return None
 
 
@@ -135,7 +135,7 @@ def _undecided(move: Move, strategy: Strategy) -> Fault:
     undecided = strategy.undecided(move) or tuple(
         each for each in move.candidate.gates if each.state == "Inconclusive"
     )
-    verdicts = "; ".join(map(gates.told, undecided))
+    verdicts = "; ".join(map(gates.describe, undecided))
     advice = (
         "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it"
         " go on"
@@ -179,7 +179,7 @@ def _late(move: Move, strategy: Strategy, fault: Fault | None) -> Fault:
     ready = move.situation.children(move.new).ready
     seconds = move.situation.spec.progress_deadline_seconds
     counted = f"{ready} of {strategy.size(move)} pods were ready after {seconds} s"
-    waiting = [gates.told(each) for each in move.candidate.gates if each.state == "Waiting"]
+    waiting = [gates.describe(each) for each in move.candidate.gates if each.state == "Waiting"]
     why = f": {fault.message}" if fault else "".join(f"; {told}" for told in waiting)
     advice = strategy.advice(move)
     message = counted + why + (f"; {advice}" if advice else "")

@@ -151,14 +151,14 @@ def _behind_gates(versions: AdapterVersions, rollout: RolloutSpec) -> str:
     assert candidate is not None
     if versions.judged is None:
         failed = gates.failed(candidate.gates)
-        undecided = "; ".join(gates.told(each) for each in gates.undecided(candidate.gates))
+        undecided = "; ".join(gates.describe(each) for each in gates.undecided(candidate.gates))
         what = "was refused by " + (
-            gates.told(failed)
+            gates.describe(failed)
             if failed
             else f"rollout.onInconclusive, neither surely good nor surely bad: {undecided}"
         )
     else:
-        open_ = [gates.told(each) for each in candidate.gates if each.state != "Passed"]
+        open_ = [gates.describe(each) for each in candidate.gates if each.state != "Passed"]
         behind = versions.spread.behind if versions.spread else ""
         open_ += [behind] if behind and not any(behind in each for each in open_) else []
         what = f"is behind its gates: {', '.join(open_)}" if open_ else "is behind its gates"

@@ -399,7 +399,7 @@ def _resolved(picture: Picture) -> Verdict:
 def _update(observed: Observed) -> Verdict:
     """With updatePolicy Manual only. While the registry is silent, what waited still waits."""
     if observed.available is not None:
-        return "True", Reason.ApprovalNeeded, approval.told(observed)
+        return "True", Reason.ApprovalNeeded, approval.waiting_message(observed)
     if observed.resolution.last_known:
         before = next((c for c in observed.status.conditions if c.type == "UpdateAvailable"), None)
         if before is not None:

@@ -14,7 +14,7 @@ from llm_operator.ports.registry.faults import (
     RegistryUnreachable,
     listed,
 )
-from llm_operator.ports.registry.nouns import ModelSummary, Reference, Server
+from llm_operator.ports.registry.nouns import ModelSummary, Reference, RegistryClient
 from llm_operator.state import Connection, ModelVersion
 
 
@@ -27,7 +27,7 @@ class CachedRegistry:
 
     def __init__(
         self,
-        inner: Server,
+        inner: RegistryClient,
         keep_seconds: float,
         rest_seconds: float,
         clock: Callable[[], float] = time.monotonic,

@@ -74,8 +74,8 @@ class Registry(Protocol):
         Raises RegistryFault."""
 
 
-class Server(Registry, Protocol):
-    """The registry itself."""
+class RegistryClient(Registry, Protocol):
+    """One that also finds what a reference that stands for nothing could name."""
 
     async def choices(
         self, connection: Connection, reference: Reference, *, model: bool

@@ -82,7 +82,7 @@ async def health(request: Request) -> Response:
 async def status(request: Request) -> dict[str, Any]:
     """Device, engine, queue, and what the caches have spared.
     Adapters are told to a key that may use them."""
-    return _status(server_of(request), await _told(request))
+    return _status(server_of(request), await _visible_adapters(request))
 
 
 @router.get("/info", summary="The model")
@@ -92,7 +92,7 @@ async def info(request: Request) -> dict[str, Any]:
     Addresses and paths stay inside, and adapters are told to a key that may use them.
     """
     serving = server_of(request).serving
-    visible = await _told(request)
+    visible = await _visible_adapters(request)
     model = serving.config.model
     engine = serving.loaded.engine if serving.loaded else None
     version = model.mlflow
@@ -134,7 +134,7 @@ def _health(server: Server) -> dict[str, Any]:
     }
 
 
-async def _told(request: Request) -> Callable[[str], bool]:
+async def _visible_adapters(request: Request) -> Callable[[str], bool]:
     """Which adapters the asker may know of. A wrong key is answered, as no key is, and as late as
     everywhere: keys are not guessed here."""
     server = server_of(request)
