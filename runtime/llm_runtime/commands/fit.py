@@ -16,7 +16,7 @@ from llm_runtime.contract import CONFIG_FLAG, ModelConfig, RuntimeConfig
 from llm_runtime.machine.memory import MIB, available_bytes
 
 if TYPE_CHECKING:
-    from llm_runtime.files.fit import Need, Plan
+    from llm_runtime.files.fit import Need, Sizing
 
 Source = Annotated[
     str | None,
@@ -132,7 +132,7 @@ def _free_on_gpu() -> int | None:
 
 
 def _document(
-    source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[str, ...]
+    source: str, plan: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]
 ) -> dict[str, Any]:
     return {
         "source": source,
@@ -150,7 +150,7 @@ def _document(
     }
 
 
-def _table(source: str, plan: "Plan", need: "Need", free: int, refusal: tuple[str, ...]) -> str:
+def _table(source: str, plan: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]) -> str:
     dtype = f"{plan.dtype}, int8" if plan.engine.quantization == "int8" else plan.dtype
     rows = [
         (need.weights, f"weights as {dtype}"),

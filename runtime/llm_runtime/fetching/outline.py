@@ -21,7 +21,7 @@ from llm_runtime.fetching import stream
 from llm_runtime.fetching.part import Part
 from llm_runtime.fetching.registry import Files, MlflowRegistry, Registry, fatal_of
 from llm_runtime.fetching.sources import Reference, files_of, find
-from llm_runtime.files.fit import Plan, tensors_of
+from llm_runtime.files.fit import Sizing, tensors_of
 from llm_runtime.files.heads import refuse_other_heads
 from llm_runtime.files.locate import Artifacts, Located, local_artifacts, locate
 from llm_runtime.files.verify import MAX_HEADER_BYTES, header_of
@@ -47,11 +47,11 @@ class Outline:
             self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32"
         ).removeprefix("torch.")
 
-    def plan(self, engine: EngineConfig, device: str) -> Plan:
+    def plan(self, engine: EngineConfig, device: str) -> Sizing:
         """The plan that `load` would make.
         As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
         own = self.dtype if device == "cuda" else "float32"
-        return Plan(
+        return Sizing(
             self.tensors,
             self.settings,
             engine,

@@ -105,7 +105,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Sizing:
     """Everything that decides how much memory a model takes.
     `settings` is config.json's part for the text model."""
 
@@ -124,7 +124,7 @@ class Plan:
         most = most_positions(self.settings)
         return min(self.engine.max_model_length, most or self.engine.max_model_length)
 
-    def changed(self, dtype: str = "", **engine: Any) -> "Plan":
+    def changed(self, dtype: str = "", **engine: Any) -> "Sizing":
         """The same with another dtype or other fields of `engine`."""
         return replace(
             self, dtype=dtype or self.dtype, engine=self.engine.model_copy(update=engine)
@@ -143,7 +143,7 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     return {name: tensor for file in files for name, tensor in safetensors_header(file).items()}
 
 
-def check_fit(plan: Plan, free_bytes: int) -> Need:
+def check_fit(plan: Sizing, free_bytes: int) -> Need:
     """The memory needed. Raises OutOfMemory that says what is needed,
     what is free and what would fit."""
     need = needed(plan)
@@ -165,12 +165,12 @@ def check_fit(plan: Plan, free_bytes: int) -> Need:
     )
 
 
-def verdict(plan: Plan, free_bytes: int) -> tuple[str, ...]:
+def verdict(plan: Sizing, free_bytes: int) -> tuple[str, ...]:
     """What would fit instead; empty if `plan` fits."""
     return () if _fits(plan, needed(plan), free_bytes) else tuple(ways_out(plan, free_bytes))
 
 
-def needed(plan: Plan, *, surely: bool = False) -> Need:
+def needed(plan: Sizing, *, surely: bool = False) -> Need:
     """Bytes that `plan` takes with one sequence of full length.
 
     Names of tensors only suggest which layers int8 shrinks. With `surely`, only the unambiguous
@@ -214,7 +214,7 @@ def cache_bytes(settings: Mapping[str, Any], tokens: int, dtype: str) -> int:
     return (whole * blocks + chunk * bounded) * DTYPE_BYTES[dtype]
 
 
-def ways_out(plan: Plan, free_bytes: int) -> list[str]:
+def ways_out(plan: Sizing, free_bytes: int) -> list[str]:
     """Ways to make it fit: single changes if one is enough, else a combination;
     always the memory it would need."""
     found = [*_smaller_weights(plan, free_bytes)]
@@ -231,12 +231,12 @@ def ways_out(plan: Plan, free_bytes: int) -> list[str]:
     return [*found, " and ".join(more)]
 
 
-def _fits(plan: Plan, need: Need, free_bytes: int) -> bool:
+def _fits(plan: Sizing, need: Need, free_bytes: int) -> bool:
     limit = plan.engine.kv_cache_bytes
     return need.total <= free_bytes and (limit is None or need.cache <= limit)
 
 
-def _weights_to_try(plan: Plan) -> list[tuple[str, Plan]]:
+def _weights_to_try(plan: Sizing) -> list[tuple[str, Sizing]]:
     tries = []
     smaller = plan.dtype == "float32"
     if smaller:
@@ -253,7 +253,7 @@ def _weights_to_try(plan: Plan) -> list[tuple[str, Plan]]:
     return tries
 
 
-def _smaller_weights(plan: Plan, free_bytes: int) -> list[str]:
+def _smaller_weights(plan: Sizing, free_bytes: int) -> list[str]:
     fitting = [
         words
         for words, other in _weights_to_try(plan)
@@ -262,12 +262,12 @@ def _smaller_weights(plan: Plan, free_bytes: int) -> list[str]:
     return [words for words in fitting if " with " not in words] or fitting
 
 
-def _smaller_and_shorter(plan: Plan, free_bytes: int) -> list[str]:
+def _smaller_and_shorter(plan: Sizing, free_bytes: int) -> list[str]:
     tries = [(words, _longest(other, free_bytes)) for words, other in _weights_to_try(plan)]
     return [f"{words} and engine.maxModelLength {length}" for words, length in tries if length][:1]
 
 
-def _longest(plan: Plan, free_bytes: int) -> int:
+def _longest(plan: Sizing, free_bytes: int) -> int:
     """The longest maxModelLength that fits, in whole blocks, by bisection;
     0 if no useful one does."""
     least = -(-LEAST_LENGTH // BLOCK_TOKENS)
@@ -285,7 +285,7 @@ def _longest(plan: Plan, free_bytes: int) -> int:
     return least * BLOCK_TOKENS
 
 
-def _largest_batch(plan: Plan, free_bytes: int) -> int:
+def _largest_batch(plan: Sizing, free_bytes: int) -> int:
     """The largest maxBatchSize that fits among repeated halves of the configured one;
     0 if none does."""
     size = plan.engine.max_batch_size // 2
@@ -302,7 +302,7 @@ def activation_bytes(vocabulary: int, sequences: int) -> int:
     return LOGITS_COPIES * 4 * vocabulary * sequences
 
 
-def _head_copy(plan: Plan) -> int:
+def _head_copy(plan: Sizing) -> int:
     """Bytes of the tied output layer's copy on a CPU:
     it is packed for multiplication, which the embedding can't be."""
     if plan.device != "cpu" or not plan.settings.get("tie_word_embeddings"):
@@ -312,7 +312,7 @@ def _head_copy(plan: Plan) -> int:
     return vocabulary * size * DTYPE_BYTES[plan.dtype]
 
 
-def _largest_linear(plan: Plan) -> int:
+def _largest_linear(plan: Sizing) -> int:
     """Bytes of the largest layer that is packed.
     A tied output layer is packed, too, but is not among the tensors."""
     shapes = [
@@ -325,7 +325,7 @@ def _largest_linear(plan: Plan) -> int:
     )
 
 
-def _int8_saves(plan: Plan, *, surely: bool) -> int:
+def _int8_saves(plan: Sizing, *, surely: bool) -> int:
     if surely and plan.settings.get("model_type") in _OWN_LINEARS:
         return 0
     linears = [
@@ -346,7 +346,7 @@ def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
     return not surely or (last in _LINEARS and "experts" not in owners)
 
 
-def _parts(plan: Plan, need: Need, asked: str) -> str:
+def _parts(plan: Sizing, need: Need, asked: str) -> str:
     whole = plan.engine.quantization == "int8" and need.loading > need.weights
     loading = (
         f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""

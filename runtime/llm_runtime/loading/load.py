@@ -31,7 +31,7 @@ from llm_runtime.errors import (
     ModelUnsupported,
     OutOfMemory,
 )
-from llm_runtime.files.fit import Plan, check_fit, most_positions, tensors_of
+from llm_runtime.files.fit import Sizing, check_fit, most_positions, tensors_of
 from llm_runtime.files.heads import refuse_other_heads
 from llm_runtime.files.template_files import folder_templates
 from llm_runtime.files.tokenizer_files import (
@@ -243,7 +243,9 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
     text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
     free = free_device_bytes(device)
     limit = limit_bytes() if free is None else None
-    plan = Plan(tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device, limit)
+    plan = Sizing(
+        tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device, limit
+    )
     need = check_fit(plan, available_bytes() if free is None else free)
     log.info(
         "the model fits",

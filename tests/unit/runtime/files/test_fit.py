@@ -12,7 +12,7 @@ from llm_runtime.contract import EngineConfig
 from llm_runtime.errors import ModelCorrupt, OutOfMemory
 from llm_runtime.files.fit import (
     PROCESS_BYTES,
-    Plan,
+    Sizing,
     cache_bytes,
     check_fit,
     needed,
@@ -45,11 +45,11 @@ TOKEN_BYTES = 2 * LAYERS * 4 * 64 * 4
 
 def plan(
     device: str = "cuda", dtype: str = "float32", settings: dict[str, Any] = LLAMA, **engine: Any
-) -> Plan:
-    return Plan(TENSORS, settings, EngineConfig(max_batch_size=1, **engine), dtype, device)
+) -> Sizing:
+    return Sizing(TENSORS, settings, EngineConfig(max_batch_size=1, **engine), dtype, device)
 
 
-def refusal(wanted: Plan, free_bytes: int) -> str:
+def refusal(wanted: Sizing, free_bytes: int) -> str:
     with pytest.raises(OutOfMemory) as caught:
         check_fit(wanted, free_bytes)
     return str(caught.value)
@@ -138,7 +138,7 @@ def test_a_limit_on_the_cache_is_named_as_an_llmdeployment_calls_it() -> None:
         (plan("cpu", max_model_length=4096, quantization="int8"), 500, ["engine.dtype bfloat16"]),
     ],
 )  # fmt: skip
-def test_every_way_out_is_true(wanted: Plan, free_mib: int, ways: list[str]) -> None:
+def test_every_way_out_is_true(wanted: Sizing, free_mib: int, ways: list[str]) -> None:
     found = ways_out(wanted, free_mib * MIB)
     assert all(any(way in words for words in found) for way in ways), found
     assert len(found) >= len(ways)
@@ -147,7 +147,7 @@ def test_every_way_out_is_true(wanted: Plan, free_mib: int, ways: list[str]) -> 
         check_fit(*followed(wanted, free_mib * MIB, words))
 
 
-def followed(wanted: Plan, free_bytes: int, words: str) -> tuple[Plan, int]:
+def followed(wanted: Sizing, free_bytes: int, words: str) -> tuple[Sizing, int]:
     """The plan and the free memory after doing what `words` say."""
     if memory := re.search(r"(\d+) MiB of free memory", words):
         free_bytes = int(memory[1]) * MIB

@@ -42,7 +42,7 @@ def test_weights_and_cache_are_what_was_computed(
     engine = EngineConfig(
         device="cpu", max_model_length=LENGTH, max_batch_size=2, quantization=quantization
     )
-    plans: list[fit.Plan] = []
+    plans: list[fit.Sizing] = []
     monkeypatch.setattr(
         load, "check_fit", lambda plan, free: (plans.append(plan), fit.check_fit(plan, free))[1]
     )
