@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from llm_runtime import errors, logs
 from llm_runtime.adapters import AdapterList
-from llm_runtime.adapters.delivery import LOOK_SECONDS, Outcome, identity, read, write
+from llm_runtime.adapters.delivery import LOOK_SECONDS, FetchOutcome, identity, read, write
 from llm_runtime.adapters.keeper import pause_seconds
 from llm_runtime.common.mounted import MountedFile
 from llm_runtime.common.python import PYTHON
@@ -50,7 +50,7 @@ HIDDEN_CHARACTERS = 8
 """Shorter passwords are words that stand in any line."""
 
 
-class Job(BaseModel):
+class FetchTask(BaseModel):
     """One version to be brought, and who to be for it."""
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +63,7 @@ class Job(BaseModel):
         return identity(self.adapter, self.access)
 
 
-_JOBS = TypeAdapter(list[Job])
+_TASKS = TypeAdapter(list[FetchTask])
 
 
 class Child(Protocol):
@@ -78,7 +78,7 @@ class Child(Protocol):
 
 @dataclass
 class _Retry:
-    job: Job
+    job: FetchTask
     failures: int
     at: float
 
@@ -92,7 +92,7 @@ class AdaptersFetcher:
         registries: Path,
         models: Path,
         outcomes: Path,
-        start: Callable[[list[Job]], Child],
+        start: Callable[[list[FetchTask]], Child],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -106,7 +106,7 @@ class AdaptersFetcher:
         self._access: Mapping[str, RegistryAccess] = {}
         self._retries: dict[str, _Retry] = {}
         self._child: Child | None = None
-        self._jobs: list[Job] = []
+        self._jobs: list[FetchTask] = []
         """The child's."""
 
     def look(self) -> None:
@@ -114,7 +114,7 @@ class AdaptersFetcher:
         if self._list.refresh() | self._take_registries():
             self._retries.clear()  # It may be the credentials that were wrong.
         wanted = {
-            each.name: Job(adapter=each, access=self._access[each.connection])
+            each.name: FetchTask(adapter=each, access=self._access[each.connection])
             for each in self._list.wanted.with_candidates
             if each.connection in self._access  # Else the server says so: its list lacks it, too.
         }
@@ -138,7 +138,7 @@ class AdaptersFetcher:
         if self._child is not None:
             self._child.kill()
 
-    def _over(self, child: Child, wanted: Mapping[str, Job]) -> bool:
+    def _over(self, child: Child, wanted: Mapping[str, FetchTask]) -> bool:
         code = child.poll()
         if code is None:
             if all(
@@ -153,7 +153,7 @@ class AdaptersFetcher:
         self._child = None
         return True
 
-    def _settle(self, job: Job, trouble: str) -> None:
+    def _settle(self, job: FetchTask, trouble: str) -> None:
         """An attempt is over; `trouble`: why it told nothing itself."""
         name = job.adapter.name
         if self._brought(job):
@@ -164,7 +164,7 @@ class AdaptersFetcher:
             _tell(
                 self._outcomes,
                 name,
-                Outcome(identity=job.identity, report=_report("InternalError", message)),
+                FetchOutcome(identity=job.identity, report=_report("InternalError", message)),
             )
         before = self._retries.get(name)
         failures = before.failures + 1 if before and before.job == job else 1
@@ -172,11 +172,11 @@ class AdaptersFetcher:
             job, failures, self._clock() + pause_seconds(failures, self._chance())
         )
 
-    def _may(self, job: Job) -> bool:
+    def _may(self, job: FetchTask) -> bool:
         retry = self._retries.get(job.adapter.name)
         return retry is None or retry.job != job or self._clock() >= retry.at
 
-    def _brought(self, job: Job) -> bool:
+    def _brought(self, job: FetchTask) -> bool:
         """Whether it is told, and still there: who shares the volume may have made room."""
         outcome = read(self._outcomes, job.adapter.name)
         if outcome is None or outcome.identity != job.identity or not outcome.folder:
@@ -200,23 +200,23 @@ class AdaptersFetcher:
         return True
 
 
-def fetch_all(jobs: list[Job], models: Path, outcomes: Path) -> None:
+def fetch_all(jobs: list[FetchTask], models: Path, outcomes: Path) -> None:
     """The child's work: bring each, and tell what became of it."""
     private = (secret for job in jobs for secret in (job.access.password, job.access.token))
     logs.hide({secret: "CREDENTIALS" for secret in private if len(secret) >= HIDDEN_CHARACTERS})
     for job in jobs:
         try:
             folder = fetch_adapter(job.adapter, job.access, models)
-            outcome = Outcome(identity=job.identity, folder=folder.name)
+            outcome = FetchOutcome(identity=job.identity, folder=folder.name)
         except errors.Fatal as fatal:
-            outcome = Outcome(identity=job.identity, report=_report(fatal.reason, str(fatal)))
+            outcome = FetchOutcome(identity=job.identity, report=_report(fatal.reason, str(fatal)))
         except Exception as error:
             log.exception("Fetching the adapter %s failed", job.adapter.name)
             reason = (
                 f"{type(error).__name__}: {error}; see the log of the container that fetches"
                 " adapters"
             )
-            outcome = Outcome(identity=job.identity, report=_report("InternalError", reason))
+            outcome = FetchOutcome(identity=job.identity, report=_report("InternalError", reason))
         if outcome.report:
             log.error(
                 "adapter not fetched: %s",
@@ -226,7 +226,7 @@ def fetch_all(jobs: list[Job], models: Path, outcomes: Path) -> None:
         _tell(outcomes, job.adapter.name, outcome)
 
 
-def _tell(folder: Path, name: str, outcome: Outcome) -> None:
+def _tell(folder: Path, name: str, outcome: FetchOutcome) -> None:
     """An outcome that can't be written, as on a full disk, is a failed attempt,
     and holds up no other adapter."""
     try:
@@ -246,12 +246,12 @@ def _run(adapters: Path, registries: Path, models: Path, outcomes: Path) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
 
-    def start(jobs: list[Job]) -> Child:
+    def start(jobs: list[FetchTask]) -> Child:
         given = [MODELS_FLAG, str(models), FETCHED_FLAG, str(outcomes)]
         child = subprocess.Popen([*CHILD, *given], stdin=subprocess.PIPE)
         assert child.stdin is not None
         with suppress(BrokenPipeError), child.stdin:  # Its exit code says so.
-            child.stdin.write(_JOBS.dump_json(jobs, by_alias=True))
+            child.stdin.write(_TASKS.dump_json(jobs, by_alias=True))
         return child
 
     fetcher = AdaptersFetcher(adapters, registries, models, outcomes, start)
@@ -283,7 +283,7 @@ def main() -> None:
     if given.adapters:
         _run(given.adapters, given.registries, given.models, given.fetched)
     else:
-        fetch_all(_JOBS.validate_json(sys.stdin.buffer.read()), given.models, given.fetched)
+        fetch_all(_TASKS.validate_json(sys.stdin.buffer.read()), given.models, given.fetched)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from llm_runtime.errors import Reported
 LOOK_SECONDS = 0.25
 
 
-class Outcome(BaseModel):
+class FetchOutcome(BaseModel):
     """What became of an adapter's version: it lies in a folder, or there is a report."""
 
     model_config = ConfigDict(frozen=True)
@@ -44,15 +44,15 @@ def identity(adapter: PinnedAdapter, access: RegistryAccess) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def read(folder: Path, name: str) -> Outcome | None:
+def read(folder: Path, name: str) -> FetchOutcome | None:
     """What was last told of the adapter `name`; None where that is nothing."""
     try:
-        return Outcome.model_validate_json((folder / f"{name}.json").read_bytes())
+        return FetchOutcome.model_validate_json((folder / f"{name}.json").read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def write(folder: Path, name: str, outcome: Outcome) -> None:
+def write(folder: Path, name: str, outcome: FetchOutcome) -> None:
     """Tell it. Raises OSError."""
     fresh = folder / f".{name}"  # No adapter's name begins so.
     fresh.write_text(outcome.model_dump_json())

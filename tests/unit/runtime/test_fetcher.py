@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from llm_runtime import fetcher
-from llm_runtime.adapters.delivery import Delivered, Outcome, read, write
+from llm_runtime.adapters.delivery import Delivered, FetchOutcome, read, write
 from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess
 from llm_runtime.errors import RegistryDenied, Reported
-from llm_runtime.fetcher import AdaptersFetcher, Job
+from llm_runtime.fetcher import AdaptersFetcher, FetchTask
 from waiting import eventually
 
 LEGAL = ("legal", "1")
@@ -23,7 +23,7 @@ FRENCH = ("french", "1")
 
 @dataclass
 class FakeChild:
-    jobs: list[Job]
+    jobs: list[FetchTask]
     code: int | None = None
     killed: bool = False
 
@@ -59,7 +59,7 @@ class World:
             lambda: 0.5,
         )
 
-    def start(self, jobs: list[Job]) -> FakeChild:
+    def start(self, jobs: list[FetchTask]) -> FakeChild:
         self.children.append(FakeChild(jobs))
         return self.children[-1]
 
@@ -91,11 +91,11 @@ class World:
             for each in self.children
         ]
 
-    def bring(self, job: Job) -> None:
+    def bring(self, job: FetchTask) -> None:
         name = f"{job.adapter.name}-{job.adapter.version}"
         (self.models / name).mkdir(exist_ok=True)
         (self.models / name / "manifest.json").write_text("{}")
-        write(self.told, job.adapter.name, Outcome(identity=job.identity, folder=name))
+        write(self.told, job.adapter.name, FetchOutcome(identity=job.identity, folder=name))
 
     def finish(self) -> None:
         for job in self.child.jobs:
@@ -106,7 +106,7 @@ class World:
     def fail(self, reason: str = "RegistryDenied") -> None:
         for job in self.child.jobs:
             report = FatalReport(reason=reason, message="said")
-            write(self.told, job.adapter.name, Outcome(identity=job.identity, report=report))
+            write(self.told, job.adapter.name, FetchOutcome(identity=job.identity, report=report))
         self.child.code = 0
         self.look()
 
@@ -126,7 +126,7 @@ def test_a_candidate_is_brought_beside_the_adapters_by_a_child_that_reads_its_na
     world.look()
     assert world.asked() == [["legal-1", "legal@2.5f3c-2"]]
     assert (
-        fetcher._JOBS.validate_json(fetcher._JOBS.dump_json(world.child.jobs)) == world.child.jobs
+        fetcher._TASKS.validate_json(fetcher._TASKS.dump_json(world.child.jobs)) == world.child.jobs
     )
     world.finish()
     told = read(world.told, "legal@2.5f3c")
@@ -142,8 +142,8 @@ def test_a_version_that_was_registered_anew_is_another_one() -> None:
     former = PinnedAdapter(name="legal", model="law", version="1")
     again = former.model_copy(update={"anew": "5f3c"})
     assert (
-        Job(adapter=former, access=access()).identity
-        != Job(adapter=again, access=access()).identity
+        FetchTask(adapter=former, access=access()).identity
+        != FetchTask(adapter=again, access=access()).identity
     )
 
 
@@ -215,7 +215,7 @@ def test_a_child_that_was_killed_is_told_and_started_again(world: World) -> None
 def test_a_process_that_can_not_be_started_is_told_and_ends_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: list[Job]) -> FakeChild:
+    def refuse(_: list[FetchTask]) -> FakeChild:
         raise OSError("no more processes")
 
     monkeypatch.setattr(world.fetcher, "_start", refuse)
@@ -252,7 +252,9 @@ def test_an_outcome_that_can_not_be_written_keeps_no_other_adapter_away(
     monkeypatch.setattr(fetcher, "fetch_adapter", lambda adapter, *_: tmp_path / adapter.model)
     (tmp_path / ".legal").mkdir()  # Nothing can be written under this name.
     adapters = [PinnedAdapter(name=name, model=name, version="1") for name in ("legal", "french")]
-    fetcher.fetch_all([Job(adapter=each, access=access()) for each in adapters], tmp_path, tmp_path)
+    fetcher.fetch_all(
+        [FetchTask(adapter=each, access=access()) for each in adapters], tmp_path, tmp_path
+    )
     told = read(tmp_path, "french")
     assert told
     assert told.folder == "french"
@@ -306,7 +308,7 @@ def test_a_report_holds_no_credentials(
 
     monkeypatch.setattr(fetcher, "fetch_adapter", refuse)
     adapter = PinnedAdapter(name="legal", model="law", version="1")
-    job = Job(
+    job = FetchTask(
         adapter=adapter, access=RegistryAccess(tracking_uri="http://mlflow", password="open-sesame")
     )
     try:
@@ -328,22 +330,22 @@ async def test_the_server_waits_for_its_version_and_hears_of_faults(tmp_path: Pa
     adapter = PinnedAdapter(name="legal", model="law", version="2")
     whole = set[Path]()
     delivered = Delivered(tmp_path, Path("/models"), whole.__contains__)
-    former = Job(adapter=adapter.model_copy(update={"version": "1"}), access=access())
-    write(tmp_path, "legal", Outcome(identity=former.identity, folder="law-1"))
+    former = FetchTask(adapter=adapter.model_copy(update={"version": "1"}), access=access())
+    write(tmp_path, "legal", FetchOutcome(identity=former.identity, folder="law-1"))
     assert delivered.news()
     assert not delivered.news()
     # The credentials are another container's: they are no part of what a version is.
-    job = Job(adapter=adapter, access=access(password="p"))
+    job = FetchTask(adapter=adapter, access=access(password="p"))
     write(
         tmp_path,
         "legal",
-        Outcome(identity=job.identity, report=FatalReport(reason="DiskFull", message="full")),
+        FetchOutcome(identity=job.identity, report=FatalReport(reason="DiskFull", message="full")),
     )
     assert delivered.news()
     with pytest.raises(Reported, match="full") as raised:
         await delivered(adapter, access())
     assert raised.value.reason == "DiskFull"
-    write(tmp_path, "legal", Outcome(identity=job.identity, folder="law-2"))
+    write(tmp_path, "legal", FetchOutcome(identity=job.identity, folder="law-2"))
     whole.add(Path("/models/law-2"))
     assert await delivered(adapter, access()) == Path("/models/law-2")
 
