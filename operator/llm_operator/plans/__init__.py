@@ -143,12 +143,12 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
     found += traffic.objects(observed, decision)
     lost = ""
     for name, replicas in decision.replicas.items():
-        memory = revision.memory(observed, name)
-        if memory is None:
+        snapshot = revision.snapshot(observed, name)
+        if snapshot is None:
             lost = name if replicas else lost
             continue
-        found.append(workload.config_map(meta, name, memory.config, memory.template))
-        found.append(workload.deployment(meta, spec, name, memory.template, replicas))
+        found.append(workload.config_map(meta, name, snapshot.config, snapshot.template))
+        found.append(workload.deployment(meta, spec, name, snapshot.template, replicas))
     if spec.autoscaling and not spec.suspend:
         found.append(autoscale.autoscaler(meta, spec.autoscaling))
     if observed.service_monitors and spec.monitoring.service_monitor.enabled != "Disabled":

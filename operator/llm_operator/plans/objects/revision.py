@@ -14,7 +14,7 @@ from llm_runtime import contract
 
 
 @dataclass(frozen=True)
-class Memory:
+class Snapshot:
     """What a revision's pods are made from: the configuration file and the pods' template."""
 
     config: str
@@ -114,13 +114,13 @@ def kept(observed: Observed) -> dict[str, Wanted]:
     }
 
 
-def memory(observed: Observed, revision: str) -> Memory | None:
+def snapshot(observed: Observed, revision: str) -> Snapshot | None:
     """The revision as remembered, else rebuilt from the specification if it is still the wanted
     one."""
     children = observed.revisions.get(revision)
     stored = (children.config or {}).get("data", {}) if children else {}
     if contract.CONFIG_FILE in stored and workload.TEMPLATE_FILE in stored:
-        return Memory(
+        return Snapshot(
             _readdressed(observed, stored[contract.CONFIG_FILE]),
             json.loads(stored[workload.TEMPLATE_FILE]),
         )
@@ -134,7 +134,7 @@ def memory(observed: Observed, revision: str) -> Memory | None:
     model = observed.resolution.model
     assert model is not None
     running = (children.deployment or {}).get("spec", {}).get("template") if children else None
-    return Memory(
+    return Snapshot(
         config_text(
             runtime_config(
                 observed.meta.name, observed.spec, model, observed.connection, anew(observed)

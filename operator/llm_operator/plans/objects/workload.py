@@ -37,7 +37,7 @@ def plain(section: Section | tuple[Any, ...] | None) -> Any:
 
 
 def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Manifest:
-    """Immutable memory of a revision: drift is repaired and undo is done from here,
+    """Immutable snapshot of a revision: drift is repaired and undo is done from here,
     not from newer operator code."""
     return {
         "apiVersion": "v1",
