@@ -52,7 +52,7 @@ class Rule:
     (GPT-OSS)."""
 
 
-class Step:
+class AttentionMetadata:
     """Where each span's tokens lie in the cache during a step. It is the same for every layer."""
 
     def __init__(self, spans: tuple[Span, ...], cache: KvCache, device: Any) -> None:
@@ -105,7 +105,7 @@ class NativeStep:
     """A step in the form that the kernel takes.
     Keeps the tensors alive that its pointers refer to."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: AttentionMetadata) -> None:
         self._rows = native.limit("attention_rows")
         self._counts = step.counts
         lists = {
@@ -150,7 +150,7 @@ class NativeStep:
 def paged_attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float | None = None,
     dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None, s_aux: Any = None,
-    paged_step: Step | None = None, **options: Any,
+    paged_step: AttentionMetadata | None = None, **options: Any,
 ) -> tuple[Any, None]:  # fmt: skip
     """Attention of one layer. `query`: [1, heads, tokens, head_size];
     returns [1, tokens, heads, head_size]."""
@@ -178,7 +178,7 @@ def _is_set(option: Any) -> bool:
     return option is not None and option is not False
 
 
-def _choose(step: Step, layer: int, query: Any) -> Callable[..., Any]:
+def _choose(step: AttentionMetadata, layer: int, query: Any) -> Callable[..., Any]:
     at = step.cache.shape.layers[layer]
     fits = (
         query.dtype is step.cache.shape.dtype
@@ -190,7 +190,7 @@ def _choose(step: Step, layer: int, query: Any) -> Callable[..., Any]:
 
 
 def attend_native(
-    step: Step,
+    step: AttentionMetadata,
     layer: int,
     rule: Rule,
     query: Any,
@@ -238,7 +238,9 @@ def attend_native(
     return out
 
 
-def attend_gathered(step: Step, layer: int, rule: Rule, query: Any, key: Any, value: Any) -> Any:
+def attend_gathered(
+    step: AttentionMetadata, layer: int, rule: Rule, query: Any, key: Any, value: Any
+) -> Any:
     """Attention by torch operations; same shapes as `attend_native`."""
     query, key, value = (part.transpose(0, 1) for part in (query, key, value))
     step.cache.write(layer, step.row_blocks, step.row_offsets, key, value)

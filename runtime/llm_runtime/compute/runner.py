@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llm_runtime.compute.attention import ATTENTION, Step
+from llm_runtime.compute.attention import ATTENTION, AttentionMetadata
 from llm_runtime.compute.cache import KvCache
 from llm_runtime.compute.lora import Adapter, AdapterSet
 from llm_runtime.compute.sampler import Sampler
@@ -70,7 +70,7 @@ class TransformersRunner:
         """Logits after the last token of each sampling span, [sampling spans, vocabulary]."""
         device = self.model.device
         self.adapters.select((span.sequence.adapter, span.count) for span in batch.spans)
-        step = Step(batch.spans, self.cache, device.type)
+        step = AttentionMetadata(batch.spans, self.cache, device.type)
         ids = [token for span in batch.spans for token in _tokens(span)]
         rows = torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=device)
         options = {"logits_to_keep": rows} if self._selects_rows else {}

@@ -23,14 +23,14 @@ from llm_runtime.engine.messages import (
     Command,
     Done,
     DropAdapter,
+    EngineFigures,
     Failed,
-    Figures,
     Load,
     LoadAdapter,
     Ready,
     Report,
     Retire,
-    Step,
+    StepReport,
     Submit,
     unpacked,
 )
@@ -70,7 +70,7 @@ class EngineLink:
         self._mailboxes: dict[int, _Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Ready | Done]] = {}
         self._numbers: Iterator[int] = itertools.count(1)
-        self._figures = Figures()
+        self._figures = EngineFigures()
         self._heard_at = 0.0
         self._closing = self._lost = False
         self._death: FatalReport | None = None
@@ -117,7 +117,7 @@ class EngineLink:
         """A report of the engine: on the event loop's thread, or on the engine's."""
         self._heard_at = time.monotonic()
         match report:
-            case Step(events, figures):
+            case StepReport(events, figures):
                 self._figures = figures
                 if events:
                     self._deliver(events)

@@ -18,17 +18,17 @@ from llm_runtime.engine.messages import (
     Close,
     Command,
     DropAdapter,
-    Figures,
+    EngineFigures,
     Load,
     LoadAdapter,
     Ready,
     Retire,
-    Step,
+    StepReport,
     Submit,
     packed,
 )
 from llm_runtime.engine.model import Build, Model, Send, Served
-from llm_runtime.engine.recovery import Outcome
+from llm_runtime.engine.recovery import BatchResult
 from llm_runtime.engine.scheduler import Batch, Delivery
 from llm_runtime.engine.sequence import Sequence
 from llm_runtime.engine.swap import Models
@@ -154,14 +154,14 @@ class StepLoop:
             self._report(cancelled)
         return batch
 
-    def _compute(self, served: Served, batch: Batch) -> Outcome:
+    def _compute(self, served: Served, batch: Batch) -> BatchResult:
         began = self._clock()
         outcome = served.runner.run(batch)
         if not outcome.failed:
             served.model.scheduler.observe(batch, self._clock() - began)
         return outcome
 
-    def _advance(self, served: Served, batch: Batch, outcome: Outcome) -> list[Delivery]:
+    def _advance(self, served: Served, batch: Batch, outcome: BatchResult) -> list[Delivery]:
         self._steps += 1
         self._batch_size = len(batch.spans)
         self._count(failed=not outcome.batch.spans)
@@ -191,7 +191,7 @@ class StepLoop:
             log.exception("A request can't be admitted")
             message = f"the engine did not take the request: {error}"
             event = TokenEvent(None, "", finish_reason=FinishReason.ERROR, error=message)
-            self._send(Step([packed(command.number, event)], self._figures()))
+            self._send(StepReport([packed(command.number, event)], self._figures()))
             return
         self._sequences[command.number] = sequence
         self._homes[sequence] = (command.number, served)
@@ -223,11 +223,11 @@ class StepLoop:
                 self._adapters.release(served, delivery.sequence.adapter)
         figures = self._figures()
         self._reported_running = figures.running
-        self._send(Step(events, figures))
+        self._send(StepReport(events, figures))
 
-    def _figures(self) -> Figures:
+    def _figures(self) -> EngineFigures:
         schedulers = [served.model.scheduler for served in self._models]
-        return Figures(
+        return EngineFigures(
             sum(len(scheduler.running) for scheduler in schedulers),
             max((scheduler.usage_ratio for scheduler in schedulers), default=0.0),
             self._steps,

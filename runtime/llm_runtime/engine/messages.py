@@ -2,7 +2,7 @@
 
 Every message is one pickle behind its length. Both ends are the same program on the same machine,
 and the socket has no name: nobody else can write to it. Commands go to the engine and are few.
-`Step` comes back once per step with the events of all requests, as bare tuples: pickling instances
+`StepReport` comes back once per step with the events of all requests, as bare tuples: pickling instances
 of classes would cost several times as much per token.
 """
 
@@ -115,7 +115,7 @@ class Failed:
     None: nothing changed."""
 
 
-class Figures(NamedTuple):
+class EngineFigures(NamedTuple):
     """The engine's state after a step; see `request.EngineStats`."""
 
     running: int = 0
@@ -127,15 +127,15 @@ class Figures(NamedTuple):
     gpu_memory_bytes: int | None = None
 
 
-class Step(NamedTuple):
+class StepReport(NamedTuple):
     """What one step brought. `events` are made by `packed`."""
 
     events: list[tuple[Any, ...]]
-    figures: Figures
+    figures: EngineFigures
 
 
 Command = Submit | Cancel | Load | Retire | LoadAdapter | DropAdapter | Close
-Report = Ready | Done | Failed | Step
+Report = Ready | Done | Failed | StepReport
 
 
 def packed(number: int, event: TokenEvent) -> tuple[Any, ...]:

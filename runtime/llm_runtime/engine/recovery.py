@@ -53,25 +53,25 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class FailedSpan:
     """Why a span could not be computed: the exception's name.
     The exception itself would keep its frames' memory."""
 
     name: str
 
 
-Answer = Sampled | Fault | None
+Answer = Sampled | FailedSpan | None
 """Result of one span; None when it samples nothing."""
 
 
 @dataclass(slots=True)
-class Outcome:
+class BatchResult:
     """Result of a batch: the part that was computed, the tokens sampled for it,
     and the sequences that failed."""
 
     batch: Batch
     sampled: list[Sampled] = field(default_factory=list)
-    failed: list[tuple[Sequence, Fault]] = field(default_factory=list)
+    failed: list[tuple[Sequence, FailedSpan]] = field(default_factory=list)
 
 
 class CarefulRunner:
@@ -83,7 +83,7 @@ class CarefulRunner:
         """Largest number of tokens in one forward pass, after memory ran out; None: no limit."""
         self._calm_steps = 0
 
-    def run(self, batch: Batch) -> Outcome:
+    def run(self, batch: Batch) -> BatchResult:
         """Compute as much of `batch` as can be."""
         self._calm_steps += 1
         answers = [answer for part in self._parts(batch.spans) for answer in self._compute(part)]
@@ -96,7 +96,7 @@ class CarefulRunner:
             sampled = self.runner.forward(Batch(spans))
         except (StepOutOfMemory, MemoryError) as error:
             self._shrink(spans, error)
-            fault = Fault(type(error).__name__)
+            fault = FailedSpan(type(error).__name__)
             halves = _halves(spans) or _split(spans[0])
         except Exception as error:
             # One error for each request at fault, not for every half on the way to it.
@@ -105,7 +105,7 @@ class CarefulRunner:
                 "Forward pass failed",
                 exc_info=True,
             )
-            fault = Fault(type(error).__name__)
+            fault = FailedSpan(type(error).__name__)
             halves = _halves(spans)
         else:
             return _in_order(spans, sampled)
@@ -118,7 +118,7 @@ class CarefulRunner:
     def _compute_in_turn(self, halves: tuple[Spans, Spans]) -> list[Answer]:
         """Compute two halves of one span: the second reads the keys and values of the first."""
         [first] = self._compute(halves[0])
-        return [first] if isinstance(first, Fault) else self._compute(halves[1])
+        return [first] if isinstance(first, FailedSpan) else self._compute(halves[1])
 
     def _parts(self, spans: Spans) -> Iterable[Spans]:
         if self.token_limit is None:
@@ -168,10 +168,12 @@ def _split(span: Span) -> tuple[Spans, Spans] | None:
     return (replace(span, count=first, samples=False),), (rest,)
 
 
-def _outcome(spans: Spans, answers: list[Answer]) -> Outcome:
+def _outcome(spans: Spans, answers: list[Answer]) -> BatchResult:
     pairs = list(zip(spans, answers, strict=True))
-    return Outcome(
-        batch=Batch(tuple(span for span, answer in pairs if not isinstance(answer, Fault))),
+    return BatchResult(
+        batch=Batch(tuple(span for span, answer in pairs if not isinstance(answer, FailedSpan))),
         sampled=[answer for answer in answers if isinstance(answer, Sampled)],
-        failed=[(span.sequence, answer) for span, answer in pairs if isinstance(answer, Fault)],
+        failed=[
+            (span.sequence, answer) for span, answer in pairs if isinstance(answer, FailedSpan)
+        ],
     )

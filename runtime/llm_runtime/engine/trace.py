@@ -8,7 +8,7 @@ from typing import NamedTuple, TextIO
 
 from llm_runtime.engine.loop import StepLoop
 from llm_runtime.engine.model import Build, Send, Served
-from llm_runtime.engine.recovery import Outcome
+from llm_runtime.engine.recovery import BatchResult
 from llm_runtime.engine.scheduler import Batch, Delivery
 
 log = logging.getLogger(__name__)
@@ -119,14 +119,14 @@ class TracedLoop(StepLoop):
             self._trace.write(self._record(served))
         return worked
 
-    def _compute(self, served: Served, batch: Batch) -> Outcome:
+    def _compute(self, served: Served, batch: Batch) -> BatchResult:
         self._batch = batch
         self._scheduled = self._clock()
         outcome = super()._compute(served, batch)
         self._computed = self._clock()
         return outcome
 
-    def _advance(self, served: Served, batch: Batch, outcome: Outcome) -> list[Delivery]:
+    def _advance(self, served: Served, batch: Batch, outcome: BatchResult) -> list[Delivery]:
         deliveries = super()._advance(served, batch, outcome)
         self._advanced = self._clock()
         return deliveries

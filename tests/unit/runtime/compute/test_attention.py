@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 from llm_runtime.compute import native  # noqa: E402
-from llm_runtime.compute.attention import Rule, Step, attend_gathered, attend_native  # noqa: E402
+from llm_runtime.compute.attention import AttentionMetadata, Rule, attend_gathered, attend_native  # noqa: E402
 from llm_runtime.compute.cache import CacheShape, KvCache, LayerShape  # noqa: E402
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool  # noqa: E402
 from llm_runtime.engine.scheduler import Span  # noqa: E402
@@ -43,7 +43,7 @@ def attended(
         one.blocks.numbers = numbers[:need]
         numbers = numbers[need:]
         taken.append(Span(one, start, count, samples=True))
-    step = Step(tuple(taken), cache, "cpu")
+    step = AttentionMetadata(tuple(taken), cache, "cpu")
     tokens = sum(count for _, count in spans)
     # As models hand them over: heads first, but stored tokens first.
     query, key, value = (

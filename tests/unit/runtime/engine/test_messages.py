@@ -4,7 +4,15 @@ import pickle
 
 import pytest
 
-from llm_runtime.engine.messages import Figures, Frames, Step, Submit, frame, packed, unpacked
+from llm_runtime.engine.messages import (
+    EngineFigures,
+    Frames,
+    StepReport,
+    Submit,
+    frame,
+    packed,
+    unpacked,
+)
 from llm_runtime.request import FinishReason, TokenEvent, TopLogprob
 from unit.runtime.engine.fakes import request
 
@@ -31,10 +39,10 @@ def test_a_common_event_is_three_fields() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 1000])
 def test_messages_come_whole_from_pieces_of_any_size(size: int) -> None:
-    sent: list[Submit | Step] = [
+    sent: list[Submit | StepReport] = [
         Submit(1, 1, request()),
-        Step([(1, 5, "a")], Figures(1)),
-        Step([], Figures()),
+        StepReport([(1, 5, "a")], EngineFigures(1)),
+        StepReport([], EngineFigures()),
     ]
     data = b"".join(map(frame, sent))
     frames = Frames()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llm_runtime.engine.recovery import CALM_STEPS, CarefulRunner, Outcome
+from llm_runtime.engine.recovery import CALM_STEPS, BatchResult, CarefulRunner
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.machine.memory import StepOutOfMemory
 from unit.runtime.engine.fakes import ScriptedRunner, sequence
@@ -36,7 +36,7 @@ def memory_for(tokens: int) -> Callable[[Batch], None]:
     return fail
 
 
-def names(outcome: Outcome) -> tuple[list[str], list[str]]:
+def names(outcome: BatchResult) -> tuple[list[str], list[str]]:
     computed = [span.sequence.request.id for span in outcome.batch.spans]
     return computed, [sequence.request.id for sequence, _ in outcome.failed]
 
