@@ -37,7 +37,7 @@ def sse(data: Mapping[str, object]) -> bytes:
     return f"data: {compact_json(data)}\n\n".encode()
 
 
-class Source(Protocol[T]):
+class EventSource(Protocol[T]):
     """Where events come from."""
 
     async def take(self) -> list[T]:
@@ -45,7 +45,7 @@ class Source(Protocol[T]):
         ...
 
 
-async def merge(sources: Sequence[Source[T]]) -> AsyncGenerator[tuple[int, list[T]]]:
+async def merge(sources: Sequence[EventSource[T]]) -> AsyncGenerator[tuple[int, list[T]]]:
     """Yield events of all sources as they come, each with its source's index. Close it to stop."""
     if len(sources) == 1:  # By far the most common case needs no task and no queue.
         while events := await sources[0].take():
@@ -69,7 +69,7 @@ async def merge(sources: Sequence[Source[T]]) -> AsyncGenerator[tuple[int, list[
         await _stop(*pumps)
 
 
-async def _pump(index: int, source: Source[T], queue: asyncio.Queue[Any]) -> None:
+async def _pump(index: int, source: EventSource[T], queue: asyncio.Queue[Any]) -> None:
     try:
         while events := await source.take():
             queue.put_nowait((index, events))

@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_runtime.fetching.part import PIECE_BYTES
 from llm_runtime.fetching.promises import promise_of_object
-from llm_runtime.fetching.stream import TIMEOUT_SECONDS, Source
+from llm_runtime.fetching.stream import TIMEOUT_SECONDS, FileRequest
 
 FRESH_SECONDS = 60.0
 """Age at which a presigned URL is renewed. MLflow's expire after 300 seconds by default."""
@@ -20,7 +20,7 @@ Sign = Callable[[], Any]
 None if the store signs none."""
 
 
-def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
+def of_mlflow(repository: Any, path: str, size: int | None) -> FileRequest:
     """An artifact of MLflow's HTTP repository:
     by presigned URL if the server offers one, else through the proxy."""
     from mlflow.utils.rest_utils import http_request
@@ -37,10 +37,10 @@ def of_mlflow(repository: Any, path: str, size: int | None) -> Source:
         }
         return http_request(repository._host_creds, f"/{path}", "GET", stream=True, **more)
 
-    return Source(get)
+    return FileRequest(get)
 
 
-def of_store(repository: Any, path: str) -> Source:
+def of_store(repository: Any, path: str) -> FileRequest:
     """An artifact of an object store, by URLs that the store's own client presigns in this
     process."""
 
@@ -62,7 +62,7 @@ def _promise(repository: Any, path: str) -> str:
     return promise_of_object(answer["ResponseMetadata"]["HTTPHeaders"])
 
 
-def _offered(repository: Any, path: str) -> Source | None:
+def _offered(repository: Any, path: str) -> FileRequest | None:
     from requests import HTTPError
 
     offered = getattr(repository, "_is_multipart_download_enabled", None)
@@ -81,7 +81,7 @@ def _offered(repository: Any, path: str) -> Source | None:
         return None
 
 
-def _signed(sign: Sign, first: Any) -> Source:
+def _signed(sign: Sign, first: Any) -> FileRequest:
     from mlflow.environment_variables import MLFLOW_S3_IGNORE_TLS
     from requests import Session
 
@@ -105,4 +105,4 @@ def _signed(sign: Sign, first: Any) -> Source:
         together = {**dict(address.headers or {}), **headers}
         return session.get(address.url, headers=together, stream=True, timeout=TIMEOUT_SECONDS)
 
-    return Source(get, in_pieces=True)
+    return FileRequest(get, in_pieces=True)

@@ -48,11 +48,13 @@ class Hub:
     def download(self, location: str, path: str, part: Part) -> None:
         stream.download(self.source(location, path), part)
 
-    def source(self, location: str, path: str, size: int | None = None) -> stream.Source:
+    def source(self, location: str, path: str, size: int | None = None) -> stream.FileRequest:
         """Where a file comes from."""
         repository, commit = _parsed(location)
         url = f"{self._endpoint}/{repository}/resolve/{commit}/{quote(path)}"
-        return stream.Source(lambda headers: self._get(url, headers, stream=True), in_pieces=True)
+        return stream.FileRequest(
+            lambda headers: self._get(url, headers, stream=True), in_pieces=True
+        )
 
     def _info(self, repository: str, revision: str) -> Any:
         url = f"{self._endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"

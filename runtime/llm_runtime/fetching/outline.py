@@ -63,7 +63,9 @@ class Outline:
 class HttpFiles(Files, Protocol):
     """Files that can be read over HTTP, and so in part."""
 
-    def source(self, location: str, path: str, size: int | None = None) -> stream.Source | None:
+    def source(
+        self, location: str, path: str, size: int | None = None
+    ) -> stream.FileRequest | None:
         """The HTTP source of a file; None if only the object store's own client can read it."""
         ...
 

@@ -26,7 +26,7 @@ from llm_runtime.errors import (
 )
 from llm_runtime.fetching import addresses
 from llm_runtime.fetching.part import Part
-from llm_runtime.fetching.stream import Source, download
+from llm_runtime.fetching.stream import FileRequest, download
 from llm_runtime.files.locate import MAX_DEPTH
 
 MAX_FILES = 10_000
@@ -126,7 +126,7 @@ class MlflowRegistry:
             part.discard()
             self._repository(location)._download_file(path, str(part.path))
 
-    def source(self, location: str, path: str, size: int | None = None) -> Source | None:
+    def source(self, location: str, path: str, size: int | None = None) -> FileRequest | None:
         """The HTTP source of an artifact;
         None if only MLflow's client for its store can download it."""
         from mlflow.store.artifact.artifact_repo import MultipartDownloadMixin

@@ -26,7 +26,7 @@ Get = Callable[[Mapping[str, str]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class FileRequest:
     """How to request a file."""
 
     get: Get
@@ -38,7 +38,7 @@ class Source:
     else the response to `get` may have one."""
 
 
-def download(source: Source, part: Part) -> None:
+def download(source: FileRequest, part: Part) -> None:
     """Fill `part` from `source`.
     Raises requests' errors, RegistryUnreachable, BadDownload or OSError."""
     if part.safe_bytes and not part.etag:
@@ -90,7 +90,7 @@ def beginning(get: Get, most_bytes: int) -> Iterator[Callable[[int], bytes]]:
         response.close()
 
 
-def _piece(source: Source, part: Part, begin: int, end: int) -> Iterator[bytes]:
+def _piece(source: FileRequest, part: Part, begin: int, end: int) -> Iterator[bytes]:
     response = source.get({"Accept-Encoding": "identity", "Range": f"bytes={begin}-{end - 1}"})
     try:
         response.raise_for_status()

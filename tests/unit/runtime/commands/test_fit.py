@@ -110,7 +110,9 @@ class Over(FolderRegistry):
         super().__init__(folder)
         self.address = address
 
-    def source(self, location: str, path: str, size: int | None = None) -> stream.Source | None:
+    def source(
+        self, location: str, path: str, size: int | None = None
+    ) -> stream.FileRequest | None:
         import requests
 
         def get(headers: Mapping[str, str]) -> Any:
@@ -118,7 +120,7 @@ class Over(FolderRegistry):
                 f"{self.address}/{path}", headers=dict(headers), stream=True, timeout=5
             )
 
-        return stream.Source(get) if self.address else None
+        return stream.FileRequest(get) if self.address else None
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from llm_runtime.fetching import part as part_module
 from llm_runtime.fetching import stream as stream_module
 from llm_runtime.fetching.part import Part
 from llm_runtime.fetching.registry import fatal_of
-from llm_runtime.fetching.stream import Source, download
+from llm_runtime.fetching.stream import FileRequest, download
 
 CONTENT = bytes(range(256)) * 40_000
 Fetch = Callable[[Part], None]
@@ -101,7 +101,9 @@ def fetch(store: Store) -> Fetch:
     session = requests.Session()
     session.trust_env = False
     return lambda part: download(
-        Source(lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5)),
+        FileRequest(
+            lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5)
+        ),
         part,
     )
 
@@ -317,7 +319,7 @@ def in_pieces(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     session = requests.Session()
     session.trust_env = False
     url = f"http://127.0.0.1:{store.server_port}"
-    source = Source(
+    source = FileRequest(
         lambda headers: session.get(url, headers=dict(headers), stream=True, timeout=5),
         in_pieces=True,
     )
