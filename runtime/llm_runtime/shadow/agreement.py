@@ -11,7 +11,7 @@ LETTERS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ModelAnswer:
     """One whole answer, as the model gave it:
     with thoughts and calls, before a dialect takes these apart."""
 
@@ -21,7 +21,7 @@ class Said:
     seconds: float
 
 
-def differences(stable: Said, candidate: Said, *, greedy: bool) -> dict[str, float]:
+def differences(stable: ModelAnswer, candidate: ModelAnswer, *, greedy: bool) -> dict[str, float]:
     """How far the candidate is from stable, 0 to 1,
     by what applies of exact, similarity, finishReason and json.
 
@@ -37,7 +37,7 @@ def differences(stable: Said, candidate: Said, *, greedy: bool) -> dict[str, flo
     return found
 
 
-def failure(stable: Said, *, greedy: bool) -> dict[str, float]:
+def failure(stable: ModelAnswer, *, greedy: bool) -> dict[str, float]:
     """The differences of a candidate that does not answer what stable has answered."""
     return dict.fromkeys(differences(stable, stable, greedy=greedy), 1.0)
 

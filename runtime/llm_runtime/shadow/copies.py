@@ -15,7 +15,7 @@ from llm_runtime.generation import Choice
 from llm_runtime.job import NOT_ASKED, Job
 from llm_runtime.request import Caller
 from llm_runtime.shadow import agreement, exchange
-from llm_runtime.shadow.agreement import Said
+from llm_runtime.shadow.agreement import ModelAnswer
 from llm_runtime.shadow.orders import Orders
 from llm_runtime.shadow.tally import Tally
 
@@ -47,7 +47,7 @@ they say nothing of its version."""
 class Heard:
     """Listens to one answer."""
 
-    said: Said | None = None
+    said: ModelAnswer | None = None
     """Once it is whole; None for one that is not compared."""
     greedy: bool = False
 
@@ -55,7 +55,7 @@ class Heard:
         if len(choices) > 1:
             return  # They would have to be matched, and are no independent samples.
         [choice] = choices
-        self.said = Said(choice.text, choice.finish_reason, choice.tokens, seconds)
+        self.said = ModelAnswer(choice.text, choice.finish_reason, choice.tokens, seconds)
         self.greedy = job.sampling.temperature == 0 or job.sampling.top_k == 1
 
     def document(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Copier:
         finally:
             self.held_bytes -= len(copy.body)
 
-    async def _ask(self, copy: Copy, order: ShadowFile) -> tuple[str, Said | None]:
+    async def _ask(self, copy: Copy, order: ShadowFile) -> tuple[str, ModelAnswer | None]:
         """How it ended, and what the candidate said."""
         stable = copy.said
         assert stable is not None
@@ -167,13 +167,15 @@ class Copier:
             async with deadline:
                 status, content = await exchange.post(order.url, PATHS[copy.path], headers, body)
         except (OSError, ValueError):
-            return ("late", Said("", "", 0, seconds)) if deadline.expired() else ("lost", None)
+            return (
+                ("late", ModelAnswer("", "", 0, seconds)) if deadline.expired() else ("lost", None)
+            )
         if status in BUSY:
             return "refused", None
         answer = read(content) if status == 200 else None
         return ("compared", answer) if answer else ("failed", None)
 
-    async def _note(self, copy: Copy, result: str, candidate: Said | None) -> None:
+    async def _note(self, copy: Copy, result: str, candidate: ModelAnswer | None) -> None:
         stable = copy.said
         assert stable is not None
         tally = self._tally
@@ -204,11 +206,11 @@ def without_stream(body: bytes | bytearray) -> bytes | None:
     return orjson.dumps({name: value for name, value in fields.items() if name not in NOT_COPIED})
 
 
-def read(content: bytes) -> Said | None:
+def read(content: bytes) -> ModelAnswer | None:
     """What a candidate said, from `Heard.document`; None for anything else."""
     try:
         found = orjson.loads(content)
-        return Said(
+        return ModelAnswer(
             str(found["text"]), str(found["reason"]), int(found["tokens"]), float(found["seconds"])
         )
     except (ValueError, TypeError, KeyError):

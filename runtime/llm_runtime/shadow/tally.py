@@ -15,7 +15,7 @@ from llm_runtime.contract import (
     METRIC_SHADOW_DIFFERENCE,
     METRIC_SHADOW_FINE,
 )
-from llm_runtime.shadow.agreement import Said
+from llm_runtime.shadow.agreement import ModelAnswer
 
 BOUNDS = tuple(floatToGoString(bound) for bound in (*FINE_BOUNDS_SECONDS, inf))  # type: ignore[no-untyped-call]
 
@@ -44,12 +44,12 @@ class Tally(Collector):
             self._compared[what] = self._compared.get(what, 0) + 1
             self._differing[what] = self._differing.get(what, 0.0) + difference
 
-    def sized(self, stable: Said, candidate: Said) -> None:
+    def sized(self, stable: ModelAnswer, candidate: ModelAnswer) -> None:
         """Note how long both answers were."""
         self._note("stable", "tokens", stable.tokens / 1000)
         self._note("candidate", "tokens", candidate.tokens / 1000)
 
-    def timed(self, stable: Said, candidate: Said) -> None:
+    def timed(self, stable: ModelAnswer, candidate: ModelAnswer) -> None:
         """Note how long both took, a late one at least."""
         self._note("stable", "seconds", stable.seconds)
         self._note("candidate", "seconds", candidate.seconds)

@@ -20,7 +20,7 @@ from llm_operator.ports.pods import read
 from llm_operator.reconcile import Pace, reconcile
 from llm_operator.state import Evidence, Figures, Key, Manifest, Shadowed, SmokeOutcome
 from llm_runtime.contract import FINE_BOUNDS_SECONDS, SHADOW_FILE, ShadowFile
-from llm_runtime.shadow.agreement import Said
+from llm_runtime.shadow.agreement import ModelAnswer
 from llm_runtime.shadow.tally import Tally
 from unit.operator.fakes import NAMESPACE, World
 from unit.operator.test_rollout_strategies import Sim, rollout
@@ -304,8 +304,8 @@ def test_the_operator_reads_what_the_runtime_tells() -> None:
     tally.begin("bot-new")
     tally.result("compared")
     tally.compared({"exact": 1.0, "similarity": 0.25})
-    tally.sized(Said("a", "stop", 100, 0.5), Said("b", "stop", 300, 0.7))
-    tally.timed(Said("a", "stop", 100, 0.5), Said("b", "stop", 300, 0.7))
+    tally.sized(ModelAnswer("a", "stop", 100, 0.5), ModelAnswer("b", "stop", 300, 0.7))
+    tally.timed(ModelAnswer("a", "stop", 100, 0.5), ModelAnswer("b", "stop", 300, 0.7))
     registry = CollectorRegistry()
     registry.register(tally)
     found = read(generate_latest(registry).decode()).shadowed

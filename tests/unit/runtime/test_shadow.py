@@ -18,7 +18,7 @@ from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.contract import SHADOW_HEADER, CompletionCacheConfig, ServerConfig, ShadowFile
 from llm_runtime.request import EngineStats
 from llm_runtime.shadow import Orders
-from llm_runtime.shadow.agreement import Said, differences, failure, similarity
+from llm_runtime.shadow.agreement import ModelAnswer, differences, failure, similarity
 from llm_runtime.shadow.copies import HELD_BYTES, read, without_stream
 from unit.runtime.whole import HEADERS, server
 from waiting import eventually, until
@@ -341,7 +341,7 @@ async def test_bodies_are_kept_within_a_bound(pair: Pair) -> None:
     assert copy is not None
     copier.held_bytes = HELD_BYTES
     copier.hold(copy, b"{}")
-    copy.said = Said("a", "stop", 1, 0.1)
+    copy.said = ModelAnswer("a", "stop", 1, 0.1)
     copier.send(copy)
     assert copier.held_bytes == HELD_BYTES
     assert pair.tally() == {"copies dropped": 1}
@@ -371,21 +371,21 @@ def test_two_servers_as_pods_run_them(tmp_path: Path) -> None:
 
 
 def test_answers_are_compared_by_what_says_something_of_them() -> None:
-    stable = Said('{"a": 1}', "stop", 5, 1.0)
+    stable = ModelAnswer('{"a": 1}', "stop", 5, 1.0)
     assert differences(stable, stable, greedy=True) == {
         "finishReason": 0,
         "exact": 0,
         "similarity": 0,
         "json": 0,
     }
-    assert differences(stable, Said("{", "length", 5, 1.0), greedy=False) == {
+    assert differences(stable, ModelAnswer("{", "length", 5, 1.0), greedy=False) == {
         "finishReason": 1,
         "json": 1,
     }
-    assert differences(Said("1", "stop", 1, 1.0), Said("2", "stop", 1, 1.0), greedy=False) == {
-        "finishReason": 0
-    }
-    assert failure(Said("a", "stop", 1, 1.0), greedy=False) == {"finishReason": 1}
+    assert differences(
+        ModelAnswer("1", "stop", 1, 1.0), ModelAnswer("2", "stop", 1, 1.0), greedy=False
+    ) == {"finishReason": 0}
+    assert failure(ModelAnswer("a", "stop", 1, 1.0), greedy=False) == {"finishReason": 1}
 
 
 @pytest.mark.parametrize(
