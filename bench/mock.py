@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from llm_runtime import __main__ as runtime
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.assembly import ModelSource
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.request import (
@@ -128,8 +128,8 @@ def without(models: Path, fetched: Path | None = None) -> ModelSource:
     async def find(config: RuntimeConfig) -> Path:
         return models
 
-    async def start(config: RuntimeConfig, found: Path) -> Loaded:
-        return Loaded(MockEngine(), MockCodec())
+    async def start(config: RuntimeConfig, found: Path) -> WarmModel:
+        return WarmModel(MockEngine(), MockCodec())
 
     return ModelSource(find, lambda config, *_: find(config), start)
 

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "hack"), str(ROOT / "tests")]
 
 from llm_runtime import worker  # noqa: E402
 from llm_runtime.api.server import make_server  # noqa: E402
-from llm_runtime.api.serving import Loaded  # noqa: E402
+from llm_runtime.api.serving import WarmModel  # noqa: E402
 from llm_runtime.app import HttpServer, create_app  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
@@ -82,12 +82,12 @@ def serve(way: str, port: int, script: str) -> None:
     """The server's process."""
     logging.basicConfig(level=logging.ERROR)
 
-    async def load() -> Loaded:
+    async def load() -> WarmModel:
         if way == "thread":
             engine = start_local(build(CONFIG, Path(script)))
         else:
             engine = await start_engine(CONFIG, Path(script), (sys.executable, __file__, "worker"))
-        return Loaded(engine, engine.codec)
+        return WarmModel(engine, engine.codec)
 
     HttpServer(create_app(make_server(CONFIG, load)), "127.0.0.1", port).run()
 

@@ -34,7 +34,7 @@ from llm_runtime.contract import (
 )
 
 if TYPE_CHECKING:
-    from llm_runtime.api.serving import Loaded
+    from llm_runtime.api.serving import WarmModel
     from llm_runtime.assembly import ModelSource
     from llm_runtime.engine.client import EngineClient
     from llm_runtime.fetching.progress import Progress
@@ -261,20 +261,20 @@ def _fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path)
     return fetch_adapter(adapter, access, models)
 
 
-async def _start(config: RuntimeConfig, folder: Path) -> "Loaded":
+async def _start(config: RuntimeConfig, folder: Path) -> "WarmModel":
     from llm_runtime.engine.process import start_engine
 
     return _loaded(await start_engine(config, folder), folder)
 
 
-def _loaded(engine: "EngineClient", folder: Path) -> "Loaded":
-    from llm_runtime.api.serving import Loaded
+def _loaded(engine: "EngineClient", folder: Path) -> "WarmModel":
+    from llm_runtime.api.serving import WarmModel
     from llm_runtime.files.origin import origin
 
-    async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
+    async def swap(config: RuntimeConfig, folder: Path) -> WarmModel:
         return _loaded(await engine.swap(config, folder), folder)
 
-    return Loaded(
+    return WarmModel(
         engine,
         engine.codec,
         on_gpu=engine.device != "cpu",

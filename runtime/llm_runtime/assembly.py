@@ -13,7 +13,7 @@ from llm_runtime import errors, tracing
 from llm_runtime.adapters import AdapterList, Adapters, Fetch
 from llm_runtime.api.access import FetchModel, Management
 from llm_runtime.api.server import Server, make_server
-from llm_runtime.api.serving import Loaded, Start
+from llm_runtime.api.serving import Start, WarmModel
 from llm_runtime.auth.callers import KeyChain, KeyRing, Keys, SingleKey
 from llm_runtime.auth.keys import DatabaseKeys
 from llm_runtime.cache.completions import CompletionCache
@@ -46,7 +46,7 @@ class ModelSource:
     adapter_news: Callable[[], bool] = lambda: False
     """Whether it may end otherwise than before."""
 
-    async def load(self, config: RuntimeConfig) -> Loaded:
+    async def load(self, config: RuntimeConfig) -> WarmModel:
         return await self.start(config, await self.find(config))
 
 

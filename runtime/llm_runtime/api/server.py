@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from llm_runtime.adapters import Adapters
 from llm_runtime.api.access import Management
-from llm_runtime.api.serving import Loaded, Serving, version_of
+from llm_runtime.api.serving import Serving, WarmModel, version_of
 from llm_runtime.api.throttle import Throttle
 from llm_runtime.auth.callers import NO_ROLES, Callers, Keys, Tiers
 from llm_runtime.cache.completions import CompletionCache
@@ -73,7 +73,7 @@ class Server:
 
 def make_server(
     config: RuntimeConfig,
-    load: Callable[[], Awaitable[Loaded]],
+    load: Callable[[], Awaitable[WarmModel]],
     keys: Keys | None = None,
     *,
     metrics: Metrics | None = None,
@@ -99,7 +99,7 @@ def make_server(
     metrics = metrics or Metrics()
     idempotency = IdempotencyKeys()
 
-    def pipeline(config: RuntimeConfig, loaded: Loaded) -> Pipeline:
+    def pipeline(config: RuntimeConfig, loaded: WarmModel) -> Pipeline:
         return Pipeline(
             config,
             loaded.engine,

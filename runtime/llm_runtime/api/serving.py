@@ -60,13 +60,13 @@ READY."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class WarmModel:
     """A model that is loaded and warm."""
 
     engine: Engine
     codec: TextCodec
     on_gpu: bool = False
-    swap: Callable[[RuntimeConfig, Path], Awaitable["Loaded"]] | None = None
+    swap: Callable[[RuntimeConfig, Path], Awaitable["WarmModel"]] | None = None
     """Load another model in this one's place, while it serves; None where the engine can't."""
     origin: Origin | None = None
     """What its folder holds; None where nobody knows."""
@@ -75,7 +75,7 @@ class Loaded:
     never, where it lives in this process."""
 
 
-Start = Callable[[RuntimeConfig, Path], Awaitable[Loaded]]
+Start = Callable[[RuntimeConfig, Path], Awaitable[WarmModel]]
 """Start an engine with the model of a folder."""
 
 
@@ -89,8 +89,8 @@ class Serving:
     def __init__(
         self,
         config: RuntimeConfig,
-        load: Callable[[], Awaitable[Loaded]],
-        pipeline: Callable[[RuntimeConfig, Loaded], Pipeline],
+        load: Callable[[], Awaitable[WarmModel]],
+        pipeline: Callable[[RuntimeConfig, WarmModel], Pipeline],
         adapters: Adapters | None = None,
     ) -> None:
         """`load` brings the configured model;
@@ -100,7 +100,7 @@ class Serving:
         self.configured = config
         """As at the start."""
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
-        self.loaded: Loaded | None = None
+        self.loaded: WarmModel | None = None
         self.abilities: Abilities | None = None
         """What the model can do by its chat templates; None without one that is loaded."""
         self.arrival: Arrival | None = None
@@ -281,7 +281,9 @@ class Serving:
             log.exception("Loading the model failed")
             self._fail(FatalReport(reason="LoadFailed", message=f"{type(error).__name__}: {error}"))
 
-    async def _bring_in(self, config: RuntimeConfig, load: Callable[[], Awaitable[Loaded]]) -> None:
+    async def _bring_in(
+        self, config: RuntimeConfig, load: Callable[[], Awaitable[WarmModel]]
+    ) -> None:
         before = self.state
         began = time.monotonic()
         self._enter(State.LOADING)
@@ -324,7 +326,7 @@ class Serving:
         await in_thread(loaded.codec.prepare)()
         log.info("Model %s has taken over", config.model.name)
 
-    def _serve(self, config: RuntimeConfig, loaded: Loaded) -> None:
+    def _serve(self, config: RuntimeConfig, loaded: WarmModel) -> None:
         self.config = config
         self.loaded = loaded
         self._pipeline = self._make_pipeline(config, loaded)
@@ -354,7 +356,7 @@ class Serving:
         self.on_failure()
 
 
-def version_of(config: RuntimeConfig, loaded: Loaded | None) -> str:
+def version_of(config: RuntimeConfig, loaded: WarmModel | None) -> str:
     """The version that `config` names, or that the loaded folder says it holds;
     "" where neither does."""
     found = loaded.origin if loaded else None

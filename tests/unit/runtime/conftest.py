@@ -16,7 +16,7 @@ import uvicorn
 from fakes import ScriptedEngine
 from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, key_file, record
 from llm_runtime.api.server import make_server
-from llm_runtime.api.serving import Loaded, State
+from llm_runtime.api.serving import State, WarmModel
 from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyRing
 from llm_runtime.common.aside import in_thread
@@ -73,7 +73,7 @@ def run(keys_path: Path) -> Callable[..., Any]:
         engine: ScriptedEngine | None = None,
         server: ServerConfig | None = None,
         headers: dict[str, str] | None = None,
-        load: Callable[[], Loaded] | None = None,
+        load: Callable[[], WarmModel] | None = None,
         system_prompt: str = "",
         wait: bool = True,
         tracing: Tracing | None = None,
@@ -81,7 +81,7 @@ def run(keys_path: Path) -> Callable[..., Any]:
     ) -> AsyncIterator[Harness]:
         engine = engine or ScriptedEngine()
         rows = Rows()
-        loaded = Loaded(engine, engine.codec)
+        loaded = WarmModel(engine, engine.codec)
         loading = in_thread(load or (lambda: loaded))
         made = make_server(
             config(server, system_prompt),
@@ -125,7 +125,7 @@ def live(keys_path: Path) -> Callable[..., Any]:
     ) -> Iterator[Harness]:
         engine = engine or ScriptedEngine()
         rows = Rows()
-        loaded = Loaded(engine, engine.codec)
+        loaded = WarmModel(engine, engine.codec)
         made = make_server(
             config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows, shadow=shadow
         )

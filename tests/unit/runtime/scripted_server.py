@@ -8,7 +8,7 @@ from pathlib import Path
 from harness import config
 from llm_runtime import logs
 from llm_runtime.api.server import make_server
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.app import HttpServer, create_app
 from llm_runtime.contract import ServerConfig
 from llm_runtime.engine.process import start_engine
@@ -23,9 +23,9 @@ def main() -> None:
     chosen = config(ServerConfig(drain_seconds=float(sys.argv[2])))
     os.environ["STEP_SECONDS"] = STEP_SECONDS
 
-    async def load() -> Loaded:
+    async def load() -> WarmModel:
         engine = await start_engine(chosen, Path(ANSWER), WORKER)
-        return Loaded(engine, engine.codec, on_death=engine.on_death)
+        return WarmModel(engine, engine.codec, on_death=engine.on_death)
 
     server = make_server(chosen, load)
     HttpServer(create_app(server), "127.0.0.1", int(sys.argv[1])).run()

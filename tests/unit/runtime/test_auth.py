@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from harness import EXPIRED, KEY, SUSPENDED, Harness, key_file, record
 from llm_runtime import errors
 from llm_runtime.api.server import make_server
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.auth.callers import (
     CHECK_SECONDS,
     MAX_CALLERS,
@@ -188,7 +188,7 @@ def test_the_stand_alone_key_is_any_text() -> None:
 
 
 def test_without_authentication_everybody_is_anonymous() -> None:
-    async def never() -> Loaded:
+    async def never() -> WarmModel:
         raise AssertionError
 
     server = make_server(

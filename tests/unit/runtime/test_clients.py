@@ -10,7 +10,7 @@ from fakes import ScriptedEngine
 from harness import KEY, Harness, Rows, chat_body, config
 from llm_runtime import errors
 from llm_runtime.api.server import make_server
-from llm_runtime.api.serving import Loaded, State
+from llm_runtime.api.serving import State, WarmModel
 from llm_runtime.app import HttpServer, create_app
 from llm_runtime.contract import ServerConfig
 from llm_runtime.request import Caller
@@ -41,8 +41,8 @@ async def test_a_client_is_the_address_that_a_trusted_proxy_vouches_for(
     engine = ScriptedEngine()
     rows = Rows()
 
-    async def load() -> Loaded:
-        return Loaded(engine, engine.codec)
+    async def load() -> WarmModel:
+        return WarmModel(engine, engine.codec)
 
     made = make_server(config(ServerConfig(trusted_proxies=proxies)), load, usage=rows)
     made.serving._serve(made.config, await load())

@@ -13,7 +13,7 @@ from fakes import ScriptedEngine
 from harness import KEY, Harness, chat_body, config, events
 from llm_runtime.api.answers import OWN_PATHS
 from llm_runtime.api.server import make_server
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.app import HttpServer, create_app
 from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import ServerConfig
@@ -59,7 +59,7 @@ async def test_a_page_of_a_named_origin_may_send_any_header(run: Any, headers: s
 def test_idle_connections_are_kept_longer_than_proxies_keep_theirs() -> None:
     def keeps(server: ServerConfig) -> float:
         engine = ScriptedEngine()
-        made = make_server(config(server), in_thread(lambda: Loaded(engine, engine.codec)), None)
+        made = make_server(config(server), in_thread(lambda: WarmModel(engine, engine.codec)), None)
         return HttpServer(create_app(made), "127.0.0.1", 0).config.timeout_keep_alive
 
     assert keeps(ServerConfig()) > 90, (

@@ -17,7 +17,7 @@ from llm_runtime import errors
 from llm_runtime.adapters import AdapterList, Adapters
 from llm_runtime.adapters.keeper import FIRST_PAUSE_SECONDS
 from llm_runtime.api.server import Server, make_server
-from llm_runtime.api.serving import Loaded, State
+from llm_runtime.api.serving import State, WarmModel
 from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyRing
 from llm_runtime.cache.completions import CompletionCache
@@ -325,7 +325,7 @@ def serve(tmp_path: Path, file: Path) -> Serve:
         cache = CompletionCache(settings.server.completion_cache)
         server = make_server(
             settings,
-            in_thread(lambda: Loaded(engine, engine.codec)),
+            in_thread(lambda: WarmModel(engine, engine.codec)),
             KeyRing(keys),
             adapters=adapters,
             cache=cache,

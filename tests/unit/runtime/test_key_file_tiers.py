@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from fakes import ScriptedEngine
 from harness import KEY, SALT, config, record
 from llm_runtime.api.server import Server, make_server
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.auth.callers import CHECK_SECONDS, KeyRing
 from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import KeyFile, RuntimeConfig, Tier
@@ -38,7 +38,7 @@ def served(file: Path, settings: RuntimeConfig) -> tuple[Server, Later]:
     now = [0.0]
     engine = ScriptedEngine()
     ring = KeyRing(file, clock=lambda: now[0])
-    made = make_server(settings, in_thread(lambda: Loaded(engine, engine.codec)), ring)
+    made = make_server(settings, in_thread(lambda: WarmModel(engine, engine.codec)), ring)
 
     def later() -> None:
         now[0] += CHECK_SECONDS

@@ -18,7 +18,7 @@ from harness import Rows, chat_body  # noqa: E402
 from llm_runtime import __main__ as runtime  # noqa: E402
 from llm_runtime.api.access import Management  # noqa: E402
 from llm_runtime.api.server import Server, make_server  # noqa: E402
-from llm_runtime.api.serving import Loaded, State  # noqa: E402
+from llm_runtime.api.serving import State, WarmModel  # noqa: E402
 from llm_runtime.app import create_app  # noqa: E402
 from llm_runtime.auth.callers import KeyChain, SingleKey  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
@@ -42,7 +42,7 @@ async def serving(
     )
     source = runtime._models(models)
 
-    async def start(config: RuntimeConfig, folder: Path) -> Loaded:
+    async def start(config: RuntimeConfig, folder: Path) -> WarmModel:
         engine, _ = await asyncio.to_thread(build_engine, config, folder)
         return runtime._loaded(engine, folder)
 

@@ -18,7 +18,7 @@ from harness import Rows, chat_body, config
 from llm_runtime import errors
 from llm_runtime.api.access import Management
 from llm_runtime.api.server import Server, make_server
-from llm_runtime.api.serving import Loaded, State
+from llm_runtime.api.serving import State, WarmModel
 from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyChain, SingleKey
 from llm_runtime.auth.keys import DatabaseKeys
@@ -62,13 +62,13 @@ class Models:
             raise self.fault
         return Path("models") / PurePath(config.model.name).name
 
-    async def start(self, config: RuntimeConfig, folder: Path) -> Loaded:
+    async def start(self, config: RuntimeConfig, folder: Path) -> WarmModel:
         await self.release.wait()
         if self.fault:
             raise self.fault
         engine = ScriptedEngine(script=[folder.name])
         self.engines.append(engine)
-        return Loaded(engine, engine.codec, on_gpu=self.on_gpu, swap=self.start)
+        return WarmModel(engine, engine.codec, on_gpu=self.on_gpu, swap=self.start)
 
 
 @dataclass
@@ -616,5 +616,5 @@ async def test_a_pepper_that_is_not_that_of_the_keys_ends_the_server(tmp_path: P
         assert (failure.reason, "KEY_PEPPER" in failure.message) == ("ConfigInvalid", True)
 
 
-async def never() -> Loaded:
+async def never() -> WarmModel:
     raise AssertionError

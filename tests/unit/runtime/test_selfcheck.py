@@ -13,7 +13,7 @@ from fakes import ScriptedEngine
 from harness import Harness
 from llm_runtime.api import selfcheck
 from llm_runtime.api.selfcheck import SelfCheck
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.request import FinishReason, GenerationRequest, Sampling
 from unit.runtime.engine.fakes import ScriptedRunner
 from unit.runtime.engine.test_loop import engine as looping
@@ -22,7 +22,7 @@ from waiting import until
 
 @asynccontextmanager
 async def checking(engine: Any) -> AsyncIterator[SelfCheck]:
-    loaded = Loaded(engine, engine.codec)
+    loaded = WarmModel(engine, engine.codec)
     check = SelfCheck(lambda: loaded, idle_seconds=0.01)
     task = asyncio.create_task(check.run())
     yield check

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fakes import ScriptedEngine
 from harness import Harness, config
 from llm_runtime import errors
-from llm_runtime.api.serving import Loaded
+from llm_runtime.api.serving import WarmModel
 from llm_runtime.contract import FatalReport, MlflowVersion, ModelConfig, RuntimeConfig
 from llm_runtime.files.origin import origin
 from llm_runtime.metrics import Rate
@@ -32,9 +32,9 @@ async def test_loading_is_alive_but_not_ready(run: Any) -> None:
     release = threading.Event()
     engine = ScriptedEngine()
 
-    def load() -> Loaded:
+    def load() -> WarmModel:
         release.wait(2)
-        return Loaded(engine, engine.codec)
+        return WarmModel(engine, engine.codec)
 
     async with run(engine, load=load, wait=False) as api:
         assert await statuses(api) == [200, 503, 200]
@@ -96,7 +96,7 @@ async def test_a_model_that_does_not_load_ends_the_server_with_a_reason(
 ) -> None:
     ended = []
 
-    def load() -> Loaded:
+    def load() -> WarmModel:
         raise fault
 
     async with run(load=load, wait=False) as api:
@@ -114,12 +114,12 @@ async def test_another_model_takes_over_while_serving(
     version = MlflowVersion(tracking_uri="http://mlflow", name="support-bot", version="4")
     wanted = config().model_copy(update={"model": ModelConfig(name="support-bot", mlflow=version)})
 
-    async def swap(config: RuntimeConfig, folder: Path) -> Loaded:
+    async def swap(config: RuntimeConfig, folder: Path) -> WarmModel:
         if folder.name == "corrupt":
             raise errors.EngineFailed(FatalReport(reason="ModelCorrupt", message="short"))
-        return Loaded(new, new.codec)
+        return WarmModel(new, new.codec)
 
-    async with run(old, load=lambda: Loaded(old, old.codec, swap=swap)) as api:
+    async with run(old, load=lambda: WarmModel(old, old.codec, swap=swap)) as api:
         with pytest.raises(errors.EngineFailed):
             await api.server.serving.swap(wanted, Path("corrupt"))
         before = (await api.chat()).json()
@@ -190,7 +190,7 @@ async def test_metrics_are_there_and_add_up(api: Harness) -> None:
 
 async def test_a_gpu_shows_its_memory(run: Any) -> None:
     engine = ScriptedEngine(gpu_memory_bytes=123)
-    async with run(engine, load=lambda: Loaded(engine, engine.codec, on_gpu=True)) as api:
+    async with run(engine, load=lambda: WarmModel(engine, engine.codec, on_gpu=True)) as api:
         assert sample(await scrape(api), "gpu_memory_usage_bytes") == 123
         assert (await api.client.get("/health")).json()["gpu_status"] == "available"
 

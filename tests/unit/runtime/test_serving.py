@@ -11,7 +11,7 @@ from fakes import ScriptedEngine
 from harness import config
 from llm_runtime import errors
 from llm_runtime.api.server import make_server
-from llm_runtime.api.serving import TRANSITIONS, Loaded, Serving, State
+from llm_runtime.api.serving import TRANSITIONS, Serving, State, WarmModel
 from llm_runtime.contract import RuntimeConfig, ServerConfig
 from waiting import until
 
@@ -25,12 +25,12 @@ class Model:
         self.gate = asyncio.Event()
         self.fault: Exception | None = None
 
-    async def start(self, *_: Any) -> Loaded:
+    async def start(self, *_: Any) -> WarmModel:
         await self.gate.wait()
         if self.fault:
             raise self.fault
         engine = ScriptedEngine()
-        return Loaded(engine, engine.codec)
+        return WarmModel(engine, engine.codec)
 
 
 def serving(model: Model, *, lazy: bool = False) -> tuple[RuntimeConfig, Serving]:
@@ -91,8 +91,8 @@ async def test_an_engine_whose_model_can_not_be_served_is_ended(
     def prepare() -> None:
         raise errors.ModelCorrupt("the tokenizer")
 
-    async def start(*_: Any) -> Loaded:
-        return Loaded(engine, engine.codec)
+    async def start(*_: Any) -> WarmModel:
+        return WarmModel(engine, engine.codec)
 
     async with life:
         await life.wake()

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from llm_runtime import errors
 from llm_runtime.api.documents import OwnErrorAnswer
 from llm_runtime.api.server import Server, server_of
-from llm_runtime.api.serving import Loaded, Serving, State
+from llm_runtime.api.serving import Serving, State, WarmModel
 from llm_runtime.auth.callers import client_host, may_use, offered, tenant_address
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.db.database import Database
@@ -202,7 +202,7 @@ def _model_status(serving: Serving) -> str:
     return "unloaded" if serving.state in (State.IDLE, State.UNLOADED) else "loading"
 
 
-def _gpu_status(loaded: Loaded | None) -> str:
+def _gpu_status(loaded: WarmModel | None) -> str:
     if loaded is None:
         return "unknown"
     return "available" if loaded.on_gpu else "unavailable"
