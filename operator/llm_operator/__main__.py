@@ -46,8 +46,8 @@ log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
 """How long a registry that does not answer is left alone."""
 QUICK_WORKERS = 3
-"""For keys alone: they ask the API server only, so the two that one namespace may have keep up with
-a hundred changes a second."""
+"""Workers for keys alone. They ask only the API server, so the two that one namespace may have keep
+up with a hundred changes a second."""
 CANCEL_AGAIN_SECONDS = 0.5
 
 
@@ -96,7 +96,8 @@ async def _serve(settings: Settings, connections: Connections) -> None:
 
 
 def _webhook_address(settings: Settings, host: str | None) -> str:
-    """Where stand-bys find this process when it leads; empty when nobody told it."""
+    """The address at which stand-bys find this process when it leads;
+    empty when it was not given."""
     own = os.environ.get("POD_IP") or host
     if not own or not settings.webhook_port:
         return ""
@@ -167,8 +168,8 @@ async def _first_to_end(
 ) -> None:
     """Wait until one part ends, whole or broken, then end all of them.
 
-    A part can lose its cancellation: asyncio.gather raises the error of an awaitable that has
-    failed in the same moment instead, and whoever handles that error works on, though the lease is
+    A part can lose its cancellation: when an awaitable fails in the same moment, asyncio.gather
+    raises that error instead. A caller that handles the error would work on although the lease is
     lost. So parts that have nothing to await at their end are cancelled again every `again_seconds`
     until they have ended.
     """
@@ -257,7 +258,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _evaluate(settings: Settings, path: Path, report: Path) -> None:
-    """Make one evaluation. Whatever comes of it is told in the report, and the exit status is 0."""
+    """Make one evaluation. The report tells the outcome, whatever it is;
+    the exit status is always 0."""
     given = task.from_json(path.read_text())
     try:
         connection = read_connection(given.connection, settings.connections)

@@ -32,8 +32,8 @@ class _Stream:
     why: str = ""
     """How its last request went; empty before the first."""
     refused: bool = False
-    """Whether that was for want of rights, or of the namespace:
-    another process would be told the same."""
+    """Whether the rights or the namespace were missing,
+    so that another process would be refused as well."""
 
 
 class Hearing:

@@ -1,7 +1,7 @@
 """What the metrics say of each LLMDeployment and ApiKey: its status as it was last written.
 
-One collector over a dictionary instead of gauges with labels: what is not the case any more has no
-series, and all of an object's go with it. Only the process that holds the lease reconciles, so only
+One collector over a dictionary stands in for gauges with labels. So a state that has passed has no
+series, and an object's series go with it. Only the process that holds the lease reconciles, so only
 it has any.
 """
 

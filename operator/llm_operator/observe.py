@@ -270,7 +270,7 @@ def _revisions(
 
 
 async def _events(cluster: Cluster, meta: Meta, pods: list[Manifest]) -> dict[str, list[Manifest]]:
-    """What is said about pods that wait for their containers: they have nothing else to show."""
+    """Events about pods that wait for their containers, which have nothing else to show."""
     waiting = [pod["metadata"]["name"] for pod in pods if faults.waits_for_containers(pod)]
     return await _events_of(cluster, meta, waiting[:WAITING_ASKED])
 
@@ -402,7 +402,7 @@ async def _connections(
     adapters: Iterable[ResolvedAdapter],
     status: LLMDeploymentStatus,
 ) -> dict[str, Connection]:
-    """Of what is to be loaded: the specification's, and those of versions that are kept."""
+    """The adapters' connections: those of the specification, and of versions that are kept."""
     kept = [each.connection for each in (*status.adapters, *status.adapter_candidates)]
     found: dict[str, Connection] = {}
     for name in {*(adapter.spec.mlflow.connection for adapter in adapters), *kept}:

@@ -203,8 +203,8 @@ def moved(resource: Manifest, connection: str, found: dict[str, ModelSummary]) -
 
 
 def _settled(resource: Manifest, asked: Manifest, found: dict[str, ModelSummary]) -> bool:
-    """Whether its fault was told and another look would find the same:
-    thousands of them are not to be looked at."""
+    """Whether its fault was reported and another look would find the same. Thousands of such
+    objects must not be looked at again."""
     stalled = _reason(resource, "Stalled")
     if stalled in REFUSED:
         return not (resource.get("status") or {}).get(

@@ -2,8 +2,9 @@
 knows neither Kubernetes nor a clock of its own.
 
 A key waits at most once, is handled by one worker at a time, and comes back when it was added while
-being handled. Tenants take turns, none has all workers, and what comes back by itself does so at a
-bounded rate: however many objects of one are broken, the others are served as if they were alone.
+being handled. Tenants take turns and none has all workers. Items that come back by themselves do so
+at a bounded rate. So however many objects of one tenant are broken, the others are served as if
+they were alone.
 """
 
 import asyncio
@@ -20,8 +21,8 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 QUICK_CAP_SECONDS = 4.0
 SLOW_CAP_SECONDS = 30.0
-"""The longest pauses between tries of what fails, before the jitter: of a few, or of the quick;
-and of many."""
+"""The longest pauses between retries, before the jitter:
+of a few failing or quick items, and of many."""
 EACH_SECONDS = 0.5
 """By how much each slow item that fails lengthens the pause of all:
 together they are tried twice a second."""

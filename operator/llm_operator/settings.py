@@ -45,12 +45,13 @@ class ConnectionSettings(_Section):
     ca_file: Path | None = None
     """Certificate authority of the server, PEM; a file that is not there counts as none."""
     namespaces: tuple[str, ...] | None = None
-    """Whose LLMDeployments may use it, `*` being all; absent, and without a selector: all."""
+    """Namespaces whose LLMDeployments may use it; `*` means all.
+    Absent, and without a selector: all."""
     namespace_selector: NamespaceSelector | None = None
     """Namespaces that may use it beside those of the list."""
     credentials_folder: Path | None = None
-    """Files username and password, or token, and webhookSecret:
-    a mounted Secret, read at every use: it may rotate."""
+    """Folder of a mounted Secret: files username and password, or token, and webhookSecret. They
+    are read at every use, because they may rotate."""
     pod_credentials_folder: Path | None = None
     """The same files for the pods, of an account that may only read;
     absent: they are given the operator's account."""
@@ -104,8 +105,8 @@ class PrometheusSettings(_Section):
     no gate makes the operator ask any other address."""
     bound_to_namespace: bool = False
     """The servers bind each query to the namespace in its parameter `namespace`, as
-    prom-label-proxy does. Only then is a gate's figure told; else only whether it is above the
-    threshold."""
+    prom-label-proxy does. A gate's figure is told only then;
+    otherwise only whether it is above the threshold."""
 
 
 class EvaluationSettings(_Section):
@@ -135,7 +136,7 @@ class ContainerResources(_Section):
     """At most: by default 512Mi and no limit of CPU, which would only make the download slower."""
 
     def manifest(self) -> dict[str, dict[str, str]]:
-        """As a container has it; what is empty is left out."""
+        """In the form of a container's field, without empty parts."""
         return {name: value for name, value in self.model_dump().items() if value}
 
 

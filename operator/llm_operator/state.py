@@ -62,14 +62,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a registered model, as the registry knows it, or what a uri stands for."""
+    """One version of a registered model in the registry, or the files that spec.model.uri names."""
 
     name: str
     version: str
     source: str = ""
     run_id: str = ""
     registered_at: str = ""
-    """When the registry says that this version was made (RFC 3339), where it does."""
+    """Time of the version's creation in the registry (RFC 3339); empty where it says none."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Connection:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What became of the model reference: a version, a fault,
-    or both when the last known version is kept."""
+    """The result of resolving the model reference:
+    a version, a fault, or both when the last known version is kept."""
 
     model: ModelVersion | None
     fault: Fault | None = None
@@ -181,14 +181,13 @@ class Figures:
 
 
 def pod_ended(pod: Manifest) -> bool:
-    """Whether the pod is at its end: evicted, refused by its node, or done.
+    """Whether the pod has ended: it was evicted, refused by its node, or is done.
     Such a pod stays listed and is none."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def pod_ready(pod: Manifest) -> bool:
-    """Whether the pod is ready and stays: its own word,
-    and it is neither leaving nor at its end."""
+    """Whether the pod says that it is ready, and neither leaves nor is at its end."""
     status = pod.get("status") or {}
     if pod["metadata"].get("deletionTimestamp") or pod_ended(pod):
         return False
@@ -225,7 +224,7 @@ class Measured:
     value: float | None = None
     """None with nothing to wait for: the query found no samples."""
     told: bool = False
-    """Whether the figure may be told: it is of the namespace that asked."""
+    """Whether the figure may be told, because it belongs to the namespace that asked."""
     waiting: str = ""
     """Why there is no answer yet."""
 
@@ -275,7 +274,7 @@ class EvaluationOutcome:
     samples: int = 0
     """Records that were judged."""
     message: str = ""
-    """What else is to be told: dataset, run, what was not judged."""
+    """Details for the reader: dataset, run, what was not judged."""
     waiting: str = ""
     """Why there is no outcome yet."""
     kept: GateVerdict | None = None
@@ -319,9 +318,9 @@ class RevisionChildren:
     def ready(self) -> int:
         """Ready pods: as many as both the pods themselves and the Deployment say.
 
-        A Deployment's count outlives pods until its controller looks again, and is nothing while it
-        is older than the specification; a pod's own word outlives a Deployment that has given it
-        up.
+        Neither count is enough alone. A Deployment's count outlives pods until its controller looks
+        again, and counts for nothing while it is older than the specification. A pod's own word
+        outlives a Deployment that has given it up.
         """
         status = (self.deployment or {}).get("status", {})
         generation = (self.deployment or {}).get("metadata", {}).get("generation")
@@ -369,8 +368,8 @@ class Given:
     left_out: frozenset[str] = frozenset()
     """ApiKeys for which it has no room."""
     adapters: bool = False
-    """Whether it lists adapters, for pods that fetch them by themselves:
-    an earlier operator began with it."""
+    """Whether it lists adapters for pods that fetch them by themselves,
+    as an earlier operator began to do."""
     trouble: str = ""
     """Why it can't be read, or was not written the last time."""
 
@@ -430,7 +429,7 @@ class Observed:
     faults: dict[str, Fault] = field(default_factory=dict)
     """By revision: what keeps its pods from getting ready."""
     database_missing: str = ""
-    """What of spec.database is named but not there, a Secret or a key in one,
+    """The Secret, or key in one, that spec.database names and that is missing;
     and the command that makes it."""
     service_monitors: bool = False
     """Whether the cluster knows ServiceMonitors."""
@@ -451,8 +450,7 @@ class Observed:
     verdict_refusal: str = ""
     """Why the registry takes no verdicts."""
     available: ModelVersion | None = None
-    """What the reference stands for, where that waits for somebody's word and `resolution` is what
-    was before."""
+    """The version that waits for approval; `resolution` then has the one before it."""
     evidence: Evidence = field(default_factory=Evidence)
     """About the candidate that is under way."""
     fetch_resources: Manifest = field(default_factory=dict)
@@ -461,9 +459,9 @@ class Observed:
     pull_secrets: tuple[str, ...] = ()
     """Of pods whose specification has none."""
     app_armor_profile: str = ""
-    """Of the pods of revisions made from now on; empty: none is written."""
+    """The AppArmor profile of pods of new revisions; empty: none is written."""
     shadow_token: str = field(default="", repr=False)
-    """What copies of requests for the candidate carry; empty where none are to be made."""
+    """The token that copies of requests for the candidate carry; empty where none are made."""
     operator_key: DigestedKey | None = None
     """The operator's own key, by which it asks smoke prompts."""
     http_routes: bool = False
@@ -499,8 +497,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What should be: objects to apply, objects to delete,
-    the status, what to tell, when to look again."""
+    """The wanted state: objects to apply and to delete, the status, Events,
+    and when to look again."""
 
     key_file: Manifest
     """The Secret with the keys. It goes first: a revocation waits for no other object."""

@@ -1,8 +1,9 @@
 """MLflow's registry webhooks.
 A delivery only wakes the poll: of what it says, nothing but the model's name is used.
 
-Every replica listens, the one that leads works: a stand-by hands what it believes on to it, or
-answers 503, which MLflow retries. What is lost all the same is found by the next round of the poll.
+Every replica listens, and the leader works. A stand-by forwards a delivery that it believes to the
+leader, or answers 503, which MLflow retries. What is lost all the same is found by the next round
+of the poll.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Puts a server together, as its settings say:
-what is kept where, which keys it takes, what guards the model."""
+"""Puts a server together as its settings say:
+where it stores its state, which keys it takes, what guards the model."""
 
 import os
 import socket
@@ -160,8 +160,7 @@ def _cache(
     wanted = config.server.completion_cache
     if not wanted.enabled:
         return None
-    # What a `uri` stands for may be another version at the next start,
-    # whose answers are not those of this one.
+    # A `uri` may stand for another version at the next start, with other answers than this one.
     if not wanted.database or database is None or config.model.uri:
         return CompletionCache(wanted)
     store = AnswerStore(database, wanted.ttl_seconds)

@@ -1,8 +1,8 @@
 """What a deployer of the runtime must know:
 its configuration file, key file, paths, ports and metric names.
 
-The runtime owns this module because it reads what is written here; the operator imports it, and
-nothing else of the runtime, to write it. Standard library and Pydantic only.
+The runtime owns this module, because it reads the files. The operator, which writes them, imports
+it and nothing else of the runtime. Standard library and Pydantic only.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """Fetches adapters for the server beside it,
 and alone has the credentials: `python -m llm_runtime.fetcher`.
 
-It follows the list of adapters and the registries' credentials. What is to be fetched is a child's
-work: this process lives as long as the pod and stays small, and a download of what is not wanted
-any more ends with its process. It gives up on nothing by itself: a pod one of whose containers has
-ended gets no requests.
+It follows the list of adapters and the registries' credentials. A child process does the fetching.
+This process lives as long as the pod and stays small; a download that is no longer wanted ends with
+its process. It gives up on nothing by itself: a pod one of whose containers has ended gets no
+requests.
 """
 
 import argparse
@@ -116,7 +116,8 @@ class AdaptersFetcher:
         wanted = {
             each.name: FetchTask(adapter=each, access=self._access[each.connection])
             for each in self._list.wanted.with_candidates
-            if each.connection in self._access  # Else the server says so: its list lacks it, too.
+            if each.connection
+            in self._access  # Otherwise the server reports it, because its list lacks the adapter too.
         }
         listed = {each.name for each in self._list.wanted.with_candidates}
         for file in self._outcomes.glob("*.json"):
@@ -177,7 +178,8 @@ class AdaptersFetcher:
         return retry is None or retry.job != job or self._clock() >= retry.at
 
     def _brought(self, job: FetchTask) -> bool:
-        """Whether it is told, and still there: who shares the volume may have made room."""
+        """Whether the outcome is written and the version still there:
+        another user of the volume may have made room."""
         outcome = read(self._outcomes, job.adapter.name)
         if outcome is None or outcome.identity != job.identity or not outcome.folder:
             return False

@@ -1,9 +1,9 @@
-"""The request pipeline, in order: validate → admit → filter → cache → encode → limits → engine →
-stream → usage.
+"""The pipeline turns a job into a generation, in the order of `Pipeline.start`:
+validate → place → filter → cache → encode → tokens → engine.
 
-Authentication and the count of the request come before it. A dialect passes a `Job` and gets a
-`Generation` back. Work that grows with the prompt's length is done only after admission, and for
-long prompts in a thread.
+The key is checked and the request counted before it; streaming and usage come after it. A dialect
+passes a `Job` and gets a `Generation` back. Work that grows with the prompt's length is done only
+after admission, and for long prompts in a thread.
 """
 
 import asyncio

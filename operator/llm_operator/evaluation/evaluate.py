@@ -40,7 +40,7 @@ BROKEN = 0.1
 
 @dataclass(frozen=True)
 class Answer:
-    """What a side said to a record, and what it is worth."""
+    """A side's answer to a record, and its score."""
 
     text: str
     trouble: str

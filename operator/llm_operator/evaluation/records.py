@@ -32,7 +32,7 @@ class Record:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """What a request says: `messages`, or a `prompt`.
+        """The body of a request: `messages`, or a `prompt`.
         Raises Unusable for inputs that are neither."""
         inputs = dict(self.inputs)
         if (

@@ -10,13 +10,13 @@ from llm_operator.state import ModelVersion, Observed, Resolution
 
 
 def as_approved(observed: Observed) -> Observed:
-    """What is to be planned for: with Manual,
-    a moved reference stays `available` until its version is approved.
+    """The observation to plan for. With updatePolicy Manual, a moved reference stays `available`
+    until its version is approved.
 
-    Level-triggered: approved is what the annotation says for as long as it says so, be it written
-    before the promotion. The way back to the version that serves needs no word, nor does another
-    reference in the specification. A number that was registered anew is another version: the word
-    for its number was about the former one.
+    Approval is level-triggered: a version is approved for as long as the annotation names it, even
+    if it was written before the promotion. The way back to the version that serves needs no word,
+    nor does another reference in the specification. A number that was registered anew is another
+    version: the word for its number was about the former one.
     """
     model = observed.resolution.model
     asked = observed.spec.model.mlflow

@@ -76,8 +76,8 @@ def owned(manifest: Manifest, meta: Meta) -> bool:
 
 
 def ours(manifest: Manifest, meta: Meta) -> bool:
-    """Whether `manifest` is this owner's: it says so,
-    or it was and has lost its owner, as a restored one has.
+    """Whether `manifest` belongs to this owner: it says so, or it did and has lost its owner
+    reference, as a restored object has.
 
     Then nobody else may control it, and its labels and its name must be those that this owner's
     have.
@@ -98,8 +98,8 @@ def ours(manifest: Manifest, meta: Meta) -> bool:
 
 
 def reserved(name: str, secret: Manifest | None) -> bool:
-    """Whether a Secret is, or may become,
-    what the operator keeps for an LLMDeployment or an ApiKey."""
+    """Whether the operator keeps this Secret for an LLMDeployment or an ApiKey,
+    or may under its name."""
     if secret is None:
         return name.endswith(_RESERVED_ENDS)
     about = secret["metadata"]

@@ -198,8 +198,8 @@ class KubernetesCluster:
                 field_manager=MANAGER,
             )
         except Refused as error:
-            # What a patch whose `test` fails is answered with;
-            # a status that the schema refuses is told otherwise.
+            # The answer to a patch whose `test` fails. A status that the schema refuses is answered
+            # otherwise.
             if "error in our request" in str(error):
                 raise Conflict(f"{kind} {meta['name']} is another one now: {error}") from None
             raise
@@ -279,8 +279,7 @@ def in_cluster() -> bool:
 
 
 async def configuration() -> client.Configuration:
-    """Where the API server is, and as whom and through which proxy it is asked:
-    the same for every request.
+    """The API server's address, credentials and proxy, the same for every request.
 
     In a pod it is KUBERNETES_SERVICE_HOST, an address that needs no DNS, and never behind a proxy.
     Raises NoCluster.
@@ -348,7 +347,7 @@ def describe(found: client.Configuration) -> str:
 
 
 def unanswered(where: str, error: Exception) -> str:
-    """What to tell when the API server at `where` does not answer:
+    """The message when the API server at `where` does not answer:
     what happened and what to do next."""
     match error:
         case aiohttp.ClientConnectorDNSError():

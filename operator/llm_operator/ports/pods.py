@@ -21,7 +21,8 @@ from llm_runtime.contract import LoadFigures
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 4 << 20
 MAX_FIGURES_BYTES = 256 << 10
-"""Of the lines that are read: whoever chooses a pod's image chooses what it says of itself."""
+"""A bound on the lines that are read,
+because the author of a pod's image chooses what it says of itself."""
 AT_ONCE = 32
 """Pods asked at the same time, over all reconciles."""
 SERVER_ERROR = "5"
@@ -41,7 +42,7 @@ class Answer:
 
 
 class Pods(Protocol):
-    """What the operator asks of running pods; a test's stand-in has these methods too."""
+    """The operator's questions to running pods. A test's stand-in has these methods too."""
 
     async def figures(self, pod: Manifest) -> Figures | None:
         """What the pod says of itself; None when it does not answer."""
@@ -50,8 +51,8 @@ class Pods(Protocol):
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
         """The answer to an OpenAI request; `key` may be empty.
 
-        A `prompt` is what a user says, as it would be for people, and a text to continue only for a
-        model without a chat template.
+        A `prompt` is sent as a user's message, as people would write it. Only a model without a
+        chat template gets it as a text to continue.
         """
         ...
 
@@ -174,7 +175,7 @@ _WANTED = (
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
 MAX_LINE_CHARACTERS = 1000
 MAX_FIGURE = 1e15
-"""What a runtime counts and measures is below it, and what is calculated with it stays finite."""
+"""A runtime's counts and measurements are below it, and calculations with them stay finite."""
 
 
 def _wanted(text: str) -> str:
@@ -263,7 +264,7 @@ def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
 def _fine_if_known(
     samples: Iterable[Sample] | None, bounds: tuple[float, ...]
 ) -> dict[float, float] | None:
-    """As `_fine`; None of a runtime that does not know the metric."""
+    """The same as `_fine`, but None for a runtime that does not know the metric."""
     return None if samples is None else _fine(samples, bounds)
 
 

@@ -20,7 +20,7 @@ AT_ONCE = 8
 
 
 class Prometheus(Protocol):
-    """What gates ask; a test's stand-in has this method too."""
+    """The question of gates. A test's stand-in has this method too."""
 
     async def query(self, server: str, query: str, namespace: str = "") -> Measured:
         """The query's number now; `server` may be empty for the configured one.

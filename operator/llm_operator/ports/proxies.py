@@ -11,8 +11,8 @@ def proxy_for(url: str) -> str | None:
     """The proxy that the environment names for `url`; None: ask it directly.
 
     By HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY (or in small letters) as `requests` reads
-    them, with networks like 10.0.0.0/8 in NO_PROXY. So do the pods, whose downloads are made with
-    `requests`. httpx and aiohttp, left to themselves, know no networks in NO_PROXY and send
+    them, with networks like 10.0.0.0/8 in NO_PROXY. The pods do the same, because they download
+    with `requests`. By themselves, httpx and aiohttp know no networks in NO_PROXY and send
     everything to the proxy.
     """
     found = select_proxy(url, get_environ_proxies(url))

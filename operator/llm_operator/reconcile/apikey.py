@@ -62,8 +62,8 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
     except ApiError as error:
         if not failures.lasts(outside, observed.meta.key, failures.passes(error)):
             raise Retry(str(error)) from error
-        # What the pods know stays: the key is void when its Secret is gone,
-        # not when the API server is out of order.
+        # The pods keep what they know: a key is void when its Secret is gone, not when the API
+        # server is out of order.
         secret = observed.secret
         issued = observed.status.issued_at
         happened = ()
@@ -130,8 +130,8 @@ def _news(before: ApiKeyStatus, after: ApiKeyStatus) -> tuple[Occurrence, ...]:
 async def _ensure(
     outside: Outside, observed: ObservedKey, name: str
 ) -> tuple[Manifest | None, str | None, tuple[Occurrence, ...]]:
-    """The Secret with the key (None: the name is somebody else's), when it was issued,
-    and what to tell."""
+    """The Secret with the key (None:
+    the name is somebody else's), the time of its issue, and Events."""
     meta = observed.meta
     status = observed.status
     if observed.secret is not None:
@@ -259,7 +259,7 @@ async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:
 
 
 def _both(namespace: str, deployments: Sequence[str]) -> tuple[Key, ...]:
-    """Their key files first, which wait for nothing;
-    then all of them: a key file may not be there yet."""
+    """Their key files come first, because these wait for nothing. Then all deployments follow,
+    because a key file may not be there yet."""
     kinds = (keyfile.KIND, "LLMDeployment")
     return tuple(Key(kind, namespace, name) for kind in kinds for name in deployments)

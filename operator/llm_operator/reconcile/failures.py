@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def passes(error: Exception) -> bool:
-    """Whether asking again the same way may help:
-    silence, a 5xx, somebody else's write in the same moment."""
+    """Whether a retry may help: after silence, a 5xx,
+    or somebody else's write in the same moment."""
     return isinstance(error, ApiError) and not isinstance(error, Refused)
 
 
 def lasts(outside: Outside, key: Key, passing: bool) -> bool:
-    """Whether to tell a fault: one that may pass by itself is told when the next look meets one
-    again."""
+    """Whether to report a fault. One that may pass by itself is reported when the next look meets
+    one again."""
     if not passing or key in outside.memory.unwell:
         return True
     outside.memory.unwell.add(key)

@@ -247,8 +247,8 @@ async def _operator_key(
     name = names.operator_key_secret(meta)
     rollout = observed.spec.rollout
     asks = rollout.asks and observed.spec.access.authentication == "Required"
-    # Without it nobody but clients is told apart:
-    # candidates of adapters and load probes are not for them.
+    # Without the operator's key, clients could not be told from the operator, and candidates of
+    # adapters and load probes are not for clients.
     known = any(each.gates for each in observed.spec.adapters or ()) or rollout.load_probes
     if not asks and not known:
         await _forget_key(outside, meta, name)

@@ -134,8 +134,8 @@ async def deliver_adapters(
 async def tell_pods(
     outside: Outside, owner: Meta, secret: Manifest, pods: Iterable[Manifest]
 ) -> Trouble | None:
-    """Tell the pods of the key file and of the adapters,
-    and return why the first can't be told: it learns of it later.
+    """Tell the pods of the key file and of the adapters. Returns why the first pod can't be told,
+    which then learns of it later.
 
     A pod whose annotations change gets its Secret volumes refreshed at once,
     not within the kubelet's minute.

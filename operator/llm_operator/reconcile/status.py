@@ -51,7 +51,7 @@ async def tell(cluster: Cluster, meta: Meta, occurrences: tuple[Occurrence, ...]
 
 
 async def _record(cluster: Cluster, meta: Meta, occurrence: Occurrence, now: str) -> bool:
-    """Whether this is news: False for what is told once and was."""
+    """Whether this is news: False for an Event that is written once and was."""
     text = f"{meta.uid}/{occurrence.reason}/{occurrence.message}"
     name = f"{meta.name[:200]}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     event = {

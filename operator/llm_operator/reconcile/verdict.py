@@ -22,8 +22,8 @@ CHECK_SECONDS = 30.0
 def due(
     outside: Outside, observed: Observed, status: LLMDeploymentStatus
 ) -> tuple[tuple[Key, float], ...]:
-    """The key under which the registry is told what this status says, and in how many seconds;
-    none without news."""
+    """The key under which this status's verdict is written to the registry,
+    and in how many seconds; none without news."""
     meta = observed.meta
     mlflow = observed.spec.model.mlflow
     settings = outside.connections.current().get(mlflow.connection) if mlflow else None
@@ -42,8 +42,8 @@ def due(
     ledger.note(verdicts.ended(observed, status))
     if not ledger.due():
         return ()
-    # What was the case before this process is most likely told:
-    # a start must not ask about everything in one go.
+    # Verdicts from before this process were most likely written. A start must not ask about all of
+    # them in one go.
     seconds = random.uniform(0, CHECK_SECONDS) if ledger.inherited() else 0.0
     return ((Key(KIND, meta.namespace, meta.name), seconds),)
 

@@ -1,5 +1,5 @@
-"""What the container that fetches adapters tells the server:
-one small file for each adapter, in a folder of both.
+"""Outcomes that the fetching container writes for the server:
+one small file for each adapter, in a shared folder.
 
 The server has the list without credentials, and the other container (`llm_runtime.fetcher`) the
 credentials without a port. A file is replaced in one step, and says which version of which server
@@ -20,7 +20,7 @@ LOOK_SECONDS = 0.25
 
 
 class FetchOutcome(BaseModel):
-    """What became of an adapter's version: it lies in a folder, or there is a report."""
+    """The result of fetching an adapter's version: its folder, or a report of what went wrong."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +45,7 @@ def identity(adapter: PinnedAdapter, access: RegistryAccess) -> str:
 
 
 def read(folder: Path, name: str) -> FetchOutcome | None:
-    """What was last told of the adapter `name`; None where that is nothing."""
+    """The last outcome of the adapter `name`; None where there is none."""
     try:
         return FetchOutcome.model_validate_json((folder / f"{name}.json").read_bytes())
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
 """Keeps an engine's adapters as the list says:
 fetches, loads, replaces and drops while requests run.
 
-Level-triggered, as the operator is: each look compares what is wanted with what the engine has, so
-that it does not matter what was missed, and another engine gets everything anew. Only the event
-loop's thread touches the state.
+It is level-triggered, as the operator is: each look compares what is wanted with what the engine
+has. So a missed event does no harm, and a new engine gets everything again. Only the event loop's
+thread touches the state.
 """
 
 import asyncio
@@ -49,7 +49,8 @@ class _Place:
     wanted: PinnedAdapter
     loaded: PinnedAdapter | None = None
     identity: str = ""
-    """What is loaded, the same in every process; "" while nothing is, or while that changes."""
+    """Identifies what is loaded, equally in every process;
+    "" while nothing is loaded or it changes."""
     step: Literal["waiting", "fetching", "loading"] = "waiting"
     fault: FatalReport | None = None
     failures: int = 0
@@ -156,8 +157,7 @@ class Adapters:
 
     @property
     def default(self) -> str:
-        """The one that the list lets answer for the bare name of the model;
-        "" when it says nothing of it."""
+        """The adapter that answers for the bare name of the model; "" when the list names none."""
         return self._list.wanted.default_adapter
 
     def version(self, name: str) -> str | None:
@@ -166,8 +166,8 @@ class Adapters:
         return place.loaded.version if place and place.loaded else None
 
     def identity(self, name: str) -> str:
-        """What decides the answers of `name`, for caches:
-        the same in every process, and nothing's while it changes."""
+        """Identifies for caches what decides the answers of `name`, equally in every process. While
+        that changes, each call gives another value."""
         if not name:
             return ""
         place = self._places.get(name)
@@ -178,7 +178,7 @@ class Adapters:
         )
 
     def report(self) -> list[dict[str, Any]]:
-        """What stands where, one entry for each wanted adapter; no address and no credential."""
+        """The state of each wanted adapter; no address and no credential."""
         found = []
         for adapter in self._list.wanted.with_candidates:
             place = self._places.get(adapter.name)

@@ -1,4 +1,4 @@
-"""Who may manage this server, and what it needs for that."""
+"""Access to the management of this server, and the parts that management needs."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 OPENAI_ROOT = "/v1"
 OWN_PATHS = frozenset({"/v1/generate", "/v1/stream", "/v1/chat", "/v1/key"})
-"""Of the other dialects;
-whatever else lies under OpenAI's root is asked for by OpenAI's clients."""
+"""Paths of the other dialects.
+Everything else under OpenAI's root is asked for by OpenAI's clients."""
 ROOTLESS = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
 """What OpenAI's clients ask for if their base URL lacks the root."""
 CLIENT_GONE = 499

@@ -35,7 +35,7 @@ SECURITY = [
 
 
 SHADOW = Caller("shadow", "shadow", Tier(name="shadow", max_concurrent=None, priority=-100))
-"""Who sends copies of requests: whatever a client asks goes first."""
+"""The caller of copied requests. Every request of a client goes before them."""
 
 
 class KeyedRoute(APIRoute):
@@ -72,7 +72,8 @@ class BodyRoute(APIRoute):
         return answer if isinstance(answer, Response) else JsonResponse(answer)
 
     async def admit(self, request: Request) -> None:
-        """Who asks, and whether now; raises a refusal before the body is read."""
+        """Identify the caller and check whether it may ask now.
+        Raises a refusal before the body is read."""
         raise NotImplementedError
 
     def prepare(self, request: Request, *body: BaseModel) -> None:

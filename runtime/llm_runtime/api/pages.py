@@ -1,8 +1,8 @@
 """Pages about this API for people: `/docs` to try it, `/redoc` to read,
 and the OpenAPI document behind both.
 
-All that they load comes from this server: nothing from elsewhere may run in a page into which
-somebody types a key, and many clusters reach nothing else.
+They load everything from this server. Nothing from elsewhere may run in a page into which somebody
+types a key, and many clusters reach nothing else.
 """
 
 from importlib import resources

@@ -29,9 +29,8 @@ class Model(Protocol):
 class SelfCheck:
     """`fault` says what the last check met; None while all is well.
 
-    An engine that takes the request and never answers needs no clock here: the request stays open,
-    and open requests of which nothing comes are noticed like anybody's
-    (`EngineStats.quiet_seconds`).
+    No clock is needed for an engine that takes the request and never answers. The request stays
+    open, and a silent open request is noticed like any other (`EngineStats.quiet_seconds`).
     """
 
     def __init__(

@@ -54,9 +54,9 @@ TRANSITIONS: Mapping[State, tuple[State, ...]] = {
     State.DRAINING: (State.FAILED,),
     State.FAILED: (),
 }
-"""What may follow what; docs/architecture.md says when. Any other transition is not made: a load
-that ends while the server drains leaves it draining. A swap changes the model, and the state stays
-READY."""
+"""The allowed transitions; docs/architecture.md says when they happen. Any other transition is not
+made: a load that ends while the server drains leaves it draining. A swap changes the model, and the
+state stays READY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class WarmModel:
     swap: Callable[[RuntimeConfig, Path], Awaitable["WarmModel"]] | None = None
     """Load another model in this one's place, while it serves; None where the engine can't."""
     origin: Origin | None = None
-    """What its folder holds; None where nobody knows."""
+    """The version in its folder; None where it is unknown."""
     on_death: Callable[[Callable[[FatalReport], None]], None] = lambda tell: None
     """Have something called when the engine dies by itself;
     never, where it lives in this process."""
@@ -102,7 +102,7 @@ class Serving:
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
         self.loaded: WarmModel | None = None
         self.abilities: Abilities | None = None
-        """What the model can do by its chat templates; None without one that is loaded."""
+        """The abilities of the loaded model by its chat templates; None without a model."""
         self.arrival: Arrival | None = None
         """What an administrator has asked for and is on its way."""
         self.failure: FatalReport | None = None
@@ -343,8 +343,8 @@ class Serving:
         return self._self_check.fault
 
     def _engine_died(self, report: FatalReport) -> None:
-        """Only a new process helps, and whoever started this one starts it again:
-        sooner than a probe would tell."""
+        """Only a new process helps.
+        By ending, this one is restarted sooner than by a failing probe."""
         log.error("The engine has died (%s): this server ends, to be started again", report.reason)
         self._fail(report)
 

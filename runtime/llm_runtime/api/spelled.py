@@ -10,8 +10,8 @@ from llm_runtime.request import Detokenizer, TextCodec, TokenEvent, TopLogprob
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """One token: what it adds to the text,
-    which is "" while bytes of a character are missing, and its bytes."""
+    """One token: the text that it adds ("" while bytes of a character are missing),
+    and its bytes."""
 
     event: TokenEvent
     text: str

@@ -11,7 +11,7 @@ from llm_runtime import errors
 from llm_runtime.limits.slots import NoPlace, Slots
 
 SMALL_BODY_BYTES = 64 << 10
-"""What a connection holds of a body that nobody has asked for yet: such bodies need no place."""
+"""A connection buffers this much of a body that nobody has read yet. Such bodies need no place."""
 BODIES = 8
 """Larger bodies of one caller that come in at the same time; the others wait unread."""
 MAX_CLIENTS = 10_000
@@ -52,7 +52,7 @@ class Pace:
     """How long the answer to a refusal waits:
     not at all for the first `burst`, then so that `rate` leave in a second.
 
-    Whoever sends again at once what was refused is slowed down by it, and nobody else.
+    This slows down only clients that send refused requests again at once.
     """
 
     def __init__(

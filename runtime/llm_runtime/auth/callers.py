@@ -1,4 +1,4 @@
-"""Who asks: API keys, what proves them, and which limits their holders have.
+"""Identifies callers: API keys, the digests that prove them, and the limits of their holders.
 
 A key's id finds its record, its digest proves it. Keys come from a mounted file (`KeyRing`), from
 the environment (`SingleKey`) or from the database (`keys.DatabaseKeys`); `KeyChain` asks several of
@@ -180,7 +180,7 @@ class KeyChain:
 
 
 class Tiers:
-    """Which limits a key has: its own over those of its tier,
+    """The limits of a key: its own over those of its tier,
     and those of the default tier where it names none."""
 
     def __init__(
@@ -309,7 +309,8 @@ def proven(key: str, salt: str, records: Mapping[str, KeyRecord]) -> KeyRecord |
 
 @lru_cache(maxsize=4096)
 def tenant_address(host: str) -> str:
-    """What clients of one tenant have in common: an IPv4 address, or an IPv6 network of 64 bits."""
+    """The part of an address that clients of one tenant share:
+    an IPv4 address, or an IPv6 network of 64 bits."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

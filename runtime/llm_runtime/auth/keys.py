@@ -1,10 +1,10 @@
 """The keys and roles of the database, held in memory:
 a request asks no database, and none may fail by it.
 
-A copy is read at the start and then twice a second what has changed. How a change gets lost, and
-why it doesn't: transactions that commit late, and a database's clock that is put back, are met by
-looking `OVERLAP` into the past; rows deleted by hand show in the number of keys; and whatever else,
-everything is read again every ten minutes.
+A copy is read at the start and then twice a second what has changed. No change gets lost. Each look
+reaches `OVERLAP` into the past, against transactions that commit late and a database's clock that
+is put back. Rows deleted by hand show in the number of keys. And everything is read again every ten
+minutes.
 """
 
 import asyncio

@@ -193,8 +193,8 @@ class KeyStore:
 
 
 async def read_salt(connection: AsyncConnection, pepper: str | None) -> str:
-    """What the digests are made with: the pepper,
-    or a salt that the first to ask has put into the database.
+    """The secret of the digests: the pepper,
+    or a salt that the first server has put into the database.
 
     Raises `errors.ConfigInvalid` if there are keys that were made with something else:
     they would open nothing.
@@ -229,7 +229,7 @@ async def read_roles(connection: AsyncConnection) -> dict[str, Tier]:
 
 
 async def count_keys(connection: AsyncConnection) -> tuple[datetime, int]:
-    """What the database's clock says, and how many keys are not revoked."""
+    """The time of the database's clock, and the number of keys that are not revoked."""
     statement = select(func.now(type_=Moment()), func.count()).where(
         api_keys.c.revoked_at.is_(None)
     )

@@ -1,9 +1,9 @@
 """`Idempotency-Key`: a request repeated with the same key gets the same answer,
 even if it is sampled.
 
-As in Stripe's API: a repetition gets 409 while the first request runs, and the same key with
-another request is refused. Only complete answers are cached; after a failure the key can be used
-again.
+It works as in Stripe's API: a repetition gets 409 while the first request runs, and the same key
+with another request is refused. Only complete answers are cached; after a failure the key can be
+used again.
 """
 
 import hashlib

@@ -69,8 +69,8 @@ def asked(
 def read(
     ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None
 ) -> T:
-    """As `asked`, but the tables must exist:
-    a read-only command must not create any, least of all in a wrong place."""
+    """The same as `asked`, but the tables must exist: a read-only command must not create any,
+    least of all in a wrong place."""
     from llm_runtime.db import migrate
 
     async def checked(database: "Database") -> T:

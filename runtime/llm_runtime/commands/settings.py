@@ -20,7 +20,7 @@ Output = Annotated[
 def convert(old: Old, output: Output = None) -> None:
     """Rewrite a configuration with the names of other servers.
 
-    What belongs into the environment, or nowhere, is said in comments; a key is never copied.
+    Comments say what belongs into the environment, or nowhere. A key is never copied.
     """
     from llm_runtime.settings import converted
     from llm_runtime.settings.file import FileInvalid

@@ -3,9 +3,9 @@ and attention with its rotation become one call each.
 
 A layer of a small model spends a third of its time between the matrix products, in operations of a
 few microseconds that Python starts one by one. Modules keep their place, names and weights. Only
-`forward` is replaced, and only where it is known what it computes: norms and gates are compared
-with the original on random input, and attention is replaced only in classes whose code was
-reviewed. The runner's logit check comes after all of it.
+`forward` is replaced, and only where it is known what it computes. Norms and gates are compared
+with the original on random input; attention is replaced only in classes whose code was reviewed.
+The runner's logit check comes after all of it.
 """
 
 import logging

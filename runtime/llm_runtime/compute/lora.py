@@ -2,8 +2,8 @@
 
 A linear layer that an adapter targets returns `base(x) + B·A·x` (Hu et al. 2021), with the A and B
 of each row's adapter. The A and B of adapters that run together lie side by side in a `_Stack`. `x`
-is multiplied by all A at once, a mask clears the columns that do not belong to a row's adapter, and
-the result times all B at once is added to the base's output. So a layer costs two small products,
+is multiplied by all A at once. A mask clears the columns that do not belong to a row's adapter. The
+result times all B at once is added to the base's output. So a layer costs two small products,
 however many adapters a step has. Linears that read the same tensor (query, key, value; gate, up)
 share the first product.
 
@@ -591,8 +591,8 @@ class _AdaptedForward:
 def _find_linears(model: Any) -> dict[str, _Linear]:
     """All linears that see each token of a step once and in order, by name.
 
-    Others can't be adapted, as their rows can't be assigned to adapters: an expert sees only some
-    tokens, and the output layer only those that are sampled.
+    Other layers can't be adapted, because their rows can't be assigned to adapters: an expert sees
+    only some tokens, and the output layer only those that are sampled.
     """
     calls = _probe(model)
     linears: dict[str, _Linear] = {}

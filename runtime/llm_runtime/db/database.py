@@ -266,10 +266,10 @@ def _sqlite(address: URL) -> AsyncEngine:
 class _SQLiteConnection(aiosqlite.Connection):
     """A connection that can be stopped twice.
 
-    SQLAlchemy closes the connection of a cancelled task. If closing is cancelled, too, SQLAlchemy
-    stops the connection while closing still runs, and closing then stops it again. aiosqlite's
-    thread has ended by then and never answers the second stop, so closing would wait for ever, and
-    so would the process when it ends its loop.
+    SQLAlchemy closes the connection of a cancelled task. If closing is cancelled too, SQLAlchemy
+    stops the connection while closing still runs, and closing then stops it again. By then
+    aiosqlite's thread has ended and never answers the second stop. Closing would wait for ever, and
+    the process with it when it ends its loop.
     """
 
     _stopping: asyncio.Future[Any] | None = None

@@ -2,9 +2,9 @@
 so that those get their next token in time. Pure.
 
 Prompts are computed in chunks beside the decoding streams (chunked prefill, Sarathi-Serve, 2024). A
-large chunk delays every stream, a small one the first token of the new request. Instead of a fixed
-chunk size, the budget measures how long a decoding step takes and how much each prompt token adds,
-and sizes the chunk so that the step meets the goal for the time between two tokens.
+large chunk delays every stream, a small one the first token of the new request. There is no fixed
+chunk size. The budget measures how long a decoding step takes and how much each prompt token adds.
+It sizes the chunk so that the step meets the goal for the time between two tokens.
 """
 
 LEAST_TOKENS = 16
@@ -15,8 +15,8 @@ small, so that one slow step does not swing the budget."""
 
 
 class PrefillBudget:
-    """Learns two times from the steps it observes:
-    that of a decoding step, and that of each prompt token."""
+    """Learns from observed steps how long a decoding step takes,
+    and how much each prompt token adds."""
 
     def __init__(self, most_tokens: int, goal_seconds: float) -> None:
         """`goal_seconds` is the longest that a step should take while streams run."""

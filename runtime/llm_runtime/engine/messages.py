@@ -111,8 +111,8 @@ class Failed:
     call: int
     report: FatalReport
     adapters: tuple[str, ...] | None = None
-    """Of the model: those that a request may name from now on, where room was made in vain.
-    None: nothing changed."""
+    """The model's adapters that a request may name from now on, where room was made in vain. None:
+    nothing changed."""
 
 
 class EngineFigures(NamedTuple):
@@ -192,8 +192,8 @@ class Frames:
         return found
 
     def _end(self, begin: int) -> int:
-        """Where the message that starts at `begin` ends;
-        past everything while its length is not whole."""
+        """The end of the message that starts at `begin`;
+        past all bytes while its length is incomplete."""
         if len(self._buffer) < begin + LENGTH.size:
             return len(self._buffer) + 1
         return begin + LENGTH.size + int(LENGTH.unpack_from(self._buffer, begin)[0])

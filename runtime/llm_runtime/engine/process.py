@@ -1,8 +1,8 @@
 """The engine in a process of its own, as the HTTP process starts, hears and ends it.
 
-Both processes hold one end of an unnamed socket pair. Its end is the sign of life: when the
-engine's process goes, for whatever reason, the socket closes here, and when this process goes, it
-closes there and the engine ends at once.
+Both processes hold one end of an unnamed socket pair. The socket is the sign of life. When the
+engine's process ends for any reason, it closes here; when this process ends, it closes there and
+the engine ends at once.
 """
 
 import asyncio
@@ -154,8 +154,8 @@ def oom_kills(groups: Sequence[cgroup.MemoryGroup]) -> int:
 
 
 def death(status: int, groups: Sequence[cgroup.MemoryGroup], oom_kills_before: int) -> FatalReport:
-    """What a process that ended with `status` died of,
-    as subprocess counts: a signal's number is negative.
+    """The cause of a process's end by its exit status, as subprocess counts it:
+    a signal's number is negative.
 
     The kernel's own count tells a process that it killed for its memory from one that somebody else
     killed.

@@ -1,9 +1,9 @@
 """Which sequences advance by how many tokens in the next step.
 Pure: no torch, no clock, no chance, no threads.
 
-Policy: every sequence that waits for one token gets it; what is left of the token budget goes to
-prompts, in chunks, the more important and older ones first; who waits is admitted once there is
-room for its prompt and its longest answer, so that nothing that runs ever has to be thrown out.
+Policy: every sequence that waits for one token gets it. The rest of the token budget goes to
+prompts, in chunks, the more important and older ones first. A waiting sequence is admitted once
+there is room for its prompt and its longest answer, so a running one is never preempted for memory.
 """
 
 from collections import Counter

@@ -56,7 +56,7 @@ class Vocabulary(Protocol):
     eos_token_ids: frozenset[int]
 
     def detokenizer(self, prompt: Several[int] = (), shown: Several[int] = ()) -> Detokenizer:
-        """Of a text that goes on from `prompt`, or begins; special tokens show only if `shown`."""
+        """A text that continues `prompt`, or begins. Special tokens show only if `shown`."""
         ...
 
     def matcher(self, constraint: Constraint) -> Matcher:

@@ -3,8 +3,8 @@ and fair queueing between tenants within one priority. Pure.
 
 Without it, a tenant that sends a thousand requests at once would have everybody else wait behind
 them. The queue keeps one line per priority and tenant (fair queueing, Nagle, RFC 970, 1985). The
-next request comes from the highest priority; there from the tenant with the fewest running
-sequences, and among equals from the one whose last turn was longest ago, which is round robin.
+next request comes from the highest priority. Within it, the tenant with the fewest running
+sequences is next; among equals, the one whose last turn was longest ago (round robin).
 """
 
 from collections import Counter, deque

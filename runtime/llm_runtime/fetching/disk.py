@@ -100,7 +100,7 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def remedy(error: OSError) -> str:
-    """What to do about a folder that can't be written:
+    """Advice about a folder that can't be written:
     its owner and mode, and the user and groups of this process."""
     if error.errno == errno.EROFS:
         return "the volume is mounted read-only: the model cache must be writable"

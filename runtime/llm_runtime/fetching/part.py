@@ -84,9 +84,9 @@ class Part:
     def take_pieces(self, first: Iterable[bytes], piece: Piece, etag: str) -> None:
         """Write the rest of the file from `safe_bytes` on, in pieces over several connections.
 
-        `first` is the first piece; `piece` opens the others. Pieces are written where they belong
-        as they arrive, and are hashed in order: when the oldest is complete, it is read back (from
-        the page cache) and hashed.
+        `first` is the first piece; `piece` opens the others. Pieces are written to their place as
+        they arrive, and hashed in order: when the oldest is complete, it is read back (from the
+        page cache) and hashed.
         """
         assert self.size is not None
         with (

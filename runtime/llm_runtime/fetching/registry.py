@@ -1,9 +1,9 @@
 """The runtime's access to MLflow: where a version's artifacts are, their list, and their bytes.
 
-MLflow's client provides the artifact stores (S3, GCS, Azure) and authentication, and downloads one
-file at a time: its download of a folder verifies nothing and hides errors of single files.
-Artifacts that the server serves itself, or for which a store's client presigns URLs, come through
-`stream`, which can resume. No flavour is ever imported.
+MLflow's client provides the artifact stores (S3, GCS, Azure) and authentication. It downloads one
+file at a time here, because its download of a folder verifies nothing and hides errors of single
+files. Artifacts that the server serves itself, or for which a store's client presigns URLs, come
+through `stream`, which can resume. No flavour is ever imported.
 """
 
 import errno
@@ -209,8 +209,8 @@ class MlflowRegistry:
 def check_place(location: str, tracking_uri: str) -> None:
     """Raise RegistryDenied for an artifact location that an MLflow server must not redirect us to.
 
-    Whoever can set a version's location could otherwise choose a host that receives the server's
-    credentials, or a local file that is read.
+    Otherwise a person who can set a version's location could choose a host that receives the
+    server's credentials, or a local file that is read.
     """
     server = urlsplit(tracking_uri)
     place = urlsplit(location)

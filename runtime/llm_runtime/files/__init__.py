@@ -1,1 +1,1 @@
-"""What lies in a model's folder, and what it will take to serve it. Knows no torch."""
+"""The files of a model's folder, and the memory that serving them takes. Knows no torch."""

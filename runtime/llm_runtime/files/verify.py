@@ -58,7 +58,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
 
 
 def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, Any]:
-    """As `safetensors_header`, for a file of `size` bytes;
+    """The same as `safetensors_header`, for a file of `size` bytes.
     `read` returns its next bytes from the beginning."""
     prefix = read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0

@@ -1,12 +1,12 @@
 """The broker: one task that exchanges the shares of all callers of this process with their store,
 in batches.
 
-Requests never talk to the store themselves. A lease that needs something says so (`want`); the task
-collects all that do and sends them in one transaction, urgent ones first (group commit, as
+Requests never talk to the store themselves. A lease that needs something calls `want`. The task
+collects all such leases and sends them in one transaction, urgent ones first (group commit, as
 databases do with their log). A heartbeat tells the store that this replica lives, without which its
-leases expire, and returns how many replicas there are. When the store does not answer in time it
-counts as down: every waiting request is decided by what is known locally, and the heartbeat tries
-again once a second.
+leases expire, and returns how many replicas there are. A store that does not answer in time counts
+as down. Every waiting request is then decided by local knowledge, and the heartbeat tries again
+once a second.
 """
 
 import asyncio

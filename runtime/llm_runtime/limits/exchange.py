@@ -9,8 +9,8 @@ and all shares together never exceed the limit.
 A month's share has two parts. The prepaid part counts as used when it is handed out, and its holder
 spends it without asking. The leased part is set aside for the holder until its lease expires, and
 must become prepaid, by an exchange, before it is spent. So a replica that dies loses at most its
-prepaid part, and its leased part returns to the limit: nobody can have spent it. A minute's share
-has no leased part, because what is lost drains within the minute.
+prepaid part. Its leased part returns to the limit, because nobody can have spent it. A minute's
+share has no leased part, because what is lost drains within the minute.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,14 @@
 """This replica's share of one caller's limit, and when it asks the store for more.
 
 The share is a local cache of a distributed counter (`exchange` names the source). Requests spend it
-in memory. The lease prefetches in the background: it measures the recent pace, aims at a target
-that lasts for a few seconds, and refills when less than half of the target is left (a low-water
+in memory. The lease prefetches in the background. It measures the recent pace and aims at a target
+that lasts for a few seconds. It refills when less than half of the target is left (a low-water
 mark). A request waits for the store only when it needs more than the share has. A share that lies
 idle is returned, sooner when the limit is nearly used up.
 
 When the store is down, a month's share can be spent to its end. A minute's limit goes on locally at
-its part of the rate, limit / replicas, and what was spent meanwhile is booked as a debt when the
-store is back.
+its part of the rate, limit / replicas. When the store is back, what was spent meanwhile is booked
+as a debt.
 """
 
 import asyncio
@@ -103,8 +103,8 @@ class Lease:
         self._pace = 0.0
         """Amount taken per second, as a moving average."""
         self._denied = False
-        """Whether the last exchange granted nothing:
-        then the share is returned, as others may have use for it."""
+        """Whether the last exchange granted nothing.
+        Then the share is returned, because others may need it."""
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         """Requests that wait for the next exchange, with what each needs."""
         self._asking: list[tuple[int, asyncio.Future[None]]] = []
@@ -160,7 +160,7 @@ class Lease:
         return not (self._prepaid or self._leased or self._waiting or self._asking)
 
     def plan(self, now: float, *, closing: bool = False) -> Ask | None:
-        """What to ask now, if anything. What is returned is deducted at once;
+        """What to ask now, if anything. The returned amount is deducted at once;
         `accept` or `fail` must follow."""
         waiting = [amount for amount, answer in self._waiting if not answer.done()]
         self._asking = self._waiting
@@ -210,8 +210,8 @@ class Lease:
         self.wake()
 
     def fail(self, ask: Ask) -> None:
-        """No answer came. What was returned may have arrived, so it counts as returned;
-        a debt stays a debt."""
+        """No answer came. The return may have arrived, so it counts as returned.
+        A debt stays a debt."""
         self._prepaid += min(0, ask.give)
         self.wake()
 

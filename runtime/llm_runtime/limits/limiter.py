@@ -1,8 +1,8 @@
 """Who may use how much: the one door through which every request to the model goes.
 
-`count` draws a request before its body is read: from a caller whose limit is used up it costs
-nothing more, and one that is refused later has counted. `admit` then waits for one of the caller's
-concurrent places, and reserves what is known to be needed in all budgets of the caller, or in none.
+`count` draws a request before its body is read. So a request of a caller whose limit is used up
+costs nothing more, and one that is refused later has counted. `admit` then waits for one of the
+caller's concurrent places. It reserves the known need in all budgets of the caller, or in none.
 `Admission.reserve` makes that exact once the prompt is encoded, and `Admission.settle` gives back
 what was not used. The place comes before the tokens, so that nobody who waits holds some that
 others could use.

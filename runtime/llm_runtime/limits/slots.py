@@ -1,8 +1,8 @@
 """Concurrent requests of one caller: a fair semaphore with a bounded first-in, first-out queue.
 
-Unlike asyncio's Semaphore, it hands a place over to the first waiter at the moment it becomes free,
-so that no request that comes later can take it; it can be resized, and it estimates when to try
-again: by Little's law, the queue's length times the mean time that a place is held.
+Unlike asyncio's Semaphore, it hands a free place to the first waiter at once, so no later request
+can take it. It can be resized. It estimates when to try again by Little's law: the queue's length
+times the mean time that a place is held.
 """
 
 import asyncio

@@ -29,15 +29,15 @@ SECRETS = (
     "DATABASE__URL",
 )
 PRIVATE = (*SECRETS, "MLFLOW_TRACKING_URI")
-"""Not the model's name and version, which clients know, nor MODEL_PATH: in a pod it is the
-operator's, and whoever has mistyped it must see what."""
+"""The model's name and version are not hidden, because clients know them. Nor is MODEL_PATH: in a
+pod the operator sets it, and elsewhere a typing error in it must be seen."""
 MIN_PRIVATE = 4
 """Shorter values are not redacted: they would be found in any text."""
 MANAGED = frozenset(
     {"DATABASE_URL", "REDIS_URL", "KEY_PEPPER", "MODEL_PATH", "API_HOST", *ENV_FREE_SETTINGS}
 )
-"""What an operator's pod takes from its environment, spelled so and not otherwise:
-its other settings are in its file.
+"""Variables that a pod of the operator takes from its environment, in exactly this spelling. Its
+other settings are in its file.
 
 MODEL_PATH is the operator's own, and refused in `pod.env`.
 """

@@ -1,4 +1,4 @@
-"""Who copies to whom, as a mounted file says it now, and which part this pod has in it."""
+"""Orders for shadow traffic, from a mounted file: who copies to whom, and this pod's part in it."""
 
 import hmac
 import logging

@@ -1,7 +1,6 @@
-"""Answers that match a JSON schema or a regular expression: which tokens may come next.
-
-llguidance does the work; this is the only module that imports it, and it needs no torch. Compiled
-grammars are remembered; a sequence gets a copy, which costs microseconds.
+"""Constrained decoding: which tokens may come next so that an answer matches a JSON schema or a
+regular expression. llguidance does the work. Only this module imports it, and it needs no torch.
+Compiled grammars are remembered; a sequence gets a copy, which costs microseconds.
 """
 
 import json
@@ -196,8 +195,8 @@ def _lark(grammar: dict[str, Any]) -> str:
 
 
 def _options(strict: bool) -> dict[str, Any]:
-    # What is left of words that it does not know,
-    # and `oneOf` whose branches may overlap, refuses nothing if lenient.
+    # If lenient, the rest of unknown words, and a `oneOf` whose branches may overlap, refuse
+    # nothing.
     return {"whitespace_pattern": WHITESPACE, "lenient": not strict, "coerce_one_of": not strict}
 
 
@@ -219,8 +218,8 @@ def _reads(schema: dict[str, Any]) -> bool:
     from llguidance import LLMatcher
 
     fault = str(LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema)))
-    # What contradicts itself, or is no schema or expression at all, can be read:
-    # it is refused as what it is.
+    # A schema that contradicts itself, or is none at all, counts as readable: it is refused later,
+    # with its own reason.
     return not fault or bool(WRONG.search(fault))
 
 

@@ -4,8 +4,8 @@ text that spells one is encoded as plain letters.
 Only the chat template may begin and end turns. So, while the template renders, the first character
 of each spelled token in the conversation is replaced by a private-use one. Control tokens in the
 result then come from the template. A second tokenizer encodes the result. In it, control tokens
-have unguessable names, which replace the template's tokens; the private characters are turned back,
-and what the conversation spelled is ordinary text for this tokenizer.
+have unguessable names, which replace the template's tokens. The private characters are turned back.
+So whatever the conversation spelled is ordinary text for this tokenizer.
 """
 
 import json

@@ -1,8 +1,8 @@
 """JSON schemas, made ready for the grammar's compiler:
 what it can enforce stays, what asks for nothing goes.
 
-A few words that the compiler does not know are said in words that it does. What is left over is
-named, as the client wrote it: whoever wants the schema as it is, or not at all, must hear of it.
+A few words that the compiler does not know are said in words that it does. What can't be enforced
+is named as the client wrote it, because a client may want the whole schema or none.
 """
 
 import json

@@ -90,8 +90,8 @@ class JsonForm(Tagged):
 
 
 class Llama(Form):
-    """`{"name": …, "parameters": {…}}` and nothing else,
-    or several separated by `;`: Llama 3.1 to 4."""
+    """Llama 3.1 to 4: `{"name": …, "parameters":
+    {…}}` and nothing else, or several separated by `;`."""
 
     name = "llama"
     first = "{<"
@@ -246,8 +246,8 @@ def is_object(text: str, names: Collection[str], *, whole: bool = False) -> bool
 
 
 class Hermes(JsonForm):
-    """`<tool_call>{"name": …, "arguments": {…}}</tool_call>` anywhere:
-    Hermes, Qwen 2.5 and 3, and many others."""
+    """Hermes, Qwen 2.5 and 3, and many others: `<tool_call>{"name": …, "arguments":
+    {…}}</tool_call>` anywhere."""
 
     def __init__(self) -> None:
         super().__init__("hermes", ("<tool_call>",), "</tool_call>", space="\n")

@@ -24,8 +24,8 @@ class NamedForm(Tagged):
     ) -> None:  # fmt: skip
         """The words that a model writes around calls.
 
-        `section`: the first and last word around all calls; `begin` and `end`: around one call.
-        `call`: what it writes before the name, and before and after the arguments; `head`: a
+        `section`: the first and last word around all calls. `begin` and `end`: those around one
+        call. `call`: the text before the name, and before and after the arguments. `head`: a
         regular expression for what may precede these.
         """
         self.name = name

@@ -22,9 +22,10 @@ class XmlForm(Tagged):
     ) -> None:  # fmt: skip
         """The words that a model writes around calls.
 
-        `head`: before and after the name; `argument`: before, between and after key and value;
-        `section`: around all calls. Where these have white space, the model may write other white
-        space. `loose`: it may leave out the first word of the head and the last of the end.
+        `head`: the text before and after the name. `argument`: the text before, between and after
+        key and value. `section`: the text around all calls. Where these have white space, the model
+        may write other white space. `loose`: it may leave out the first word of the head and the
+        last of the end.
         """
         self.name = name
         self._argument = argument

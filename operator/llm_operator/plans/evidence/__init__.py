@@ -15,10 +15,10 @@ Howard, Ramdas, McAuliffe, Sekhon 2021, confidence sequences; Waudby-Smith, Ramd
 Inverting the test gives an interval that holds at all looks at once.
 
 The order of requests between two looks is unknown: each look enters by its counts alone. Candidate
-and stable are compared within each look, on how many of its bad requests are the candidate's: what
-happens to both sides at once has no effect, nor has a share of the traffic that changes. Given the
-number of bad requests, the candidate's are hypergeometric, and a binomial's generating function is
-never below that (Hoeffding 1963, theorem 4), so that the binomial ratio stays a supermartingale.
+and stable are compared within each look: how many of its bad requests are the candidate's? So what
+happens to both sides at once has no effect, nor has a changed share of the traffic. Given the
+number of bad requests, the candidate's are hypergeometric. A binomial's generating function is
+never below that (Hoeffding 1963, theorem 4), so the binomial ratio stays a supermartingale.
 
 Latency is compared as a share, too: "the candidate's 95th percentile is at most r times stable's"
 says that no more of the candidate's requests take longer than r·t than of stable's take longer than

@@ -118,7 +118,7 @@ def _verdict(spec: ShadowAgreement, answer: Answer, began: str, results: str) ->
 
 def since(now: Shadowed, before: Shadowed) -> Shadowed:
     """What was counted since `before`.
-    Where counters went back a process began anew: it counts from its start."""
+    Counters that went back belong to a new process, which counts from its start."""
     went_back = any(now.results.get(name, 0) < count for name, count in before.results.items())
     if went_back or before.candidate != now.candidate:
         return now

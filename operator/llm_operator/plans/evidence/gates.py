@@ -129,8 +129,8 @@ def undecided(verdict: Iterable[GateVerdict], *, shadow: bool = False) -> tuple[
 
 
 def kept(verdict: Iterable[GateVerdict], before: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
-    """With what the gates that judge copies said before the candidate had traffic:
-    since then there are none."""
+    """The verdicts, with those of gates that judge copies as they were before the candidate had
+    traffic, because there are no copies since then."""
     known = {(each.name, each.threshold): each for each in before if by_shadow(each)}
     return tuple(known.get((each.name, each.threshold), each) for each in verdict)
 
@@ -207,8 +207,7 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
         said = "the query found no samples"
         return GateVerdict(name=name, state="Inconclusive", threshold=threshold, message=said)
     failed = found.value > gate.max
-    # Whoever writes a query must not read what is not theirs:
-    # of other namespaces' series no figure is told.
+    # The author of a query must not read other namespaces' series, so their figures are not told.
     figure = text(found.value) if found.told else None
     message = (
         None if found.told else f"the figure is {'above' if failed else 'at most'} {threshold}"

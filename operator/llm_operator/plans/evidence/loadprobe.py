@@ -1,11 +1,11 @@
 """Is a candidate slower than stable under the same short load? Blocks in turns, compared in pairs.
 Pure.
 
-A pair of blocks gives one ratio, and its logarithms one mean with an interval by Student's t
-(1908): both blocks have the same minute of the machine, so that a bad one has no effect. The number
-of blocks is fixed beforehand and they are looked at once, at their end: this needs no sequential
-test. The quantile of t is Cornish and Fisher's expansion (Abramowitz, Stegun 1964, 26.7.5), within
-0.3 % of the tables for the five blocks and more that there are.
+Each pair of blocks gives one ratio. The logarithms of the ratios give a mean and an interval by
+Student's t (1908). Both blocks of a pair run in the same minute of the machine, so a bad minute has
+no effect. The number of blocks is fixed beforehand and they are looked at once, at their end: this
+needs no sequential test. The quantile of t is Cornish and Fisher's expansion (Abramowitz, Stegun
+1964, 26.7.5), within 0.3 % of the tables for the five blocks and more that there are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,8 +45,8 @@ class Compared:
 
     @property
     def state(self) -> str:
-        """Whether it passes: as the gates on traffic,
-        what passes has excluded SLACK times the allowed ratio."""
+        """Whether it passes. As with the gates on traffic,
+        a pass excludes SLACK times the allowed ratio."""
         if self.low > self.surely * self.allowed:
             return "Failed"
         return (

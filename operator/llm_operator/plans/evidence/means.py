@@ -2,9 +2,9 @@
 
 The mean of the candidate less a ratio times stable's, weighed by look, is a sum whose mean is zero
 where that is the ratio. Its evidence is Robbins' normal mixture (Robbins 1970; Howard, Ramdas,
-McAuliffe, Sekhon 2021, section 3.2). The variance is measured, so that the promise is that of the
-central limit theorem: an asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy,
-Ramdas 2024, Time-uniform central limit theory). `clumps` widens it.
+McAuliffe, Sekhon 2021, section 3.2). The variance is measured, so the promise rests on the central
+limit theorem: it is an asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas
+2024, Time-uniform central limit theory). `clumps` widens it.
 """
 
 from dataclasses import dataclass, field

@@ -27,8 +27,8 @@ class Running:
     since: str
     """When it began."""
     earlier: Figures
-    """What stable's pods had counted when it began:
-    what is usual, where the time since has too little."""
+    """The counts of stable's pods when it began.
+    They say what is usual where there is too little since."""
     settled: bool
     """Whether `earlier` was used, or is not needed."""
     untold: str = ""
@@ -179,7 +179,7 @@ def _text(number: float | None) -> str | None:
 
 def since(now: Figures, before: Figures | None) -> Figures:
     """What one pod did since `before`.
-    Where counters went back a process began anew: it counts from its start."""
+    Counters that went back belong to a new process, which counts from its start."""
     if before is None or now.requests < before.requests or _went_back(now, before):
         return now
     return replace(

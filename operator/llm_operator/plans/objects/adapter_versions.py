@@ -105,7 +105,7 @@ def _versions(
     adapter: ResolvedAdapter, serving: AdapterStatus | None, candidate: AdapterCandidate | None
 ) -> AdapterVersions:
     if adapter.resolution.fault is not None:
-        # What the reference stands for is not known: nothing is promoted, and nothing is forgotten.
+        # The version of the reference is not known, so nothing is promoted and nothing forgotten.
         return AdapterVersions(serving, candidate if adapter.spec.gates else None)
     found = _pin(adapter, filter(None, (candidate, serving)))
     if not adapter.spec.gates or (serving is not None and identity(found) == identity(serving)):

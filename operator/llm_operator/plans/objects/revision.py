@@ -25,8 +25,8 @@ def wanted(observed: Observed) -> Wanted | None:
     """The revision that the specification asks for;
     its image is the one that it was first made with.
 
-    That is spec.image, which the revision's id covers,
-    or else what the operator's configuration said at that time.
+    That image is spec.image, which the revision's id covers,
+    or else the one of the operator's configuration at that time.
     """
     model = observed.resolution.model
     if model is None:
@@ -70,7 +70,8 @@ def fresh(observed: Observed, model: ModelVersion) -> str:
     if known is None or not _same_number(observed, model):
         return ""
     if model.registered_at:
-        # What an operator before this one did not note says nothing: its upgrade rolls out nothing.
+        # A value that an older operator did not record decides nothing, so an upgrade rolls out
+        # nothing.
         same = known.registered_at in (None, "", model.registered_at)
         value = model.registered_at
     else:
@@ -159,9 +160,9 @@ def believed(
     """Whether a ConfigMap may be what the operator remembers of a revision.
 
     Who may write ConfigMaps must not choose what runs: a template could have any account, volume
-    and privilege. What only writers of Deployments and the operator can say vouches for it: the
-    Deployment's annotation, or a status by which the revision has served. A Deployment of an
-    operator before this one has no annotation.
+    and privilege. Two witnesses vouch for it that only writers of Deployments and the operator can
+    make: the Deployment's annotation, or a status by which the revision has served. A Deployment of
+    an operator before this one has no annotation.
     """
     if config is None:
         return False

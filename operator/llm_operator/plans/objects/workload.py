@@ -150,8 +150,8 @@ def fetches_adapters(template: Manifest | None) -> bool:
 
 
 def uses(template: Manifest) -> Iterator[tuple[str, str, bool]]:
-    """What pods of this template take by its name and the operator makes:
-    kind, name, and whether they go without."""
+    """Objects that the operator makes and that pods of this template mount by name:
+    kind, name, and whether they are optional."""
     spec = template["spec"]
     yield "ServiceAccount", spec["serviceAccountName"], False
     for volume in spec["volumes"]:

@@ -1,5 +1,5 @@
-"""Which revision is to be rolled out, if any:
-the candidate is kept, begun anew, or replaced by a newer wish."""
+"""Chooses the revision to roll out, if any:
+the candidate is kept, begun again, or replaced by a newer one."""
 
 from dataclasses import replace
 
@@ -76,7 +76,7 @@ def _stays(decision: Decision, candidate: Candidate) -> bool:
 
 
 def _replacement(decision: Decision, candidate: Candidate) -> HistoryEntry | None:
-    """What history says of the candidate's being replaced;
+    """The entry of history by which the candidate was replaced;
     None while it is not, or if it was begun since."""
     last = next(iter(decision.history), None)
     sought = (candidate.revision, candidate.status().started_at, "Replaced")

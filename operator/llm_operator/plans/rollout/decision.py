@@ -35,7 +35,7 @@ class Decision:
     stage: str = ""
     """Where the candidate is on its way, in words for `kubectl describe`."""
     advice: str = ""
-    """Where the candidate's pods have no room: what it waits for, and the ways out."""
+    """Advice where the candidate's pods have no room: what it waits for, and the ways out."""
 
     def tell(self, kind: str, reason: str, message: str) -> "Decision":
         """With an Event."""
@@ -71,7 +71,7 @@ class Decision:
 
     @property
     def move(self) -> Move | None:
-        """What strategies are asked about; None without a candidate."""
+        """The candidate on its way, for questions to strategies; None without a candidate."""
         if self.candidate is None:
             return None
         return Move(self.situation, self.stable, self.candidate, skips=self.ordered("skip"))

@@ -1,8 +1,8 @@
 """Whether a candidate's pods have a place to run, and whether stopping an old pod would make one.
 
 The scheduler and the API server are the judges: they alone know taints, affinities, volumes and
-quotas. What they say is read here, so that an old pod is stopped for a new one only where that can
-help.
+quotas. Their messages are read here, so that an old pod is stopped for a new one only where that
+can help.
 """
 
 import re
@@ -61,7 +61,7 @@ class Lack:
 
 
 def lack(move: Move) -> Lack | None:
-    """What keeps a pod of the candidate from having a place;
+    """The reason why a pod of the candidate finds no node;
     None while all have one or nothing is said."""
     children = move.situation.children(move.new)
     old = [pod for pod in move.situation.children(move.old).pods if exists(pod)]
@@ -102,8 +102,8 @@ def _waited(move: Move) -> float:
 
 
 def advice(move: Move, *, makes_room: bool) -> str:
-    """What the candidate waits for and how a person can help it;
-    empty while it has room or an old pod makes some."""
+    """Advice about what the candidate waits for and how a person can help; empty while it has room
+    or an old pod makes some."""
     found = lack(move)
     if found is None or move.stable is None:
         return ""
@@ -130,8 +130,8 @@ def advice(move: Move, *, makes_room: bool) -> str:
 
 
 def coming(events: Iterable[Manifest], now: datetime) -> str:
-    """What a cluster autoscaler says about a node that it adds for a pod, from the pod's Events;
-    empty: none comes."""
+    """The message of a cluster autoscaler about a node that it adds for a pod, from the pod's
+    Events; empty: no node comes."""
     known = [event for event in events if event.get("reason") in (*ADDS, *ADDS_NOT)]
     newest = max(known, key=_moment, default=None)
     at = parse(_moment(newest)) if newest else None
@@ -162,8 +162,8 @@ def _coming(pod: Manifest, nodes: Mapping[str, str]) -> str:
 
 
 def unplaced(pod: Manifest) -> str | None:
-    """What the scheduler says of a pod that it finds no node for;
-    None where it has one or has not been looked at."""
+    """The scheduler's message about a pod that it finds no node for;
+    None where it has one or was not looked at yet."""
     for condition in (pod.get("status") or {}).get("conditions") or []:
         if (condition.get("type"), condition.get("reason")) == ("PodScheduled", "Unschedulable"):
             return (
@@ -183,8 +183,8 @@ def freed(message: str, old: Iterable[Manifest]) -> bool:
     scarce = _INSUFFICIENT.findall(reasons)
     if any(_holds(pod, resource) for pod in old for resource in scarce):
         return True
-    # Whatever the reason is called: for this node the scheduler says itself that another pod stands
-    # in the way.
+    # The reason's wording does not matter here: the scheduler says itself that on this node another
+    # pod stands in the way.
     stands = VICTIMS in preemption and not scarce
     return stands or _HELD.search(reasons) is not None
 
@@ -210,8 +210,8 @@ def _refusal(deployment: Manifest | None) -> str:
 
 
 def _quota_frees(message: str) -> bool:
-    """Whether a quota that is used up would hold the pod if another were gone;
-    any other refusal stays."""
+    """Whether a used-up quota would have room for the pod if another were gone.
+    Any other refusal stays."""
     match = _QUOTA.search(message)
     if match is None:
         return False

@@ -1,4 +1,4 @@
-"""What a roll-out is decided from: what is wanted, and what there is of each revision."""
+"""The input of a roll-out's decision: what is wanted, and what there is of each revision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

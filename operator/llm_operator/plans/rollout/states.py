@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a candidate is in its life; Move.state says which."""
+    """A candidate's state in its life; Move.state computes it."""
 
     STARTING = "Starting"
     READY = "Ready"

@@ -62,8 +62,8 @@ class Strategy(ABC):
         return False
 
     def advice(self, move: Move) -> str:
-        """What a candidate without room waits for, and how a person can help it;
-        empty: nobody need."""
+        """Advice about a candidate without room: what it waits for, and how a person can help.
+        Empty: no help is needed."""
         return room.advice(move, makes_room=self.stops_old_pods(move))
 
     def hold_left(self, move: Move) -> float:

@@ -1,5 +1,5 @@
-"""Where the adapters' versions answer: the status, the condition AdaptersReady, its Events,
-and when to look again."""
+"""The adapters' versions and where they answer:
+status, condition AdaptersReady, Events, and when to look again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
 
 
 def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
-    """What is to be told of versions that do not answer because of gates: what is bad first."""
+    """The verdict about versions that do not answer because of gates, the bad ones first."""
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
     message = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
     for each in found:
@@ -230,7 +230,7 @@ def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) ->
 
 
 def events(observed: Observed, after: LLMDeploymentStatus) -> list[Occurrence]:
-    """What changed: an adapter's version, whether all answer, and what keeps one from it."""
+    """Events for changes: an adapter version, whether all answer, or what keeps one from it."""
     before = observed.status
     known = {each.name: each for each in before.adapters}
     found = list[Occurrence]()

@@ -1,7 +1,6 @@
 """Conditions of an LLMDeployment, from what was decided and seen.
 
-kstatus: a summary Ready, and Reconciling and Stalled that are true only when something is to be
-told.
+They follow kstatus: Ready sums up; Reconciling and Stalled are True only while they apply.
 """
 
 from collections.abc import Iterable, Mapping
@@ -145,7 +144,7 @@ def with_fault(
 
 
 def first(generation: int, now: datetime) -> tuple[Condition, ...]:
-    """What is said before anything is known: kstatus reads an absent Ready as done."""
+    """The conditions before anything is known, because kstatus reads an absent Ready as done."""
     verdicts: dict[str, Verdict] = {
         "Ready": ("Unknown", Reason.Resolving, "the model reference is being resolved"),
         "Reconciling": ("True", Reason.Resolving, "the model reference is being resolved"),
@@ -235,8 +234,8 @@ RESTARTS_TOLD = timedelta(days=1)
 
 
 def _restarted(picture: Picture, now: datetime) -> str:
-    """That containers of the serving pods were started again,
-    for a day: a ready pod shows nothing of it."""
+    """Restarts of the serving pods' containers, for a day,
+    because a ready pod shows nothing of them."""
     found = faults.restarts(pod for each in picture.serving for pod in each.pods)
     recent = [restart for restart in found if now - restart.finished < RESTARTS_TOLD]
     if not recent:

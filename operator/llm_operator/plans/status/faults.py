@@ -381,8 +381,8 @@ SILENCE = timedelta(seconds=40)
 
 
 def doubtful(pod: Manifest, now: datetime) -> bool:
-    """Whether to ask for a pod's node: the pod is not ready yet,
-    and nothing would change on it if that fell silent."""
+    """Whether to ask for a pod's node.
+    A pod that is not ready yet shows nothing itself when its node falls silent."""
     since = unready_since(pod)
     return hindered(pod) and _node(pod) != "?" and since is not None and now - since > SILENCE
 

@@ -1,5 +1,5 @@
-"""How roll-outs ended, read off the status;
-the tag that tells the registry; a memory of what was told."""
+"""Verdicts for the registry: how roll-outs ended, read off the status; the tag that says so;
+and what was written already."""
 
 import json
 from collections.abc import Mapping
@@ -73,8 +73,8 @@ def _models(observed: Observed) -> dict[str, str]:
 
 
 def tag(meta: Meta) -> str:
-    """The key of the deployment's tag: one of its own, as several may serve one version;
-    short, as people read it."""
+    """The key of the deployment's tag. Each deployment has its own, because several may serve one
+    version; it is short, because people read it."""
     return f"{meta.namespace}/{meta.name}"
 
 

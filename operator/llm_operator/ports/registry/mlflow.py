@@ -171,9 +171,8 @@ class MlflowRegistry:
     ) -> dict[str, Any]:
         try:
             answer = await self._request(connection, method, path, query)
-        # Whatever keeps this question from being asked (an address, a proxy, a certificate, a
-        # password that fits into no header) is a fault of this connection, and must reach none but
-        # it.
+        # A question that can't be sent (bad address, proxy, certificate, or a password that fits
+        # into no header) is a fault of this connection and must reach no other.
         except Exception as error:
             metrics.REGISTRY_CALLS.labels(connection.name, "unreachable").inc()
             proxy = proxy_for(connection.tracking_uri)

@@ -1,4 +1,4 @@
-"""What the registry is asked about, and the port through which it is asked."""
+"""The port to model registries, and the nouns of its questions and answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Choices:
-    """What there is instead of what a reference names."""
+    """The names that exist where a reference names something that does not."""
 
     names: Mapping[str, str]
     """Names, versions, aliases or stages,

@@ -121,8 +121,8 @@ class Offer:
     def constraint(
         self, answer: Constraint | None, tokens: Tokens = NO_TOKENS
     ) -> Constraint | None:
-        """What makes the model call, or call well;
-        `answer` is what it must match where it does not call.
+        """The constraint that makes the model call, or call well. `answer`: what it must match
+        where it does not call.
 
         `tokens` are the tokenizer's special ones, which markup may consist of.
         """

@@ -1,1 +1,1 @@
-"""What the server says of itself: health, status, metrics, and what it can do under load."""
+"""The server about itself: health, status, metrics, and how fast it is under load."""
