@@ -44,23 +44,23 @@ class Kept(Generic[V]):
         self.size = size
         self._ttl = ttl_seconds
         self._clock = clock
-        self._held: OrderedDict[str, _Entry[V]] = OrderedDict()
+        self._stored: OrderedDict[str, _Entry[V]] = OrderedDict()
         """In the order of expiry."""
         self._tenants: dict[str, _Tenant] = {}
         self._total = 0
 
     def __len__(self) -> int:
         self._expire()
-        return len(self._held)
+        return len(self._stored)
 
     def items(self) -> Iterator[tuple[str, V]]:
         """All entries that have not expired."""
         self._expire()
-        return iter([(key, entry.value) for key, entry in self._held.items()])
+        return iter([(key, entry.value) for key, entry in self._stored.items()])
 
     def get(self, key: str) -> V | None:
         """The value, if it has not expired. Marks it as used."""
-        entry = self._held.get(key)
+        entry = self._stored.get(key)
         if entry is None or entry.until <= self._clock():
             return None
         self._tenants[entry.tenant].keys.move_to_end(key)
@@ -70,12 +70,12 @@ class Kept(Generic[V]):
         """Store the value, replacing an older one and restarting its time to live."""
         self._expire()
         self._drop(key)
-        self._held[key] = _Entry(tenant, value, size, self._clock() + self._ttl)
+        self._stored[key] = _Entry(tenant, value, size, self._clock() + self._ttl)
         own = self._tenants.setdefault(tenant, _Tenant(OrderedDict()))
         own.keys[key] = None
         own.size += size
         self._total += size
-        while self._held and (len(self._held) > self.entries or self._total > self.size):
+        while self._stored and (len(self._stored) > self.entries or self._total > self.size):
             largest = max(self._tenants.values(), key=self._fullness)
             self._drop(next(iter(largest.keys)))
 
@@ -84,14 +84,14 @@ class Kept(Generic[V]):
 
     def _expire(self) -> None:
         now = self._clock()
-        while self._held:
-            key, entry = next(iter(self._held.items()))
+        while self._stored:
+            key, entry = next(iter(self._stored.items()))
             if entry.until > now:
                 return
             self._drop(key)
 
     def _drop(self, key: str) -> None:
-        entry = self._held.pop(key, None)
+        entry = self._stored.pop(key, None)
         if entry is None:
             return
         own = self._tenants[entry.tenant]

@@ -117,7 +117,7 @@ class NativeStep:
             "row_block": step.blocks,
             "row_offset": step.offsets,
         }
-        self._held = {
+        self._tensors = {
             name: torch.tensor(values, dtype=torch.int32) for name, values in lists.items()
         }
         self._tiles: dict[int, Any] = {}
@@ -125,7 +125,7 @@ class NativeStep:
         self.arguments = native.StepArguments(
             rows=len(step.positions), spans=len(step.counts), threads=torch.get_num_threads()
         )
-        for name, tensor in self._held.items():
+        for name, tensor in self._tensors.items():
             setattr(self.arguments, name, tensor.data_ptr())
 
     def tiles(self, group: int) -> Any:

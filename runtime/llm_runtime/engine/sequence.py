@@ -99,7 +99,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "__weakref__", "_detokenizer", "_held", "_stop_token_ids", "_vocabulary",
+        "__weakref__", "_detokenizer", "_withheld", "_stop_token_ids", "_vocabulary",
         "adapter", "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason",
         "matcher", "prompt_length", "request", "token_ids",
     )  # fmt: skip
@@ -126,7 +126,7 @@ class Sequence:
         self._detokenizer = vocabulary.detokenizer(
             request.prompt_token_ids if request.continues else (), request.shown_token_ids
         )
-        self._held = ""
+        self._withheld = ""
 
     @property
     def longest(self) -> int:
@@ -168,19 +168,19 @@ class Sequence:
     def finish(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
         """End without a further token; what was held back is delivered, for it was generated."""
         self.finish_reason = reason
-        text = self._held
-        self._held = ""
+        text = self._withheld
+        self._withheld = ""
         return TokenEvent(token_id=None, text=text, finish_reason=reason, error=error)
 
     def _text_after(self, token_id: int) -> str:
         if token_id in self._stop_token_ids:
             self.finish_reason = FinishReason.STOP
-            self._held += self._detokenizer.flush()
+            self._withheld += self._detokenizer.flush()
         else:
-            self._held += self._detokenizer.push(token_id)
+            self._withheld += self._detokenizer.push(token_id)
             self.finish_reason = self._end_after_this()
             if self.finish_reason:
-                self._held += self._detokenizer.flush()
+                self._withheld += self._detokenizer.flush()
         self._cut_at_stop_string()
         return self._release()
 
@@ -199,17 +199,17 @@ class Sequence:
         starts = [
             start
             for stop in self.request.sampling.stop
-            if stop and (start := self._held.find(stop)) >= 0
+            if stop and (start := self._withheld.find(stop)) >= 0
         ]
         if starts:
-            self._held = self._held[: min(starts)]
+            self._withheld = self._withheld[: min(starts)]
             self.finish_reason = FinishReason.STOP
 
     def _release(self) -> str:
-        keep = 0 if self.finish_reason else held_back(self._held, self.request.sampling.stop)
-        cut = len(self._held) - keep
-        text = self._held[:cut]
-        self._held = self._held[cut:]
+        keep = 0 if self.finish_reason else held_back(self._withheld, self.request.sampling.stop)
+        cut = len(self._withheld) - keep
+        text = self._withheld[:cut]
+        self._withheld = self._withheld[cut:]
         return text
 
     def _named(self, top: tuple[tuple[int, float], ...]) -> tuple[TopLogprob, ...]:

@@ -70,13 +70,13 @@ class Holder:
     during a swap, the previous model may still be serving."""
 
     def __init__(self) -> None:
-        self._held: dict[Path, ExitStack] = {}
+        self._in_use: dict[Path, ExitStack] = {}
 
     def __call__(self, folder: Path) -> Path:
         """Lock the version in `folder`, and return `folder`."""
-        if folder not in self._held:
-            self._held[folder] = ExitStack()
-            self._held[folder].enter_context(in_use(folder))
+        if folder not in self._in_use:
+            self._in_use[folder] = ExitStack()
+            self._in_use[folder].enter_context(in_use(folder))
         return folder
 
 

@@ -11,7 +11,7 @@ from llm_runtime.request import TokenEvent
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+")
 """Unicode's control characters except tab, line feed and carriage return.
 They could control a reader's terminal."""
-MAX_HELD = 4096
+MAX_WITHHELD = 4096
 """Most bytes that are held back. A longer match is not recognised in a stream."""
 
 
@@ -37,9 +37,9 @@ class Mask:
 
     def __init__(self, finder: Finder) -> None:
         self._finder = finder
-        self._before = self._held = b""
+        self._before = self._withheld = b""
         """`_before` is the last character that was sent, because patterns look behind;
-        `_held` is what is held back."""
+        `_withheld` is what is held back."""
 
     def events(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
         """The same events. The last one gets all text that may be sent now;
@@ -50,24 +50,24 @@ class Mask:
 
     def feed(self, text: str, *, last: bool) -> str:
         """Add `text`, and return what may be sent now. `last`: the answer has ended."""
-        self._held += CONTROLS.sub("", text).encode()
-        if not self._held:
+        self._withheld += CONTROLS.sub("", text).encode()
+        if not self._withheld:
             return ""
-        data = self._before + self._held
+        data = self._before + self._withheld
         start = len(self._before)
         end = len(data) if last else self._finder.begun(data, start)
-        if end == start and len(self._held) <= MAX_HELD:
+        if end == start and len(self._withheld) <= MAX_WITHHELD:
             return ""
         found = self._finder.find(data, start)
         for begin, stop, _ in reversed(found):
             if begin < end < stop:
                 end = begin
-        if len(data) - end > MAX_HELD:
-            end = _character(data, max(end, len(data) - MAX_HELD // 2))
+        if len(data) - end > MAX_WITHHELD:
+            end = _character(data, max(end, len(data) - MAX_WITHHELD // 2))
             end = max([end, *(stop for begin, stop, _ in found if begin < end)])
         out = _replaced(data, found, start, end)
         self._before = data[_character(data, end - 1) : end] if end > start else self._before
-        self._held = data[end:]
+        self._withheld = data[end:]
         return out
 
 

@@ -88,7 +88,7 @@ class Broker:
         self.replicas = 1
         self._store = store
         self._clock = clock
-        self._held: dict[str, Lease] = {}
+        self._leases: dict[str, Lease] = {}
         """Leases by budget: those that hold or owe something, or for which a request waits."""
         self._wanted: dict[str, Lease] = {}
         """Leases to exchange in the next round."""
@@ -113,10 +113,10 @@ class Broker:
 
     def lease_of(self, budget: str) -> Lease | None:
         """The lease of a budget, if there is one that holds something: it must be used again."""
-        return self._held.get(budget)
+        return self._leases.get(budget)
 
     def keep(self, lease: Lease) -> None:
-        self._held.setdefault(lease.budget, lease)
+        self._leases.setdefault(lease.budget, lease)
 
     def want(self, lease: Lease, *, urgent: bool = False) -> None:
         self.keep(lease)
@@ -125,7 +125,7 @@ class Broker:
             self._wake.set()
 
     def holds(self, lease: Lease) -> bool:
-        return lease.budget in self._held
+        return lease.budget in self._leases
 
     async def __aenter__(self) -> Self:
         await self._beat()
@@ -145,7 +145,7 @@ class Broker:
                 if self._task:
                     await self._task
                 if not self.away:
-                    self._wanted |= self._held
+                    self._wanted |= self._leases
                     await self._exchange(closing=True)
                     await self._store.leave()
         except (StoreAway, TimeoutError):
@@ -171,7 +171,7 @@ class Broker:
         now = self._clock()
         if now - self._ticked_at >= TICK_SECONDS:
             self._ticked_at = now
-            self._wanted |= self._held
+            self._wanted |= self._leases
             if self.away or now - self._beaten_at >= self._store.lease_seconds / HEARTBEATS:
                 await self._beat()
         await self._exchange()
@@ -198,7 +198,7 @@ class Broker:
             for lease in leases.values():
                 lease.wake()
                 if lease.empty:
-                    self._held.pop(lease.budget, None)
+                    self._leases.pop(lease.budget, None)
             await asyncio.sleep(
                 0
             )  # Streams go on between two batches, however many callers are busy.
@@ -252,10 +252,10 @@ class Broker:
                 why or "see above",
             )
             self.away = True
-            for lease in self._held.values():
+            for lease in self._leases.values():
                 lease.release()
         elif self.away and not away:
             log.info("%s answers again; what was used meanwhile is booked now", self._store.name)
-            for lease in self._held.values():
+            for lease in self._leases.values():
                 lease.come_back(self._clock())
             self.away = False

@@ -62,7 +62,7 @@ class Channels:
     def __init__(self, tools: Collection[str] = ()) -> None:
         """`tools` are the names of the client's tools."""
         self._tools = tools
-        self._held = ""
+        self._withheld = ""
         self._head = True
         self._thinking = False
         self._calling = False
@@ -70,10 +70,10 @@ class Channels:
 
     def take(self, text: str, *, final: bool) -> tuple[str, str]:
         """(thoughts, the rest) that are certain now."""
-        self._held += text
+        self._withheld += text
         thoughts = ""
         rest = ""
-        while self._held:
+        while self._withheld:
             if self._head:
                 opened = self._open(final)
                 if opened is None:
@@ -94,16 +94,16 @@ class Channels:
     def _open(self, final: bool) -> str | None:
         """Parse a message's head. Returns the text that represents it in the answer;
         None while it is incomplete."""
-        if self._first and not _may_be_head(self._held):
+        if self._first and not _may_be_head(self._withheld):
             # A constrained answer (a JSON schema, say) has no head.
             self._head = self._first = False
             return ""
-        head, separator, after = self._held.partition(MESSAGE)
+        head, separator, after = self._withheld.partition(MESSAGE)
         if not separator:
             if final:
-                self._held = ""
+                self._withheld = ""
             return None
-        self._held = after
+        self._withheld = after
         self._head = False
         self._first = False
         recipient = re.search(r"to=(?:functions\.)?([\w-]+)", head)
@@ -118,16 +118,16 @@ class Channels:
 
     def _part(self, final: bool) -> tuple[str, bool]:
         """The certain part of the message's text, and whether the message has ended."""
-        end = _ENDS.search(self._held)
+        end = _ENDS.search(self._withheld)
         if end:
-            part = self._held[: end.start()]
-            self._held = self._held[end.end() :]
+            part = self._withheld[: end.start()]
+            self._withheld = self._withheld[end.end() :]
             self._head = True
             return part, True
-        keep = 0 if final else _may_end(self._held)
-        cut = len(self._held) - keep
-        part = self._held[:cut]
-        self._held = self._held[cut:]
+        keep = 0 if final else _may_end(self._withheld)
+        cut = len(self._withheld) - keep
+        part = self._withheld[:cut]
+        self._withheld = self._withheld[cut:]
         return part, False
 
 

@@ -69,20 +69,20 @@ class Reader:
         self._forced = forced
         self._tools: Offered = tools if isinstance(tools, Mapping) else {name: {} for name in tools}
         self._candidates = re.compile(rf"(?<!\s)\s*(?=[{re.escape(form.first)}]|\Z)")
-        self._held = ""
+        self._withheld = ""
         self._fresh = True
         self._called = False
 
     def take(self, text: str, *, final: bool = False) -> tuple[str, list[Call]]:
         """Add `text`, and return the text and calls that are certain now.
         `final`: the answer has ended."""
-        self._held += text
+        self._withheld += text
         shown = ""
         calls = list[Call]()
-        while self._held:
+        while self._withheld:
             plain = self._plain()
             if plain == 0:
-                rest = self._held.lstrip()
+                rest = self._withheld.lstrip()
                 if not final and len(rest) > LONG_CHARACTERS and not self._form.may_end(rest):
                     break
                 parsed = self._form.read(rest, self._tools, final)
@@ -91,13 +91,13 @@ class Reader:
                 new_calls, length = parsed
                 if length:
                     calls += self._admitted(new_calls)
-                    self._held = rest[length:]
+                    self._withheld = rest[length:]
                     self._called = True
                     continue
                 if final and self._is_cut(rest):
                     calls += self._admitted(self._form.cut(rest, self._tools))
                     self._called = True
-                    self._held = ""
+                    self._withheld = ""
                     break
             shown += self._show(plain or 1)
         # White space between calls is not part of the answer's text.
@@ -115,19 +115,19 @@ class Reader:
         starts = [0] if self._fresh else []
         # Lazily, because a long call matches at its beginning, again with each part that arrives.
         for at in chain(
-            starts, (candidate.start() for candidate in self._candidates.finditer(self._held))
+            starts, (candidate.start() for candidate in self._candidates.finditer(self._withheld))
         ):
-            rest = self._held[at:].lstrip()
-            fresh = self._fresh and not self._held[:at].strip()
-            if at < len(self._held) and (
+            rest = self._withheld[at:].lstrip()
+            fresh = self._fresh and not self._withheld[:at].strip()
+            if at < len(self._withheld) and (
                 not rest or self._form.may_begin(rest, self._tools, fresh)
             ):
                 return at
-        return len(self._held)
+        return len(self._withheld)
 
     def _show(self, count: int) -> str:
-        shown = self._held[:count]
-        self._held = self._held[count:]
+        shown = self._withheld[:count]
+        self._withheld = self._withheld[count:]
         self._fresh = self._fresh and not shown.strip()
         return shown
 

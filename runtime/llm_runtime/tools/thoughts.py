@@ -34,7 +34,7 @@ class Thoughts:
         """`inside`: the prompt already contains the opening tag."""
         self._tags = tags
         self._inside = inside
-        self._held = ""
+        self._withheld = ""
         self._fresh = True
         self._trim = False
         self._rest = ""
@@ -58,10 +58,10 @@ class Thoughts:
         return shown
 
     def _split(self, text: str, final: bool) -> tuple[str, str]:
-        self._held += text
+        self._withheld += text
         thoughts = ""
         rest = ""
-        while self._held:
+        while self._withheld:
             if self._inside:
                 part, done = self._until(self._tags.closing, final)
                 thoughts += part.lstrip("\n") if self._fresh else part
@@ -72,35 +72,35 @@ class Thoughts:
                 self._fresh = True
                 self._trim = True
             elif self._fresh:
-                bare = self._held.lstrip()
+                bare = self._withheld.lstrip()
                 if bare.startswith(self._tags.opening):
-                    self._held = bare[len(self._tags.opening) :]
+                    self._withheld = bare[len(self._tags.opening) :]
                     self._inside = True
                 elif not final and self._tags.opening.startswith(bare):
                     break
                 else:
                     # Empty lines between thoughts and answer belong to neither.
-                    self._held = bare if self._trim else self._held
+                    self._withheld = bare if self._trim else self._withheld
                     self._fresh = not bare
                     if not bare:
-                        rest = rest + self._held
-                        self._held = ""
+                        rest = rest + self._withheld
+                        self._withheld = ""
             else:
-                rest = rest + self._held
-                self._held = ""
+                rest = rest + self._withheld
+                self._withheld = ""
         return thoughts, rest
 
     def _until(self, word: str, final: bool) -> tuple[str, bool]:
         """The certain part of the text before `word`, and whether `word` was found."""
-        before, separator, after = self._held.partition(word)
+        before, separator, after = self._withheld.partition(word)
         if separator:
-            self._held = after
+            self._withheld = after
             return before.rstrip("\n"), True
         keep = 0 if final else _held_back(before, word)
         # Line feeds are held back, too: they are dropped if the closing word follows.
         end = len(before) - keep
         end = end if final else len(before[:end].rstrip("\n"))
-        self._held = before[end:]
+        self._withheld = before[end:]
         return before[:end], False
 
 

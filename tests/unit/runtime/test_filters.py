@@ -15,7 +15,7 @@ from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import FilterPattern, FiltersConfig, ServerConfig
 from llm_runtime.filters import Filters, Mask
 from llm_runtime.filters.finder import Finder
-from llm_runtime.filters.mask import MAX_HELD, masked
+from llm_runtime.filters.mask import MAX_WITHHELD, masked
 from llm_runtime.request import FinishReason, Sampling, TokenEvent
 from unit.runtime.road import Road, job
 
@@ -95,8 +95,8 @@ def test_what_is_held_back_is_bounded() -> None:
     mask = Mask(FINDER)
     out = "".join(mask.feed("é4" * 50, last=False) for _ in range(200)) + mask.feed("", last=True)
     assert out == "é4" * 10_000
-    mask.feed("4" * (2 * MAX_HELD), last=False)
-    assert len(mask._held) <= MAX_HELD
+    mask.feed("4" * (2 * MAX_WITHHELD), last=False)
+    assert len(mask._withheld) <= MAX_WITHHELD
 
 
 def test_control_characters_leave_answers() -> None:

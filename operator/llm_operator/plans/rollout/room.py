@@ -34,7 +34,7 @@ NOT_HELPFUL = "Preemption is not helpful"
 """The scheduler's words for a node where no pod's going would make room."""
 VICTIMS = "No preemption victims found"
 """Its words for a node where other pods stand in the way, none of them of a lower priority."""
-_HELD = re.compile(
+_TAKEN = re.compile(
     r"too many pods|free ports|anti-affinity|topology spread constraints(?!"
     r" .missing)|ReadWriteOncePod|volume count"
     r"|available disk|cannot allocate all claims|not enough|enough resources",
@@ -186,7 +186,7 @@ def freed(message: str, old: Iterable[Manifest]) -> bool:
     # The reason's wording does not matter here: the scheduler says itself that on this node another
     # pod stands in the way.
     stands = VICTIMS in preemption and not scarce
-    return stands or _HELD.search(reasons) is not None
+    return stands or _TAKEN.search(reasons) is not None
 
 
 def _never(preemption: str) -> bool:
