@@ -68,13 +68,13 @@ def fit(
         wanted = _wanted(source, config)
         where, free = _place(device or wanted.engine.device, asked)
         found = outline(wanted.model)
-    plan = found.plan(wanted.engine, where)
-    need = needed(plan)
-    refusal = verdict(plan, free)
+    sizing = found.sizing(wanted.engine, where)
+    need = needed(sizing)
+    refusal = verdict(sizing, free)
     if as_json:
-        typer.echo(json.dumps(_document(found.source, plan, need, free, refusal), indent=2))
+        typer.echo(json.dumps(_document(found.source, sizing, need, free, refusal), indent=2))
     else:
-        typer.echo(_table(found.source, plan, need, free, refusal))
+        typer.echo(_table(found.source, sizing, need, free, refusal))
     raise typer.Exit(int(bool(refusal)))
 
 
@@ -132,15 +132,15 @@ def _free_on_gpu() -> int | None:
 
 
 def _document(
-    source: str, plan: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]
+    source: str, sizing: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]
 ) -> dict[str, Any]:
     return {
         "source": source,
         "fits": not refusal,
-        "device": plan.device,
-        "dtype": plan.dtype,
-        "quantization": plan.engine.quantization,
-        "max_model_length": plan.length,
+        "device": sizing.device,
+        "dtype": sizing.dtype,
+        "quantization": sizing.engine.quantization,
+        "max_model_length": sizing.length,
         "needed_bytes": need.total,
         "weights_bytes": need.weights,
         "sequence_cache_bytes": need.cache,
@@ -150,17 +150,20 @@ def _document(
     }
 
 
-def _table(source: str, plan: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]) -> str:
-    dtype = f"{plan.dtype}, int8" if plan.engine.quantization == "int8" else plan.dtype
+def _table(source: str, sizing: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]) -> str:
+    dtype = f"{sizing.dtype}, int8" if sizing.engine.quantization == "int8" else sizing.dtype
     rows = [
         (need.weights, f"weights as {dtype}"),
-        (need.cache, f"keys and values of one sequence of {plan.length} tokens"),
+        (need.cache, f"keys and values of one sequence of {sizing.length} tokens"),
         (need.reserve, "reserve"),
         (need.total, "needed"),
-        (free, "there, on the GPU" if plan.device == "cuda" else "there, beside the server itself"),
+        (
+            free,
+            "there, on the GPU" if sizing.device == "cuda" else "there, beside the server itself",
+        ),
     ]
     lines = [
-        f"{source} on {plan.device}",
+        f"{source} on {sizing.device}",
         *(f"{-(-size // MIB):>10,} MiB  {what}" for size, what in rows),
     ]
     lines += (

@@ -99,7 +99,7 @@ class Sequence:
     """
 
     __slots__ = (
-        "__weakref__", "_detokenizer", "_withheld", "_stop_token_ids", "_vocabulary",
+        "__weakref__", "_detokenizer", "_stop_token_ids", "_vocabulary", "_withheld",
         "adapter", "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason",
         "matcher", "prompt_length", "request", "token_ids",
     )  # fmt: skip

@@ -47,8 +47,8 @@ class Outline:
             self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32"
         ).removeprefix("torch.")
 
-    def plan(self, engine: EngineConfig, device: str) -> Sizing:
-        """The plan that `load` would make.
+    def sizing(self, engine: EngineConfig, device: str) -> Sizing:
+        """The Sizing that `load` would make.
         As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
         own = self.dtype if device == "cuda" else "float32"
         return Sizing(

@@ -143,56 +143,56 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     return {name: tensor for file in files for name, tensor in safetensors_header(file).items()}
 
 
-def check_fit(plan: Sizing, free_bytes: int) -> Need:
+def check_fit(sizing: Sizing, free_bytes: int) -> Need:
     """The memory needed. Raises OutOfMemory that says what is needed,
     what is free and what would fit."""
-    need = needed(plan)
-    if _fits(plan, need, free_bytes):
+    need = needed(sizing)
+    if _fits(sizing, need, free_bytes):
         return need
-    asked = f"{plan.dtype}{', int8' if plan.engine.quantization == 'int8' else ''}"
-    limit = plan.engine.kv_cache_bytes
-    there = f"{_mib(max(free_bytes, 0))} are free{' on the GPU' if plan.device == 'cuda' else ''}"
+    asked = f"{sizing.dtype}{', int8' if sizing.engine.quantization == 'int8' else ''}"
+    limit = sizing.engine.kv_cache_bytes
+    there = f"{_mib(max(free_bytes, 0))} are free{' on the GPU' if sizing.device == 'cuda' else ''}"
     if limit is not None and need.cache > limit:
         there += f", and {KV_CACHE_FIELD} allows {_mib(limit)} for keys and values"
     enough = ""
-    if plan.limit_bytes is not None and need.total > free_bytes:
-        enough_bytes = plan.limit_bytes + need.total - free_bytes + START_DIFFERENCE_BYTES
+    if sizing.limit_bytes is not None and need.total > free_bytes:
+        enough_bytes = sizing.limit_bytes + need.total - free_bytes + START_DIFFERENCE_BYTES
         more = f"a memory limit of {_mib(-(-enough_bytes // LIMIT_STEP_BYTES) * LIMIT_STEP_BYTES)}"
-        enough = f", which {more} leaves instead of {_mib(plan.limit_bytes)}"
+        enough = f", which {more} leaves instead of {_mib(sizing.limit_bytes)}"
     raise OutOfMemory(
-        f"the model does not fit: it needs {_mib(need.total)} ({_parts(plan, need, asked)}), but {there}. "
-        f"What would fit: {'; '.join(ways_out(plan, free_bytes))}{enough}"
+        f"the model does not fit: it needs {_mib(need.total)} ({_parts(sizing, need, asked)}), but {there}. "
+        f"What would fit: {'; '.join(ways_out(sizing, free_bytes))}{enough}"
     )
 
 
-def verdict(plan: Sizing, free_bytes: int) -> tuple[str, ...]:
-    """What would fit instead; empty if `plan` fits."""
-    return () if _fits(plan, needed(plan), free_bytes) else tuple(ways_out(plan, free_bytes))
+def verdict(sizing: Sizing, free_bytes: int) -> tuple[str, ...]:
+    """What would fit instead; empty if `sizing` fits."""
+    return () if _fits(sizing, needed(sizing), free_bytes) else tuple(ways_out(sizing, free_bytes))
 
 
-def needed(plan: Sizing, *, surely: bool = False) -> Need:
-    """Bytes that `plan` takes with one sequence of full length.
+def needed(sizing: Sizing, *, surely: bool = False) -> Need:
+    """Bytes that `sizing` takes with one sequence of full length.
 
     Names of tensors only suggest which layers int8 shrinks. With `surely`, only the unambiguous
     ones count as shrunk (for proposals, which must fit), otherwise all candidates (for refusals,
     which must be right).
     """
-    whole = weight_bytes(plan.tensors, plan.settings, plan.dtype)
+    whole = weight_bytes(sizing.tensors, sizing.settings, sizing.dtype)
     weights = whole
-    if plan.engine.quantization == "int8":
-        weights -= _int8_saves(plan, surely=surely)
-    cache = cache_bytes(plan.settings, plan.length, plan.dtype)
-    spared = 0 if plan.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
+    if sizing.engine.quantization == "int8":
+        weights -= _int8_saves(sizing, surely=surely)
+    cache = cache_bytes(sizing.settings, sizing.length, sizing.dtype)
+    spared = 0 if sizing.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
     activations = activation_bytes(
-        first_number(plan.settings, "vocab_size"), plan.engine.max_batch_size
+        first_number(sizing.settings, "vocab_size"), sizing.engine.max_batch_size
     )
     reserve = max(spared, activations)
-    if plan.device != "cpu":
+    if sizing.device != "cpu":
         return Need(weights, 0, cache, reserve)
     # Packing a layer (engine.linears) briefly needs a second copy of it,
     # so the largest one counts twice.
-    beside = PROCESS_BYTES + _largest_linear(plan)
-    return Need(weights, whole + beside, cache, reserve + _head_copy(plan) + beside)
+    beside = PROCESS_BYTES + _largest_linear(sizing)
+    return Need(weights, whole + beside, cache, reserve + _head_copy(sizing) + beside)
 
 
 def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
@@ -214,67 +214,67 @@ def cache_bytes(settings: Mapping[str, Any], tokens: int, dtype: str) -> int:
     return (whole * blocks + chunk * bounded) * DTYPE_BYTES[dtype]
 
 
-def ways_out(plan: Sizing, free_bytes: int) -> list[str]:
+def ways_out(sizing: Sizing, free_bytes: int) -> list[str]:
     """Ways to make it fit: single changes if one is enough, else a combination;
     always the memory it would need."""
-    found = [*_smaller_weights(plan, free_bytes)]
-    if length := _longest(plan, free_bytes):
+    found = [*_smaller_weights(sizing, free_bytes)]
+    if length := _longest(sizing, free_bytes):
         found.append(f"engine.maxModelLength {length}")
-    if size := _largest_batch(plan, free_bytes):
+    if size := _largest_batch(sizing, free_bytes):
         found.append(f"engine.maxBatchSize {size}")
     if not found:
-        found = _smaller_and_shorter(plan, free_bytes)
-    need = needed(plan)
-    limit = plan.engine.kv_cache_bytes
+        found = _smaller_and_shorter(sizing, free_bytes)
+    need = needed(sizing)
+    limit = sizing.engine.kv_cache_bytes
     more = [f"{_mib(need.total)} of free memory"] if need.total > free_bytes else []
     more += [f"{KV_CACHE_FIELD}: {need.cache}"] if limit is not None and need.cache > limit else []
     return [*found, " and ".join(more)]
 
 
-def _fits(plan: Sizing, need: Need, free_bytes: int) -> bool:
-    limit = plan.engine.kv_cache_bytes
+def _fits(sizing: Sizing, need: Need, free_bytes: int) -> bool:
+    limit = sizing.engine.kv_cache_bytes
     return need.total <= free_bytes and (limit is None or need.cache <= limit)
 
 
-def _weights_to_try(plan: Sizing) -> list[tuple[str, Sizing]]:
+def _weights_to_try(sizing: Sizing) -> list[tuple[str, Sizing]]:
     tries = []
-    smaller = plan.dtype == "float32"
+    smaller = sizing.dtype == "float32"
     if smaller:
-        tries.append(("engine.dtype bfloat16", plan.changed("bfloat16")))
-    if plan.engine.quantization == "none":
-        tries.append(("engine.quantization int8", plan.changed(quantization="int8")))
+        tries.append(("engine.dtype bfloat16", sizing.changed("bfloat16")))
+    if sizing.engine.quantization == "none":
+        tries.append(("engine.quantization int8", sizing.changed(quantization="int8")))
         if smaller:
             tries.append(
                 (
                     "engine.dtype bfloat16 with engine.quantization int8",
-                    plan.changed("bfloat16", quantization="int8"),
+                    sizing.changed("bfloat16", quantization="int8"),
                 )
             )
     return tries
 
 
-def _smaller_weights(plan: Sizing, free_bytes: int) -> list[str]:
+def _smaller_weights(sizing: Sizing, free_bytes: int) -> list[str]:
     fitting = [
         words
-        for words, other in _weights_to_try(plan)
+        for words, other in _weights_to_try(sizing)
         if _fits(other, needed(other, surely=True), free_bytes)
     ]
     return [words for words in fitting if " with " not in words] or fitting
 
 
-def _smaller_and_shorter(plan: Sizing, free_bytes: int) -> list[str]:
-    tries = [(words, _longest(other, free_bytes)) for words, other in _weights_to_try(plan)]
+def _smaller_and_shorter(sizing: Sizing, free_bytes: int) -> list[str]:
+    tries = [(words, _longest(other, free_bytes)) for words, other in _weights_to_try(sizing)]
     return [f"{words} and engine.maxModelLength {length}" for words, length in tries if length][:1]
 
 
-def _longest(plan: Sizing, free_bytes: int) -> int:
+def _longest(sizing: Sizing, free_bytes: int) -> int:
     """The longest maxModelLength that fits, in whole blocks, by bisection;
     0 if no useful one does."""
     least = -(-LEAST_LENGTH // BLOCK_TOKENS)
-    most = (plan.length - 1) // BLOCK_TOKENS
+    most = (sizing.length - 1) // BLOCK_TOKENS
 
     def fits(blocks: int) -> bool:
-        other = plan.changed(max_model_length=blocks * BLOCK_TOKENS)
+        other = sizing.changed(max_model_length=blocks * BLOCK_TOKENS)
         return _fits(other, needed(other, surely=True), free_bytes)
 
     if most < least or not fits(least):
@@ -285,12 +285,12 @@ def _longest(plan: Sizing, free_bytes: int) -> int:
     return least * BLOCK_TOKENS
 
 
-def _largest_batch(plan: Sizing, free_bytes: int) -> int:
+def _largest_batch(sizing: Sizing, free_bytes: int) -> int:
     """The largest maxBatchSize that fits among repeated halves of the configured one;
     0 if none does."""
-    size = plan.engine.max_batch_size // 2
+    size = sizing.engine.max_batch_size // 2
     while size:
-        other = plan.changed(max_batch_size=size)
+        other = sizing.changed(max_batch_size=size)
         if _fits(other, needed(other, surely=True), free_bytes):
             return size
         size //= 2
@@ -302,39 +302,42 @@ def activation_bytes(vocabulary: int, sequences: int) -> int:
     return LOGITS_COPIES * 4 * vocabulary * sequences
 
 
-def _head_copy(plan: Sizing) -> int:
+def _head_copy(sizing: Sizing) -> int:
     """Bytes of the tied output layer's copy on a CPU:
     it is packed for multiplication, which the embedding can't be."""
-    if plan.device != "cpu" or not plan.settings.get("tie_word_embeddings"):
+    if sizing.device != "cpu" or not sizing.settings.get("tie_word_embeddings"):
         return 0
-    vocabulary = first_number(plan.settings, "vocab_size")
-    size = first_number(plan.settings, "hidden_size", "n_embd")
-    return vocabulary * size * DTYPE_BYTES[plan.dtype]
+    vocabulary = first_number(sizing.settings, "vocab_size")
+    size = first_number(sizing.settings, "hidden_size", "n_embd")
+    return vocabulary * size * DTYPE_BYTES[sizing.dtype]
 
 
-def _largest_linear(plan: Sizing) -> int:
+def _largest_linear(sizing: Sizing) -> int:
     """Bytes of the largest layer that is packed.
     A tied output layer is packed, too, but is not among the tensors."""
     shapes = [
         tensor["shape"]
-        for name, tensor in plan.tensors.items()
+        for name, tensor in sizing.tensors.items()
         if _is_linear(name, tensor, surely=False)
     ]
     return max(
-        [_head_copy(plan), *(int(math.prod(shape)) * DTYPE_BYTES[plan.dtype] for shape in shapes)]
+        [
+            _head_copy(sizing),
+            *(int(math.prod(shape)) * DTYPE_BYTES[sizing.dtype] for shape in shapes),
+        ]
     )
 
 
-def _int8_saves(plan: Sizing, *, surely: bool) -> int:
-    if surely and plan.settings.get("model_type") in _OWN_LINEARS:
+def _int8_saves(sizing: Sizing, *, surely: bool) -> int:
+    if surely and sizing.settings.get("model_type") in _OWN_LINEARS:
         return 0
     linears = [
         tensor["shape"]
-        for name, tensor in plan.tensors.items()
+        for name, tensor in sizing.tensors.items()
         if _is_linear(name, tensor, surely=surely)
     ]
     return sum(
-        outputs * (inputs * (DTYPE_BYTES[plan.dtype] - 1) - 4) for outputs, inputs in linears
+        outputs * (inputs * (DTYPE_BYTES[sizing.dtype] - 1) - 4) for outputs, inputs in linears
     )
 
 
@@ -346,13 +349,13 @@ def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
     return not surely or (last in _LINEARS and "experts" not in owners)
 
 
-def _parts(plan: Sizing, need: Need, asked: str) -> str:
-    whole = plan.engine.quantization == "int8" and need.loading > need.weights
+def _parts(sizing: Sizing, need: Need, asked: str) -> str:
+    whole = sizing.engine.quantization == "int8" and need.loading > need.weights
     loading = (
         f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""
     )
     return (
-        f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {plan.length} tokens "
+        f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {sizing.length} tokens "
         f"{_mib(need.cache)}, reserve {_mib(need.reserve)}{loading}"
     )
 

@@ -243,10 +243,10 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
     text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
     free = free_device_bytes(device)
     limit = limit_bytes() if free is None else None
-    plan = Sizing(
+    sizing = Sizing(
         tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device, limit
     )
-    need = check_fit(plan, available_bytes() if free is None else free)
+    need = check_fit(sizing, available_bytes() if free is None else free)
     log.info(
         "the model fits",
         extra={
