@@ -12,6 +12,7 @@ from habits import figures
 from habits.code import PARTS, ROOT, sources
 from habits.map import stale_map
 from habits.unused import unused_code
+from habits.words import foreign_words
 
 MOST_MODULES = 18
 FULL_FOLDERS = {
@@ -37,6 +38,7 @@ def main() -> None:
         *short_descriptions(),
         *cut_docstrings(),
         *stale_map(),
+        *foreign_words(),
         *unused_code(),
     ]
     print("\n".join(faults))

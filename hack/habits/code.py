@@ -42,6 +42,19 @@ class Source:
             ):
                 yield node.body[0].lineno, text
 
+    def identifiers(self) -> Iterator[tuple[int, str]]:
+        """Each name that the file gives to something, itself included, with its line;
+        without the underscores around it."""
+        yield 1, self.path.stem
+        for node in ast.walk(self.tree):
+            match node:
+                case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                    yield node.lineno, name.strip("_")
+                case ast.AsyncFunctionDef(name=name) | ast.arg(arg=name):
+                    yield node.lineno, name.strip("_")
+                case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                    yield node.lineno, name.strip("_")
+
     def doubled_assignments(self) -> Iterator[int]:
         """Lines of `a, b = x, y`, two thoughts in one:
         neither an unpacking nor a swap, which reads what it assigns."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from habits import __main__ as habits
-from habits import figures
+from habits import figures, words
 from habits import map as code_map
 from habits.code import Source
 
@@ -113,3 +113,30 @@ def test_the_map_names_each_module_and_no_other(
     assert "| made | `a`, `b` → `c` |" in text
     assert text.startswith("Before\n")
     assert text.endswith("After\n")
+
+
+GLOSSARY = """\
+| word | meaning | not |
+| --- | --- | --- |
+| hold | how long a step lasts | `held`, `operator/rollout/share` |
+| alias | MLflow's movable name | |
+"""
+
+
+def test_words_that_the_glossary_has_others_for_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("habits.code.ROOT", tmp_path)
+    monkeypatch.setattr(words, "PAGE", tmp_path / "glossary.md")
+    words.PAGE.write_text(GLOSSARY)
+    files = [
+        source(tmp_path, "def f(share):\n    self._held = 1\n", "operator/rollout/a.py"),
+        source(tmp_path, "share = upheld = alias = 'held'\n", "operator/b.py"),
+        source(tmp_path, "", "operator/held.py"),
+    ]
+    monkeypatch.setattr(words, "sources", lambda part: files if part == "operator" else [])
+    assert sorted(words.foreign_words()) == [
+        "operator/held.py:1: held: docs/glossary.md has 'hold' for it",
+        "operator/rollout/a.py:1: share: docs/glossary.md has 'hold' for it",
+        "operator/rollout/a.py:2: held: docs/glossary.md has 'hold' for it",
+    ]
