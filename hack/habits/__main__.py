@@ -10,7 +10,7 @@ import yaml
 
 from habits import figures
 from habits.code import PARTS, ROOT, sources
-from habits.map import stale_map
+from habits.map import lost_places, stale_map
 from habits.unused import unused_code
 from habits.words import foreign_words
 
@@ -38,6 +38,7 @@ def main() -> None:
         *short_descriptions(),
         *cut_docstrings(),
         *stale_map(),
+        *lost_places(),
         *foreign_words(),
         *unused_code(),
     ]

@@ -5,6 +5,7 @@ and the layers of imports.
 """
 
 import ast
+import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -81,6 +82,22 @@ def stale_map() -> Iterator[str]:
     """Each module stands on the map, and each name on it exists: it is what the code says."""
     if PAGE.read_text() != updated(PAGE.read_text()):
         yield "docs/architecture.md: the map is out of date: run hack/generate"
+
+
+def lost_places() -> Iterator[str]:
+    """Each file and each `module.name` of the table "Where do I change…" exists."""
+    table = PAGE.read_text().partition("## Where do I change")[2].partition("\n## ")[0]
+    files = [file for part in PARTS for file in sources(part)]
+    paths = [file.name for file in files] + ["runtime/llm_runtime/compute/kernels.cpp"]
+    for name in re.findall(r"`([a-z_/]+\.\w+)`", table):
+        module, _, member = name.rpartition(".")
+        found = [file for file in files if file.name.endswith(f"/{module}.py")]
+        if member in ("py", "cpp"):
+            known = any(f"/{path}".endswith(f"/{name}") for path in paths)
+        else:
+            known = any(member == other for file in found for _, other in file.identifiers())
+        if not known:
+            yield f"docs/architecture.md: {name} in the table of changes does not exist"
 
 
 if __name__ == "__main__":

@@ -140,3 +140,17 @@ def test_words_that_the_glossary_has_others_for_are_found(
         "operator/rollout/a.py:1: share: docs/glossary.md has 'hold' for it",
         "operator/rollout/a.py:2: held: docs/glossary.md has 'hold' for it",
     ]
+
+
+def test_places_of_the_table_of_changes_that_are_gone_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("habits.code.ROOT", tmp_path)
+    monkeypatch.setattr(code_map, "PAGE", tmp_path / "page.md")
+    table = "`plans/a.py`, `a.judge`, `plans/`, `a.Old`, `plans/b.py`, `compute/kernels.cpp`"
+    code_map.PAGE.write_text(
+        f"`lost.py`\n## Where do I change…\n| {table} |\n## The map\n`lost.py`"
+    )
+    file = source(tmp_path, "def judge(): ...\n", "operator/plans/a.py")
+    monkeypatch.setattr(code_map, "sources", lambda part: [file] if part == "operator" else [])
+    assert [line.split()[1] for line in code_map.lost_places()] == ["a.Old", "plans/b.py"]
