@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from llm_operator.crds import Condition, LLMDeploymentStatus, ModelStatus
-from llm_operator.plans import approval, names, rollout
+from llm_operator.crds import LLMDeploymentStatus, ModelStatus
+from llm_operator.plans import approval, events, names, rollout
 from llm_operator.plans.objects import (
     adapter_versions,
     adapters,
@@ -19,8 +19,8 @@ from llm_operator.plans.objects import (
     workload,
 )
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.status import adapter_status, conditions, faults
-from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Occurrence, Plan
+from llm_operator.plans.status import adapter_status, conditions
+from llm_operator.state import Fault, Manifest, ModelVersion, Observed, Plan
 
 CHILD_KINDS = (
     "Deployment",
@@ -32,9 +32,6 @@ CHILD_KINDS = (
 )
 """What is listed to be pruned.
 Secrets are not: the operator may not list them, their names are known."""
-
-NEWS = timedelta(minutes=30)
-"""Events live for an hour, by default, and an Event that is there is not written again."""
 
 
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
@@ -75,7 +72,11 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
         objects=objects,
         delete=prune(observed, objects, decision),
         status=status,
-        occurrences=(*decision.occurrences, *_tell(observed, status), *_mishaps(observed, now)),
+        occurrences=(
+            *decision.occurrences,
+            *events.changes(observed, status),
+            *events.mishaps(observed, now),
+        ),
         requeue_seconds=min(looks, default=None),
     )
 
@@ -276,89 +277,6 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
 
 def _same_number(before: ModelStatus, model: ModelVersion) -> bool:
     return (before.name, before.version) == (model.name, model.version)
-
-
-def _tell(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, ...]:
-    """Events for what changed in the status."""
-    before = {condition.type: condition for condition in observed.status.conditions}
-    after = {condition.type: condition for condition in status.conditions}
-    occurrences: list[Occurrence] = []
-    old = observed.status.model
-    new = status.model
-    if new and (old is None or (old.name, old.version) != (new.name, new.version)):
-        moved = f", was version {old.version}" if old and old.name == new.name else ""
-        occurrences.append(
-            Occurrence("Normal", "Resolved", f"{new.name} is version {new.version}{moved}")
-        )
-    elif new and old and new.anew and new.anew != old.anew:
-        message = (
-            f"version {new.version} of {new.name} was registered anew, from {new.source}: it is"
-            " rolled out as another"
-        )
-        occurrences.append(Occurrence("Warning", "RegisteredAnew", message))
-    for kind, good in (
-        ("ModelResolved", "True"),
-        ("RegistryReachable", "True"),
-        ("Stalled", "False"),
-        ("Applied", "True"),
-    ):
-        if kind in after:
-            occurrences += _change(before.get(kind), after[kind], good, kind)
-    if after["UsagePersistent"].reason != Reason.NoDatabase:  # That is a choice.
-        occurrences += _change(
-            before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent"
-        )
-    occurrences += adapter_status.events(observed, status)
-    if "UpdateAvailable" in after:
-        occurrences += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
-    occurrences += _hindered(before.get("Progressing"), after["Progressing"])
-    return tuple(dict.fromkeys(occurrences))
-
-
-def _mishaps(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:
-    """One for each restart of a container and each evicted pod,
-    whether there are enough ready pods again or not."""
-    pods = [pod for each in observed.revisions.values() for pod in each.pods]
-    found = [(each.fault.reason, each.words, each.finished) for each in faults.restarts(pods)]
-    found += [(fault.reason, fault.message, at) for fault, at in faults.evictions(pods)]
-    return tuple(
-        Occurrence("Warning", reason, words, once=True)
-        for reason, words, at in found
-        if now - at < NEWS
-    )
-
-
-def _waiting(before: Condition | None, after: Condition) -> list[Occurrence]:
-    """A version that waits for somebody's word."""
-    new = after.status == "True" and (before is None or before.message != after.message)
-    return [Occurrence("Normal", "UpdateAvailable", after.message)] if new else []
-
-
-def _hindered(before: Condition | None, after: Condition) -> list[Occurrence]:
-    """A candidate whose pods have a fault that may still pass:
-    worth an Event before the deadline decides."""
-    under_way = after.status == "True" and after.reason not in (
-        Reason.RollingOut,
-        Reason.Downloading,
-        Reason.RolledOut,
-    )
-    if under_way and (before is None or before.reason != after.reason):
-        return [Occurrence("Warning", after.reason, after.message)]
-    return []
-
-
-def _change(before: Condition | None, after: Condition, good: str, kind: str) -> list[Occurrence]:
-    known = (before.status, before.reason) if before else (good, "")
-    if after.status != good and known != (after.status, after.reason):
-        return [Occurrence("Warning", after.reason, after.message)]
-    if (
-        kind == "RegistryReachable"
-        and after.status == good
-        and before is not None
-        and before.status != good
-    ):
-        return [Occurrence("Normal", "RegistryRecovered", after.message)]
-    return []
 
 
 __all__ = ["CHILD_KINDS", "Applied", "after_apply", "deployment", "prune", "recorded"]
