@@ -12,7 +12,8 @@ from llm_operator.crds import GateVerdict, LLMDeploymentStatus
 from llm_operator.crds.rollout import GateSpec
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout import Decision, Wanted
-from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.select import STRATEGIES
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import STEER

@@ -13,8 +13,9 @@ import pytest
 from llm_operator.crds import CandidateStatus, LLMDeploymentStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans import rollout as rollout_package
-from llm_operator.plans.rollout import Wanted, move
-from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout import Wanted, candidate
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.select import STRATEGIES
 from llm_operator.plans.rollout.states import TRANSITIONS, State, mermaid
 from llm_operator.plans.rollout.steer import STEER
@@ -141,7 +142,7 @@ def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(
 
         strategy: str | None = None  # type: ignore[assignment]
 
-    monkeypatch.setattr(move, "CandidateStatus", Wider)
+    monkeypatch.setattr(candidate, "CandidateStatus", Wider)
     monkeypatch.setitem(STRATEGIES, "Soak", Soak())
     sim = Sim(RolloutSpec().model_copy(update={"strategy": "Soak"}), replicas=2)
     sim.until(lambda s: s.candidate.step_started_at is not None)

@@ -15,7 +15,8 @@ from llm_operator.crds.rollout import GateSpec, RolloutSpec
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout import Decision, Situation, Wanted, advance, stamp
 from llm_operator.plans.rollout.canary import Canary
-from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.pin import ROLLBACK
 from llm_operator.plans.rollout.steer import STEER
 from llm_operator.state import Evidence, Fault, Manifest, Occurrence, RevisionChildren, SmokeOutcome

@@ -10,7 +10,8 @@ import pytest
 from llm_operator.crds import LLMDeploymentStatus, StableStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.rollout import Situation, room
-from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Move
 from llm_operator.state import RevisionChildren
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,17 +7,17 @@ choose   the candidate: begun, kept, replaced       move       a candidate on it
 steer    annotation: pause, skip, abort             states     the life of a candidate
 select   by which strategy                          decision   what the steps have decided
 judge    promoted, given up, or a step further      room       has a pod a node, would stopping an old one make one
-allocate pods and traffic, when to look again
+allocate pods and traffic, when to look again       candidate  the revision on its way, as its status has it
 
 A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that
 answers what strategy.py asks, and one line in select.STRATEGIES.
 """
 
 from llm_operator.plans.rollout.allocate import allocate
+from llm_operator.plans.rollout.candidate import Candidate, tries_on
 from llm_operator.plans.rollout.choose import choose
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
-from llm_operator.plans.rollout.move import Candidate, tries_on
 from llm_operator.plans.rollout.pin import pin
 from llm_operator.plans.rollout.select import select
 from llm_operator.plans.rollout.situation import Situation, Wanted, parse, stamp

@@ -5,8 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from llm_operator.plans.rollout import room
+from llm_operator.plans.rollout.candidate import tries_on
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Allocation, Move, tries_on
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.situation import parse, stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Strategy

@@ -1,7 +1,8 @@
 """BlueGreen: all new pods beside the old, then the Service turns in one write;
 the old ones stay to turn back to."""
 
-from llm_operator.plans.rollout.move import Allocation, Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from llm_operator.crds import HistoryEntry
 from llm_operator.plans.reasons import Reason
+from llm_operator.plans.rollout.candidate import Candidate
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Candidate
 from llm_operator.plans.rollout.situation import parse
 
 MOVED_ON = "the specification or the registry moved on"

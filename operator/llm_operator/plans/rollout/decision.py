@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from llm_operator.crds import DirectiveStatus, HistoryEntry, RevisionStatus, StableStatus
-from llm_operator.plans.rollout.move import Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.situation import Situation, stamp
 from llm_operator.plans.rollout.strategy import Strategy
 from llm_operator.state import Occurrence

@@ -7,8 +7,9 @@ from llm_operator.crds import GateVerdict
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import room
+from llm_operator.plans.rollout.candidate import Candidate, tries_on
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Candidate, Move, tries_on
+from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.situation import stamp
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import STEER

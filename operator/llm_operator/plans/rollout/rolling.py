@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from llm_operator.crds.rollout import JUDGED_SECONDS
 from llm_operator.plans.rollout import room
-from llm_operator.plans.rollout.move import Allocation, Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
 

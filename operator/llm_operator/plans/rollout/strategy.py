@@ -7,7 +7,8 @@ from typing import Literal
 from llm_operator.crds import GateVerdict
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout import room
-from llm_operator.plans.rollout.move import Allocation, Candidate, Move
+from llm_operator.plans.rollout.candidate import Candidate
+from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 
 Next = Candidate | Literal[State.STABLE]
