@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from llm_operator.crds.access import LimitsSpec, TierName
 from llm_operator.crds.common import ObjectName, Short
-from llm_operator.crds.pod import LabelSelector
+from llm_operator.crds.scheduling import LabelSelector
 from llm_operator.crds.schema import Section, rules
 
 MOMENT = (

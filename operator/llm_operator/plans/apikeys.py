@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from llm_operator.crds import ApiKeySpec, ApiKeyStatus
-from llm_operator.crds.pod import LabelRequirement
+from llm_operator.crds.scheduling import LabelRequirement
 from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.status import conditions
