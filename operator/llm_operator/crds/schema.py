@@ -123,3 +123,14 @@ def _flatten(schema: Json, definitions: dict[str, Json], path: tuple[str, ...]) 
         ]
         schema = {**inner, **schema} | ({"x-kubernetes-validations": joined} if joined else {})
     return dict(schema)
+
+
+def plain(section: Section | tuple[Any, ...] | None) -> Any:
+    """A part of the specification as Kubernetes' own YAML, without what was not written."""
+    if isinstance(section, tuple):
+        return [plain(item) for item in section]
+    return (
+        section.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if section is not None
+        else None
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llm_operator.observe import Outside
 from llm_operator.plans import Applied, names
-from llm_operator.plans.objects import workload
+from llm_operator.plans.objects import containers, workload
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, NotFound, Unanswered
 from llm_operator.reconcile.failures import passes
@@ -121,11 +121,11 @@ def _check_store(name: str, secret: Manifest | None) -> None:
         raise NotFound(
             f"Secret {name} of spec.model.credentialsSecretRef is not there yet: create it"
         )
-    if odd := sorted((secret or {}).get("data", {}).keys() - set(workload.STORE_VARIABLES)):
+    if odd := sorted((secret or {}).get("data", {}).keys() - set(containers.STORE_VARIABLES)):
         raise SecretUnfit(
             f"Secret {name} of spec.model.credentialsSecretRef has {', '.join(odd)}, which the"
             " container that also holds the registry's credentials does not take: it takes"
-            f" {', '.join(workload.STORE_VARIABLES)}"
+            f" {', '.join(containers.STORE_VARIABLES)}"
         )
 
 

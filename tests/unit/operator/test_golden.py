@@ -17,7 +17,7 @@ import yaml
 
 from llm_operator import plans
 from llm_operator.crds import ApiKeySpec, LLMDeploymentSpec, LLMDeploymentStatus
-from llm_operator.plans.objects import keys, source, workload
+from llm_operator.plans.objects import keys, pod_template, source
 from llm_operator.settings import ContainerResources, Settings
 from llm_operator.state import (
     Connection,
@@ -110,7 +110,7 @@ def _revisions(case: dict[str, Any]) -> dict[str, RevisionChildren]:
     spec = LLMDeploymentSpec.model_validate(case["spec"])
 
     def stored(revision: str) -> Manifest:
-        template = workload.pod_template(
+        template = pod_template.pod_template(
             META, spec, revision, "example.com/llm-runtime:1", FETCH_RESOURCES
         )
         return {"data": {"config.json": "{}", "template.json": json.dumps(template)}}

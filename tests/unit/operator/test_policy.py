@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_operator.crds.pod import env_refusal
-from llm_operator.plans.objects.workload import STORE_VARIABLES
+from llm_operator.plans.objects.containers import STORE_VARIABLES
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.settings import Choice, PodPolicy
 from llm_operator.state import Key

@@ -3,8 +3,8 @@ of revision."""
 
 from llm_operator.crds import API_VERSION
 from llm_operator.crds.llmdeployment import AutoscalingMetric, AutoscalingSpec
+from llm_operator.crds.schema import plain
 from llm_operator.plans import names
-from llm_operator.plans.objects.workload import plain
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 

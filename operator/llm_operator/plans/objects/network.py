@@ -3,8 +3,8 @@ Services, HTTPRoute, ServiceAccount, PodDisruptionBudget."""
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.rollout import HttpRouteSpec
+from llm_operator.crds.schema import plain
 from llm_operator.plans import names
-from llm_operator.plans.objects.workload import plain
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llm_operator.crds import LLMDeploymentStatus, StableStatus
 from llm_operator.plans import names
-from llm_operator.plans.objects import source, workload
+from llm_operator.plans.objects import pod_template, source, workload
 from llm_operator.plans.objects.config import config_text, revision_id, runtime_config
 from llm_operator.plans.rollout import Wanted
 from llm_operator.state import Manifest, ModelVersion, Observed, RevisionChildren
@@ -143,7 +143,7 @@ def snapshot(observed: Observed, revision: str) -> Snapshot | None:
         ),
         # A template that runs is kept as it is: a newer operator's would restart the pods.
         running
-        or workload.pod_template(
+        or pod_template.pod_template(
             observed.meta,
             observed.spec,
             revision,
