@@ -12,8 +12,6 @@ from llm_operator.crds.common import (
 from llm_operator.crds.schema import Section
 
 Key = Annotated[str, Field(max_length=317)]
-
-
 Weight = Annotated[int, Field(ge=1, le=100)]
 
 

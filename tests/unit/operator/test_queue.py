@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_operator.queue import DUE_A_SECOND, DUE_AT_ONCE_SECONDS, Backlog, Lanes, Queue
+from llm_operator.backlog import DUE_A_SECOND, DUE_AT_ONCE_SECONDS, Backlog
+from llm_operator.queue import Lanes, Queue
 from llm_operator.reconcile import Retry
 from llm_operator.reconcile.worker import _again
 from llm_operator.state import Key

@@ -12,15 +12,9 @@ from llm_runtime import contract
 
 PRE_STOP_SECONDS = 5
 """Endpoints leave load balancers first; the runtime hears SIGTERM after that."""
-
-
 POD_DATABASE = f"sqlite:///{contract.SCRATCH_MOUNT}/llm-runtime.db"
 """Nothing else of a pod's file system may be written; it lives as long as the pod."""
-
-
 CONFIG_PATH = f"{contract.CONFIG_MOUNT}/{contract.CONFIG_FILE}"
-
-
 KEYS_PATH = f"{contract.KEYS_MOUNT}/{contract.KEYS_FILE}"
 
 
@@ -112,8 +106,6 @@ def fetch_adapters(image: str, spec: LLMDeploymentSpec, resources: Manifest) -> 
 
 IDLE = {"cpu": "10m", "memory": "64Mi"}
 """What the container that fetches adapters takes while it fetches none: 38 MiB."""
-
-
 _CREDENTIALS = (
     contract.ENV_MLFLOW_USERNAME,
     contract.ENV_MLFLOW_PASSWORD,
@@ -122,8 +114,6 @@ _CREDENTIALS = (
     contract.ENV_MLFLOW_CA_FILE,
     contract.ENV_ARTIFACT_HOSTS,
 )
-
-
 STORE_VARIABLES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL", "MLFLOW_S3_IGNORE_TLS",
