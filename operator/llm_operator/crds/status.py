@@ -83,6 +83,11 @@ class AdapterStatus(Section):
     judged: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """Gates that judged the version before it answered. Absent: none did."""
 
+    @property
+    def identity(self) -> tuple[str, str, str, str | None, str | None]:
+        """What tells an adapter's versions apart."""
+        return self.connection, self.model, self.version, self.sub_path, self.anew
+
 
 class RevisionStatus(Section):
     """A revision: a resolved version together with everything that shapes its pods."""

@@ -58,13 +58,8 @@ def candidates(observed: Observed) -> tuple[AdapterVersions, ...]:
 
 def alias(candidate: AdapterStatus) -> str:
     """The name under which pods have a candidate: another one for whatever else may be loaded."""
-    mark = revision.mark(repr(identity(candidate)))
+    mark = revision.mark(repr(candidate.identity))
     return f"{candidate.name}{contract.CANDIDATE_MARK}{candidate.version[:40]}.{mark}"
-
-
-def identity(adapter: AdapterStatus) -> tuple[str, str, str, str | None, str | None]:
-    """What tells an adapter's versions apart."""
-    return adapter.connection, adapter.model, adapter.version, adapter.sub_path, adapter.anew
 
 
 def _pods(observed: Observed) -> list[tuple[str, Manifest]]:
@@ -108,9 +103,9 @@ def _versions(
         # The version of the reference is not known, so nothing is promoted and nothing forgotten.
         return AdapterVersions(serving, candidate if adapter.spec.gates else None)
     found = _pin(adapter, filter(None, (candidate, serving)))
-    if not adapter.spec.gates or (serving is not None and identity(found) == identity(serving)):
+    if not adapter.spec.gates or (serving is not None and found.identity == serving.identity):
         return AdapterVersions(found if serving is None else _as_before(found, serving))
-    same = candidate if candidate and identity(candidate) == identity(found) else None
+    same = candidate if candidate and candidate.identity == found.identity else None
     begun = AdapterCandidate.model_validate(found.model_dump())
     if same is None or _other_gates(adapter, same):
         return AdapterVersions(serving, begun)
@@ -119,7 +114,7 @@ def _versions(
 
 
 def _as_before(found: AdapterStatus, serving: AdapterStatus) -> AdapterStatus:
-    same = identity(found) == identity(serving)
+    same = found.identity == serving.identity
     return found.model_copy(update={"judged": serving.judged}) if same else found
 
 

@@ -70,9 +70,7 @@ def candidates(observed: Observed, now: datetime) -> tuple[AdapterCandidate, ...
 
 
 def _since(adapter: AdapterStatus, before: AdapterStatus | None) -> str | None:
-    same = before is not None and adapter_versions.identity(adapter) == adapter_versions.identity(
-        before
-    )
+    same = before is not None and adapter.identity == before.identity
     return before.resolved_at if same and before else None
 
 
@@ -261,7 +259,7 @@ def _candidate_events(
     found = list[Occurrence]()
     for each in after.adapter_candidates:
         old = known.get(each.name)
-        same = old is not None and adapter_versions.identity(old) == adapter_versions.identity(each)
+        same = old is not None and old.identity == each.identity
         if each.outcome is None and not same:
             message = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
             found.append(Occurrence("Normal", "AdapterCandidate", message))
