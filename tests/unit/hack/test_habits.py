@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from habits import __main__ as habits
-from habits import figures, words
+from habits import figures, walk, words
 from habits import map as code_map
 from habits.code import Source
 
@@ -154,3 +154,32 @@ def test_places_of_the_table_of_changes_that_are_gone_are_found(
     file = source(tmp_path, "def judge(): ...\n", "operator/plans/a.py")
     monkeypatch.setattr(code_map, "sources", lambda part: [file] if part == "operator" else [])
     assert [line.split()[1] for line in code_map.lost_places()] == ["a.Old", "plans/b.py"]
+
+
+def test_a_walk_that_comes_back_into_a_room_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    package = "operator/llm_operator/plans"
+    texts = {
+        "__init__": """from llm_operator.plans import one, state, two
+def deployment(observed):
+    found = one.first(state.noun(observed))
+    for step in (two.last, one.first):
+        found = step(found)
+    one.first(3)
+    return two.last(found)
+""",
+        "one": """from llm_operator.plans.two import last
+def first(value):
+    return last(value) + len(value)
+""",
+        "two": "def last(value):\n    return value\n",
+        "state": "def noun(observed):\n    return observed\n",
+    }
+    files = [source(tmp_path, text, f"{package}/{name}.py") for name, text in texts.items()]
+    monkeypatch.setattr(walk, "sources", lambda part: files)
+    rooms = list(walk.Walk().calls("llm_operator.plans", "deployment", {0}))
+    # plans calls one, which calls two; then the steps in turn, whose bodies were walked before.
+    assert rooms == ["plans", "one", "two", "two", "one", "two"]
+    assert walk.returns(rooms) == 2
