@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(30)
 ROOT = Path(__file__).parents[3]
 RUNTIME = ROOT / "runtime"
 SCRIPT = Path(__file__).parent / "scripted_server.py"
+SOME_KEY = "a-key-of-this-test"
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
     "PYTHONPATH": f"{RUNTIME}:{ROOT / 'tests'}",
@@ -181,7 +182,7 @@ def test_a_wrong_key_in_the_configuration_is_named_in_the_last_line(tmp_path: Pa
     file.write_text(
         json.dumps({"model": {"name": "m", "path": "/m"}, "engine": {"maxModelLengthh": 5}})
     )
-    report = give_up("serve", "--config", str(file), API_KEY="k" * 16)
+    report = give_up("serve", "--config", str(file), API_KEY=SOME_KEY)
     assert report.reason == "ConfigInvalid"
     assert "engine.maxModelLengthh: unknown key" in report.message
 
@@ -217,7 +218,7 @@ def test_a_model_that_is_not_there_is_the_last_line(command: str, tmp_path: Path
         "--models",
         str(tmp_path),
         MODEL_PATH=str(tmp_path / "nowhere"),
-        API_KEY="k" * 16,
+        API_KEY=SOME_KEY,
     )
     assert report.reason == "ModelNotFound"
 
@@ -228,7 +229,7 @@ def test_a_port_that_is_taken_is_the_last_line() -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         report = give_up(
-            "serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY="k" * 16
+            "serve", "--host", "127.0.0.1", "--port", port, MODEL_PATH="/nowhere", API_KEY=SOME_KEY
         )
     # Before: "the lines above say why", in a pod's status, where there are no lines above.
     assert (
@@ -265,7 +266,7 @@ def test_no_report_and_no_line_quotes_what_came_by_the_environment(
 ) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "llm_runtime", "serve", "--models", str(tmp_path), "--port", "0"],
-        env={**ENVIRONMENT, "API_KEY": "k" * 16, "DATABASE_URL": "none", **environment},
+        env={**ENVIRONMENT, "API_KEY": SOME_KEY, "DATABASE_URL": "none", **environment},
         capture_output=True,
         text=True,
         check=False,
