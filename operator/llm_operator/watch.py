@@ -133,10 +133,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.inactivity_timeout = 70
     settings.watching.chunk_size = 500
     for kind in CHILDREN:
-        group, version, plural = _resource(kind)
         # On the server: a handler's own labels would filter here,
-        # after every pod of the cluster had been sent.
-        settings.watching.label_selectors[f"{group}/{version}/{plural}".lstrip("/")] = (
-            MANAGED_SELECTOR
-        )
+        # after every pod of the cluster had been sent. By a tuple: a string is only ever a name.
+        settings.watching.label_selectors[_resource(kind)] = MANAGED_SELECTOR
     return settings

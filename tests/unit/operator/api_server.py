@@ -45,6 +45,8 @@ class ApiServer:
         """Plurals that are answered with 403."""
         self.watched: set[str] = set()
         """Plurals whose watch is open now."""
+        self.selected: dict[str, set[str]] = {}
+        """By plural: the label selectors that lists and watches came with."""
         self.accepted = ""
         """The one token that is taken; empty: any, or none."""
 
@@ -63,6 +65,8 @@ class ApiServer:
             return web.json_response(known)
         if plural in self.refuses:
             return web.json_response({"message": f"{plural} is forbidden"}, status=403)
+        selector = request.query.get("labelSelector", "")
+        self.selected.setdefault(plural, set()).add(selector)
         if request.query.get("watch") == "true":
             return await self._watch(request, plural)
         return web.json_response(

@@ -19,6 +19,7 @@ from kubernetes.aio.config import incluster_config, kube_config
 
 from llm_operator import watch
 from llm_operator.hearing import Hearing
+from llm_operator.plans.names import MANAGED_SELECTOR
 from llm_operator.ports import cluster
 from llm_operator.ports.cluster import KubernetesCluster, NoCluster, Unavailable
 from llm_operator.ports.pods import HttpPods
@@ -113,6 +114,9 @@ async def test_in_a_pod_both_clients_ask_the_address_of_the_environment(
         await ask()
         await until(lambda: not hearing.missing())
         assert server.watched == PLURALS
+        # Of a large cluster the operator hears of its own objects alone.
+        children = [cluster.path_of(kind, "").rpartition("/")[2] for kind in watch.CHILDREN]
+        assert [server.selected[each] for each in children] == [{MANAGED_SELECTOR}] * len(children)
 
 
 async def test_dns_that_is_down_keeps_nobody_from_hearing(
