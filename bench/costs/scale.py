@@ -99,7 +99,7 @@ def measure(checkout: Path, count: int) -> Json:
                 found["memory_mib"] = operator.peak_memory_bytes() / 2**20
             finally:
                 operator.stop()
-            found["restart_writes"] = _restart(checkout, Path(scratch), cluster, registry)
+            found["restart_writes"] = _restart(checkout, Path(scratch), cluster, api, registry)
             return found
 
 
@@ -157,8 +157,10 @@ def _cluster(scratch: str) -> Iterator[Cluster]:
     log = Path(scratch) / "kwok.log"
     try:
         kwok = Process(command, cluster.environment(), Path(scratch), log)
-        yield cluster
-        kwok.stop()
+        try:
+            yield cluster
+        finally:
+            kwok.stop()
     finally:
         cluster.stop()
 
@@ -272,8 +274,9 @@ def _quiet(api: Api) -> float:
     return (_written(api) - before) / QUIET_SECONDS
 
 
-def _restart(checkout: Path, scratch: Path, cluster: Cluster, registry: MlflowServer) -> float:
-    api = Api(cluster.kubeconfig)
+def _restart(
+    checkout: Path, scratch: Path, cluster: Cluster, api: Api, registry: MlflowServer
+) -> float:
     before = _written(api)
     operator = _operator(checkout, scratch, cluster, registry)
     try:

@@ -155,17 +155,24 @@ def test_a_removed_adapter_is_gone_and_the_pods_are_not(client: httpx.Client, wo
     assert pods(world) == before
 
 
+def first_version(client: httpx.Client, world: World, versions: str) -> dict[str, str]:
+    """Have all pods answer with version 1 of the adapter `legal`, by its alias. Returns the reference."""
+    reference = {"name": versions, "alias": "champion"}
+    set_alias(world.stack.mlflow.uri, versions, "champion", "1")
+    adapt(world, {"name": "legal", "mlflow": reference})
+    legal = f"{NAME}:legal"
+    world.until(
+        lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods"
+    )
+    return reference
+
+
 def test_a_worse_version_never_answers_and_a_good_one_does_when_it_has_passed(
     client: httpx.Client, world: World, versions: str
 ) -> None:
     before = pods(world)
     legal = f"{NAME}:legal"
-    reference = {"name": versions, "alias": "champion"}
-    set_alias(world.stack.mlflow.uri, versions, "champion", "1")
-    adapt(world, {"name": "legal", "mlflow": reference})
-    world.until(
-        lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods"
-    )
+    reference = first_version(client, world, versions)
     chat = {
         "model": legal,
         "messages": [{"role": "user", "content": "hello"}],
@@ -228,12 +235,7 @@ def test_a_version_that_answers_a_dataset_worse_is_refused_and_its_twin_passes(
     client: httpx.Client, world: World, versions: str
 ) -> None:
     legal = f"{NAME}:legal"
-    reference = {"name": versions, "alias": "champion"}
-    set_alias(world.stack.mlflow.uri, versions, "champion", "1")
-    adapt(world, {"name": "legal", "mlflow": reference})
-    world.until(
-        lambda: all(answer(client, legal).is_success for _ in range(8)), "the adapter in all pods"
-    )
+    reference = first_version(client, world, versions)
     world.until(lambda: serving(world) == "1", "the first version")
     world.until(
         lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
