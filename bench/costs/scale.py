@@ -310,7 +310,8 @@ def _converge(api: Api, operator: Operator, count: int) -> Json:
         raise SystemExit(f"not all were ready after {PATIENCE_SECONDS} s: {ready} of {count}")
     made = api.requests()
     made.subtract(before)
-    written, read = Counter[str](), Counter[str]()
+    written = Counter[str]()
+    read = Counter[str]()
     for (verb, resource), each in made.items():
         if verb in WRITES:
             written[resource] += each

@@ -35,7 +35,8 @@ NAMES = {
     "attributes that a library reads: kopf, aiohttp, ssl, uvicorn, starlette, SQLAlchemy, RE2, http.server, requests": (
         "address_family", "block_on_close", "cache_ok", "chunk_size", "chunked_encoding",
         "client_session_kwargs", "client_timeout", "connect_timeout", "converter", "daemon_threads",
-        "default_msec_format", "default_time_format", "error_backoffs", "expected_content_length", "force_exit",
+        "default_msec_format", "default_time_format", "diffbase_storage", "error_backoffs",
+        "expected_content_length", "force_exit",
         "impl", "inactivity_timeout", "isolation_level", "_srcfile", "log_errors", "logMultiprocessing",
         "logProcesses", "logThreads", "media_type", "request_timeout", "server_hostname", "server_timeout",
         "should_exit", "standalone", "timeout_graceful_shutdown", "verify",

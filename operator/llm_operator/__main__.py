@@ -23,10 +23,12 @@ from llm_operator.evaluation import task
 from llm_operator.evaluation.evaluate import evaluate
 from llm_operator.hearing import Hearing
 from llm_operator.lease import Lease, LeaseLost
+from llm_operator.mirror import Mirror
 from llm_operator.observe import Outside
 from llm_operator.plans.objects.evaluation import PODS_FILE
 from llm_operator.poll import Poll
 from llm_operator.ports.cluster import KubernetesCluster, NoCluster
+from llm_operator.ports.mirrored import MirroredCluster
 from llm_operator.ports.pods import HttpPods
 from llm_operator.ports.prometheus import HttpPrometheus
 from llm_operator.ports.registry import (
@@ -40,7 +42,7 @@ from llm_operator.reconcile import QUICK, Done, Pace, reconcile
 from llm_operator.reconcile.worker import work
 from llm_operator.settings import Connections, Settings, SettingsError, load
 from llm_operator.state import EvaluationOutcome, Key
-from llm_operator.watch import WATCHED, watch
+from llm_operator.watch import CHILDREN, OWN, WATCHED, watch
 
 log = logging.getLogger("llm_operator")
 REST_SECONDS = 5.0
@@ -107,12 +109,14 @@ def _webhook_address(settings: Settings, host: str | None) -> str:
 async def _lead(
     settings: Settings,
     connections: Connections,
-    cluster: KubernetesCluster,
+    server: KubernetesCluster,
     queue: Lanes[Key],
     lease: Lease,
     receiver: webhooks.Receiver,
     hearing: Hearing,
 ) -> None:
+    mirror = Mirror(hearing.open)
+    cluster = MirroredCluster(server, mirror, OWN, CHILDREN)
     registry = CachedRegistry(
         MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS
     )
@@ -153,7 +157,7 @@ async def _lead(
         *(work(queue.quick, handle, settings.resync_seconds, queue) for _ in range(QUICK_WORKERS)),
         poll.run(settings.poll_seconds),
         lease.keep(),
-        watch(queue.add, settings.watch_namespaces, lease.identity, hearing),
+        watch(queue.add, settings.watch_namespaces, lease.identity, hearing, mirror),
     ]
     try:
         await _first_to_end([asyncio.create_task(part) for part in parts], CANCEL_AGAIN_SECONDS)

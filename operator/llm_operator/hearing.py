@@ -71,15 +71,12 @@ class Hearing:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """The middleware: passes everything on and notes how it went."""
-        # By its end: an API server may lie behind a path of its own.
-        stream = next(
-            (found for path, found in self._streams.items() if request.url.path.endswith(path)),
-            None,
-        )
+        place = self.place(request.url.path)
+        stream = self._streams[path_of(*place)] if place else None
         watching = request.url.query.get("watch") == "true"
-        if stream is not None and watching:
-            # Asked for anew: the one before has ended.
-            self._lost(stream, "its watch is not answered yet")
+        if stream is not None:
+            # Asked for anew, or listed anew: the one before has ended.
+            self._lost(stream, f"its {'watch' if watching else 'list'} is not answered yet")
         try:
             answer = await handler(request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -137,6 +134,23 @@ class Hearing:
         for stream in self._streams.values():
             found[stream.kind] = found.get(stream.kind, True) and self._heard(stream, now)
         return found
+
+    def open(self, kind: str, namespace: str) -> bool:
+        """Whether the stream of a kind in a namespace ("" for all) is open now."""
+        stream = self._streams.get(path_of(kind, namespace))
+        return self._begun and stream is not None and stream.opened and stream.lost_at is None
+
+    def place(self, path: str) -> tuple[str, str] | None:
+        """Kind and namespace of the stream whose collection has this path."""
+        # By its end: an API server may lie behind a path of its own.
+        return next(
+            (
+                (each.kind, each.namespace)
+                for known, each in self._streams.items()
+                if path.endswith(known)
+            ),
+            None,
+        )
 
     def silence(self) -> float:
         """Seconds for which the stream that has been missed longest has not been open;

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from llm_operator.crds import AccessSpec, ApiKeySpec, ApiKeyStatus
+from llm_operator.memory import GONE
 from llm_operator.observe import Outside, meta_of, status_of
 from llm_operator.plans import apikeys, names
 from llm_operator.plans.objects import keys
@@ -35,8 +36,8 @@ class ReadKey:
 
 async def api_keys(outside: Outside, namespace: str) -> tuple[ReadKey, ...]:
     """The ApiKeys of a namespace. One that can't be read opens nothing and stops no other."""
-    listed = await outside.cluster.list("ApiKey", namespace)
-    return tuple(read for item in listed if (read := _readable(item)) is not None)
+    found = await outside.cluster.read("ApiKey", namespace, _readable)
+    return tuple(read for read in found if read is not None)
 
 
 def _readable(item: Manifest) -> ReadKey | None:
@@ -108,7 +109,8 @@ async def given(outside: Outside, meta: Meta, live: Manifest | None = None) -> G
     """
     known = outside.memory.given.get(meta.key)
     if live is None:
-        if known is not None:
+        secret = outside.memory.secrets.get((meta.namespace, names.keys_secret(meta)))
+        if known is not None or secret == GONE:
             return known
         live = await outside.cluster.get("Secret", meta.namespace, names.keys_secret(meta))
     if live is None or not names.owned(live, meta):
@@ -159,7 +161,7 @@ async def _deployments(
     if spec.selector is not None or len(named) > ASKED_BY_NAME:
         return await outside.cluster.list("LLMDeployment", namespace)
     found = await asyncio.gather(
-        *(outside.cluster.get("LLMDeployment", namespace, name) for name in named)
+        *(outside.cluster.seen("LLMDeployment", namespace, name) for name in named)
     )
     return [item for item in found if item is not None]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from llm_operator.crds.rollout import LoadProbe
 from llm_operator.inventory import Inventory
@@ -47,6 +47,19 @@ class Bounded(dict[K, V]):
         super().__setitem__(key, value)
 
 
+class Written(NamedTuple):
+    """A Secret as it was left."""
+
+    version: str = ""
+    """Its resourceVersion. Empty: there is none."""
+    digest: str = ""
+    """Of the manifest that it was written from, where it was."""
+
+
+GONE = Written()
+"""There is no Secret of that name that is ours."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Keyed by object, and forgotten with it;
@@ -71,9 +84,8 @@ class Memory:
     """Objects whose last look met a fault that may pass by itself. A second time it is told."""
     elsewhere: dict[Key, str] = field(default_factory=dict)
     """Objects that another installation works on, and which one. Told once."""
-    secrets: dict[tuple[str, str], str] = field(default_factory=dict)
-    """resourceVersion of each Secret as last written, by (namespace, name), as Secrets are not
-    watched. Empty: it is gone."""
+    secrets: dict[tuple[str, str], Written] = field(default_factory=dict)
+    """Each Secret as last written, by (namespace, name), as Secrets are not watched."""
     digests: Bounded[tuple[str, str, str], str] = field(
         default_factory=lambda: Bounded(MOST_DIGESTS)
     )

@@ -93,6 +93,23 @@ def test_a_look_applies_only_what_has_changed(place: Place, operator: Operator) 
     eventually(lambda: operator.looks() > 0)
     eventually(quiet)
     assert not {name for name in operator.writes() if 'verb="apply"' in name}
+    assert not {name for name in operator.writes() if 'verb="create"' in name}
+
+
+def test_what_was_created_and_is_not_wanted_any_more_goes(place: Place, operator: Operator) -> None:
+    """And nothing that somebody else has written goes with it."""
+    place.model()
+    place.deploy(service={"type": "NodePort", "annotations": {"example.com/a": "1"}})
+    place.ready()
+    theirs = {"metadata": {"annotations": {"example.com/theirs": "2"}}}
+    place.api.patch("Service", place.name, "bot", theirs)
+    place.deploy()
+    wanted = {"example.com/theirs": "2"}
+    eventually(lambda: place.get("Service", "bot")["metadata"]["annotations"] == wanted)
+    assert place.get("Service", "bot")["spec"]["type"] == "ClusterIP"
+    before = operator.writes()
+    place.look_again(operator, 1)
+    assert operator.writes() == before
 
 
 def test_kubectl_scale_and_the_autoscaler_work_on_the_scale_subresource(

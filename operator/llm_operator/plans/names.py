@@ -24,6 +24,13 @@ KEY_LABEL = f"{GROUP}/apikey"
 MANAGED_SELECTOR = f"app.kubernetes.io/managed-by={MANAGED_BY}"
 
 
+def managed(resource: Manifest) -> bool:
+    """Whether MANAGED_SELECTOR finds it."""
+    name, _, value = MANAGED_SELECTOR.partition("=")
+    found = (resource["metadata"].get("labels") or {}).get(name)
+    return bool(found == value)
+
+
 def labels(meta: Meta, revision: str | None = None) -> dict[str, str]:
     """Own labels only: an owner's labels on its children would make Argo CD prune them."""
     own = {

@@ -9,19 +9,19 @@ ApiError
     └── Unanswered  no connection, or no answer in time
 """
 
-import json
+import builtins
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
+import orjson
 from kubernetes.aio import client, config
-from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import ConfigException
 from kubernetes.aio.config.incluster_config import SERVICE_TOKEN_FILENAME
-from kubernetes.aio.dynamic import DynamicClient
 
 from llm_operator import metrics
 from llm_operator.crds import API_VERSION
@@ -30,6 +30,9 @@ from llm_operator.state import Manifest
 
 MANAGER = "llm-operator"
 TIMEOUT_SECONDS = 15.0
+Read = TypeVar("Read")
+NOTHING: Mapping[str, str] = MappingProxyType({})
+BY_US: Mapping[str, str] = MappingProxyType({"fieldManager": MANAGER})
 
 KINDS: dict[str, tuple[str, str]] = {
     "LLMDeployment": (API_VERSION, "llmdeployments"),
@@ -91,10 +94,20 @@ class Cluster(Protocol):
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object as it is now, or None."""
 
+    async def seen(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The same as it was last shown by a watch, where it is watched: it may have changed a
+        moment ago, and an event will tell."""
+
     async def list(
         self, kind: str, namespace: str, labels: str = "", fields: str = ""
     ) -> list[Manifest]:
         """The objects of a namespace ("" for all) that match both selectors."""
+
+    async def read(
+        self, kind: str, namespace: str, reader: Callable[[Manifest], Read]
+    ) -> builtins.list[Read]:
+        """What `reader` makes of each object of a namespace. It must be a function of the object
+        alone, and what it returns must not be changed: it may be kept."""
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply: create, or put owned fields right. Returns the live object."""
@@ -132,8 +145,6 @@ class KubernetesCluster:
         self._api = api
         self._clock = clock
         self._where = describe(api.configuration)
-        # Never awaited, so it discovers nothing: KINDS has the few paths that are needed.
-        self._dynamic = DynamicClient(api)
         self._served: dict[str, tuple[float, bool]] = {}
         self.last_answer = clock()
         """When the API server last answered anything, for the liveness probe."""
@@ -153,32 +164,37 @@ class KubernetesCluster:
 
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         try:
-            return await self._call("get", path_of(kind, namespace, name))
+            return await self._call("GET", path_of(kind, namespace, name))
         except NotFound:
             return None
+
+    async def seen(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        return await self.get(kind, namespace, name)
 
     async def list(
         self, kind: str, namespace: str, labels: str = "", fields: str = ""
     ) -> list[Manifest]:
         path = path_of(kind, namespace)
+        query = {"limit": "500"}
+        if labels:
+            query["labelSelector"] = labels
+        if fields:
+            query["fieldSelector"] = fields
         found = []
-        token = None
         while True:
-            page = await self._call(
-                "get",
-                path,
-                label_selector=labels or None,
-                field_selector=fields or None,
-                limit=500,
-                _continue=token,
-            )
+            page = await self._call("GET", path, query)
             # Items of a list carry neither kind nor apiVersion.
             found += [
                 {"apiVersion": KINDS[kind][0], "kind": kind, **item} for item in page["items"]
             ]
-            token = page["metadata"].get("continue")
-            if not token:
+            if not (token := page["metadata"].get("continue")):
                 return found
+            query["continue"] = token
+
+    async def read(
+        self, kind: str, namespace: str, reader: Callable[[Manifest], Read]
+    ) -> builtins.list[Read]:
+        return [reader(item) for item in await self.list(kind, namespace)]
 
     async def apply_status(self, manifest: Manifest) -> Manifest:
         # Not server-side apply: of a custom resource's applied status the API server ignores the
@@ -188,14 +204,14 @@ class KubernetesCluster:
         metrics.WRITES.labels("apply", kind).inc()
         try:
             return await self._call(
-                "patch",
+                "PATCH",
                 path_of(kind, meta["namespace"], meta["name"]) + "/status",
-                body=[
+                BY_US,
+                [
                     {"op": "test", "path": "/metadata/uid", "value": meta["uid"]},
                     {"op": "add", "path": "/status", "value": manifest["status"]},
                 ],
-                content_type="application/json-patch+json",
-                field_manager=MANAGER,
+                "application/json-patch+json",
             )
         except Refused as error:
             # The answer to a patch whose `test` fails. A status that the schema refuses is answered
@@ -209,28 +225,22 @@ class KubernetesCluster:
         kind = manifest["kind"]
         metrics.WRITES.labels("apply", kind).inc()
         return await self._call(
-            "patch",
+            "PATCH",
             path_of(kind, meta["namespace"], meta["name"]),
-            body=manifest,
-            content_type="application/apply-patch+yaml",
-            field_manager=MANAGER,
-            force_conflicts=True,
+            {**BY_US, "force": "true"},
+            manifest,
+            "application/apply-patch+yaml",
         )
 
     async def create(self, manifest: Manifest) -> Manifest:
         metrics.WRITES.labels("create", manifest["kind"]).inc()
         path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
-        return await self._call("post", path, body=manifest, field_manager=MANAGER)
+        return await self._call("POST", path, BY_US, manifest)
 
     async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
         metrics.WRITES.labels("patch", kind).inc()
-        return await self._call(
-            "patch",
-            path_of(kind, namespace, name),
-            body=change,
-            content_type="application/merge-patch+json",
-            field_manager=MANAGER,
-        )
+        path = path_of(kind, namespace, name)
+        return await self._call("PATCH", path, BY_US, change, "application/merge-patch+json")
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str = "") -> None:
         metrics.WRITES.labels("delete", kind).inc()
@@ -239,7 +249,7 @@ class KubernetesCluster:
             **({"preconditions": {"uid": uid}} if uid else {}),
         }
         try:
-            await self._call("delete", path_of(kind, namespace, name), body=body)
+            await self._call("DELETE", path_of(kind, namespace, name), body=body)
         except (NotFound, Conflict):
             # Conflict: another object has taken the name since; it is not the one meant.
             return
@@ -250,26 +260,40 @@ class KubernetesCluster:
             return known
         group, plural = KINDS[kind]
         try:
-            found = await self._call("get", f"/apis/{group}")
+            found = await self._call("GET", f"/apis/{group}")
             known = any(resource["name"] == plural for resource in found["resources"])
         except NotFound:
             known = False
         self._served[kind] = (self._clock() + 60.0, known)
         return known
 
-    async def _call(self, method: str, path: str, **arguments: Any) -> Manifest:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] = NOTHING,
+        body: Any = None,
+        content_type: str = "application/json",
+    ) -> Manifest:
+        # Not by the dynamic client: it formats a stack trace for every 404.
         try:
-            answer = await self._dynamic.request(
-                method, path, serialize=False, _request_timeout=TIMEOUT_SECONDS, **arguments
+            request = await self._api.param_serialize(
+                method,
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
             )
-            content: Manifest = await answer.json()
-        except ApiException as error:
-            self.last_answer = self._clock()
-            raise _explain(error, path) from None
+            answer = await self._api.call_api(*request, _request_timeout=TIMEOUT_SECONDS)
+            content = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unanswered(unanswered(self._where, error)) from error
         self.last_answer = self._clock()
-        return content
+        if not 200 <= answer.status < 300:
+            raise _explain(answer.status, answer.reason, content, path)
+        found: Manifest = orjson.loads(content)
+        return found
 
 
 def in_cluster() -> bool:
@@ -304,14 +328,14 @@ async def configuration() -> client.Configuration:
 
 
 async def open_session(
-    observer: Callable[
+    *observers: Callable[
         [aiohttp.ClientRequest, aiohttp.ClientHandlerType], Awaitable[aiohttp.ClientResponse]
     ],
 ) -> tuple[str, aiohttp.ClientSession]:
     """The API server's address and a session that asks it as `KubernetesCluster` does,
     for long streams.
 
-    `observer` is an aiohttp middleware that sees every request.
+    `observers` are aiohttp middlewares that see every request, the first one first.
     For the calling event loop only. Raises NoCluster.
     """
     found = await configuration()
@@ -332,7 +356,7 @@ async def open_session(
         connector=aiohttp.TCPConnector(
             limit=0, ssl=client.ApiClient(found).rest_client.ssl_context
         ),
-        middlewares=(observer, identify),
+        middlewares=(*observers, identify),
         proxy=found.proxy,
         trust_env=False,
     )
@@ -364,18 +388,17 @@ def unanswered(where: str, error: Exception) -> str:
     return f"the API server does not answer at {where} ({type(error).__name__}: {error}); {advice}"
 
 
-def _explain(error: ApiException, path: str) -> ApiError:
+def _explain(status: int, reason: str, content: bytes, path: str) -> ApiError:
     try:
-        answer = json.loads(error.body)
+        answer = orjson.loads(content)
         message = answer["message"]
     except (TypeError, ValueError, KeyError):
         answer = {}
-        message = f"{error.status} {error.reason}"
+        message = f"{status} {reason}"
     kind = {404: NotFound, 409: Conflict, 422: Invalid if _names_a_field(answer) else Refused}.get(
-        error.status,
-        Unavailable if error.status in (429, 0) or (error.status or 0) >= 500 else Refused,
+        status, Unavailable if status == 429 or status >= 500 else Refused
     )
-    return kind(f"{message} ({error.status} on {path})")
+    return kind(f"{message} ({status} on {path})")
 
 
 def _names_a_field(answer: Manifest) -> bool:

@@ -37,7 +37,7 @@ TOLD = (
 async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Make sure that the key exists exactly once and that every deployment that it opens knows
     it."""
-    resource = await outside.cluster.get(key.kind, key.namespace, key.name)
+    resource = await outside.cluster.seen(key.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
         outside.memory.forget(key)
         return Done(wake=await _everyone(outside, key.namespace), gone=True)

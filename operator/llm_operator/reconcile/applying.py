@@ -4,6 +4,7 @@ and each is told."""
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from llm_operator.memory import GONE
 from llm_operator.observe import Outside
 from llm_operator.plans import Applied, names
 from llm_operator.plans.objects import containers, workload
@@ -159,10 +160,13 @@ def _kept(kind: str, name: str, error: ApiError) -> Trouble:
 
 
 async def _forget_credentials(outside: Outside, meta: Meta, name: str) -> None:
-    outside.memory.secrets.pop((meta.namespace, name), None)
+    """One look per process finds what one before it has left."""
+    if outside.memory.secrets.get((meta.namespace, name)) == GONE:
+        return
     secret = await outside.cluster.get("Secret", meta.namespace, name)
     if secret is not None and names.owned(secret, meta):
         await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
+    outside.memory.secrets[meta.namespace, name] = GONE
 
 
 def _together(troubles: list[Trouble]) -> Applied:

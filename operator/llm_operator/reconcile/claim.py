@@ -26,7 +26,7 @@ async def elsewhere(outside: Outside, key: Key) -> str:
     empty: it is ours, from now on if it was nobody's."""
     if not outside.installation:
         return ""
-    live = await outside.cluster.get("ConfigMap", key.namespace, CONFIG_MAP)
+    live = await outside.cluster.seen("ConfigMap", key.namespace, CONFIG_MAP)
     if live is None and await _resource(outside, key) is not None:
         live = await _claimed(outside, key.namespace)
     holder = str(((live or {}).get("data") or {}).get(FIELD) or outside.installation)
@@ -56,7 +56,7 @@ async def keep_off(outside: Outside, key: Key, holder: str, pace: Pace) -> Done:
 async def _resource(outside: Outside, key: Key) -> Manifest | None:
     """The custom resource that a key is about; None where it is gone or going."""
     kind = "ApiKey" if key.kind == "ApiKey" else "LLMDeployment"
-    found = await outside.cluster.get(kind, key.namespace, key.name)
+    found = await outside.cluster.seen(kind, key.namespace, key.name)
     return None if found is None or "deletionTimestamp" in found["metadata"] else found
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from llm_operator.crds import CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import PrometheusQuery
+from llm_operator.memory import GONE, Written
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
@@ -33,8 +34,6 @@ from llm_runtime.contract import hash_key, key_id_of
 
 QUERY_AGE = timedelta(seconds=10)
 """How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
-GONE = ""
-"""In place of the resourceVersion of a Secret that does not exist."""
 
 
 async def gather(outside: Outside, observed: Observed) -> Observed:
@@ -270,7 +269,7 @@ async def _operator_key(
         # Emptied by hand: it can't be told from a deleted one.
         await outside.cluster.delete("Secret", meta.namespace, name, secret["metadata"]["uid"])
         return "", None
-    outside.memory.secrets[meta.namespace, name] = secret["metadata"]["resourceVersion"]
+    outside.memory.secrets[meta.namespace, name] = Written(secret["metadata"]["resourceVersion"])
     return key, keys.operator_key(meta, key_id, hash_key(key, meta.uid))
 
 

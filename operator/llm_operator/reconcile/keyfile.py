@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from llm_operator import keyring, observe
 from llm_operator.crds import AccessSpec
 from llm_operator.keyring import ReadKey
+from llm_operator.memory import GONE
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.objects import keys
@@ -50,7 +51,7 @@ async def reconcile(key: Key, outside: Outside) -> Done:
     """
     cluster = outside.cluster
     of_deployment = Key("LLMDeployment", key.namespace, key.name)
-    resource = await cluster.get(of_deployment.kind, key.namespace, key.name)
+    resource = await cluster.seen(of_deployment.kind, key.namespace, key.name)
     if resource is None or "deletionTimestamp" in resource["metadata"]:
         return Done(gone=True)
     meta = observe.meta_of(resource)
@@ -85,7 +86,10 @@ def _access(resource: Manifest) -> AccessSpec:
 
 async def _operators(outside: Outside, meta: Meta) -> tuple[DigestedKey, ...]:
     """The operator's own key, where there is one."""
-    secret = await outside.cluster.get("Secret", meta.namespace, names.operator_key_secret(meta))
+    name = names.operator_key_secret(meta)
+    if outside.memory.secrets.get((meta.namespace, name)) == GONE:
+        return ()
+    secret = await outside.cluster.get("Secret", meta.namespace, name)
     found = keys.issued(secret) if secret is not None and names.owned(secret, meta) else None
     return (keys.operator_key(meta, found[1], hash_key(found[0], meta.uid)),) if found else ()
 
@@ -140,8 +144,8 @@ async def tell_pods(
     A pod whose annotations change gets its Secret volumes refreshed at once,
     not within the kubelet's minute.
     """
-    adapters = outside.memory.secrets.get((owner.namespace, names.adapters_secret(owner)))
-    digest = keys.digest(secret) + (f".{adapters}" if adapters else "")
+    adapters = outside.memory.secrets.get((owner.namespace, names.adapters_secret(owner)), GONE)
+    digest = keys.digest(secret) + (f".{adapters.version}" if adapters.version else "")
     untold = [pod["metadata"]["name"] for pod in pods if keys.untold(pod, digest)]
     answers = await asyncio.gather(
         *(_tell(outside.cluster, owner.namespace, pod, digest) for pod in untold)

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from llm_operator import keyring, observe, plans
 from llm_operator.crds import LLMDeploymentStatus
+from llm_operator.memory import GONE
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
@@ -30,7 +31,7 @@ DOWNLOAD_LOOK_SECONDS = 5.0
 
 async def reconcile(key: Key, outside: Outside, pace: Pace) -> Done:
     """Bring one LLMDeployment's children to what its specification, as resolved, asks for."""
-    resource = await outside.cluster.get(key.kind, key.namespace, key.name)
+    resource = await outside.cluster.seen(key.kind, key.namespace, key.name)
     if resource is None:
         outside.memory.forget(key)
         await evaluation.forget(outside, Meta(key.kind, key.namespace, key.name, "", 0))
@@ -101,7 +102,7 @@ async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
     so one GET asks."""
     meta = Meta("LLMDeployment", key.namespace, key.name, "", 0)
     for name in (names.keys_secret(meta), names.registry_secret(meta), names.adapters_secret(meta)):
-        known = outside.memory.secrets.get((key.namespace, name))
+        known = outside.memory.secrets.get((key.namespace, name), GONE).version
         live = await outside.cluster.get("Secret", key.namespace, name) if known else None
         if known and (live or {}).get("metadata", {}).get("resourceVersion") != known:
             outside.memory.secrets.pop((key.namespace, name), None)
@@ -116,6 +117,9 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
     if status.get("observedGeneration") is not None:
         return resource
     meta = observe.meta_of(resource)
+    for name in names.secrets(meta):
+        # It has none yet, so none is looked for: to create one fails where its name is taken.
+        outside.memory.secrets.setdefault((meta.namespace, name), GONE)
     first = LLMDeploymentStatus(
         observed_generation=meta.generation,
         conditions=conditions.first(meta.generation, outside.clock()),

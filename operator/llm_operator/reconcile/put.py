@@ -1,18 +1,15 @@
 """Applies one object of a plan, unless its name is somebody else's."""
 
+from llm_operator.memory import GONE, Written
 from llm_operator.observe import Outside
 from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, Cluster, Conflict, Invalid
-from llm_operator.reconcile.needless import needless
+from llm_operator.reconcile.needless import as_applied, digest, needless, to_create
 from llm_operator.state import Fault, Manifest, Meta
 
 TRIES = 5
 """Of one update that others' writes come between."""
-TAKEN_BY_NAME = frozenset({"Secret", "ServiceAccount", "ConfigMap"})
-"""What pods take by its name: created first, as an apply alone would take over what somebody else
-made a moment before."""
-FIRST_FIELDS = ("apiVersion", "kind", "metadata", "type")
 
 
 class NotApplied(Exception):
@@ -53,28 +50,23 @@ async def put(
     """Force takes fields from people, never objects;
     what was ours and lost its owner, as by a restore, is adopted.
 
-    `live` is the object as it was seen; None: it is read now.
+    `live` is the object as it was seen; None where none was.
     Raises Conflict where it, or its owner, is another now.
     """
     cluster = outside.cluster
     kind = manifest["kind"]
     meta = manifest["metadata"]
-    live = live or await cluster.get(kind, meta["namespace"], meta["name"])
-    if live is not None and not names.ours(live, owner):
-        raise taken(kind, meta["namespace"], meta["name"])
-    if live is not None and _fixed(live, manifest):
-        await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
-        live = None
-    if live is None and kind in TAKEN_BY_NAME:
-        live = await cluster.create(
-            {name: manifest[name] for name in FIRST_FIELDS if name in manifest}
-        )
-    if live is None:
-        applied = await cluster.apply(manifest)
-    elif names.owned(live, owner) and needless(manifest, live):
-        applied = live
-    else:
-        applied = await update(cluster, owner, manifest, live)
+    wanted = digest(manifest) if kind == "Secret" else ""
+    if wanted and live is None:
+        before = outside.memory.secrets.get((meta["namespace"], meta["name"]))
+        if before is not None and before.digest == wanted:
+            return  # Whether somebody has changed it since is asked by `check_secrets`.
+        if before != GONE:  # Secrets are not watched.
+            live = await cluster.get(kind, meta["namespace"], meta["name"])
+    applied = None if live is not None else await _created(cluster, manifest)
+    if applied is None:
+        live = live or await cluster.get(kind, meta["namespace"], meta["name"])
+        applied = await _brought(cluster, owner, manifest, live)
     if kind == "Secret":
         # An apply leaves others' fields.
         # A pod that mounts the Secret, or reads it by name, would take them for ours.
@@ -82,9 +74,34 @@ async def put(
             seen = {"resourceVersion": applied["metadata"]["resourceVersion"]}
             none: Manifest = {"metadata": seen, "data": dict.fromkeys(sorted(others))}
             applied = await cluster.patch(kind, meta["namespace"], meta["name"], none)
-        outside.memory.secrets[meta["namespace"], meta["name"]] = applied["metadata"][
-            "resourceVersion"
-        ]
+        version = applied["metadata"]["resourceVersion"]
+        outside.memory.secrets[meta["namespace"], meta["name"]] = Written(version, wanted)
+
+
+async def _created(cluster: Cluster, manifest: Manifest) -> Manifest | None:
+    """The object, made; None where there is one of its name. An apply would take that over."""
+    try:
+        return await cluster.create(to_create(manifest))
+    except Conflict:
+        return None
+
+
+async def _brought(
+    cluster: Cluster, owner: Meta, manifest: Manifest, live: Manifest | None
+) -> Manifest:
+    """The object that has the name, changed to what it is to be."""
+    kind = manifest["kind"]
+    meta = manifest["metadata"]
+    if live is None:
+        raise Conflict(f"{kind} {meta['name']} was there a moment ago, and is gone")
+    if not names.ours(live, owner):
+        raise taken(kind, meta["namespace"], meta["name"])
+    if _fixed(live, manifest):
+        await cluster.delete(kind, meta["namespace"], meta["name"], live["metadata"]["uid"])
+        return await cluster.create(to_create(manifest))
+    if names.owned(live, owner) and needless(manifest, live):
+        return live
+    return await update(cluster, owner, manifest, live)
 
 
 def _fixed(live: Manifest, manifest: Manifest) -> bool:
@@ -106,17 +123,22 @@ async def update(cluster: Cluster, owner: Meta, manifest: Manifest, live: Manife
     that named it again would be deleted, too. The resourceVersion keeps a write that is on its way
     off a child that was changed meanwhile, and the uid off another one of its name.
     """
+    kind = manifest["kind"]
     meta = manifest["metadata"]
     for _ in range(TRIES):
         if not names.owned(live, owner):
             await _adoptable(cluster, owner)
         seen = {name: live["metadata"][name] for name in ("uid", "resourceVersion")}
         try:
+            if (fields := as_applied(live)) is not None:
+                change = {"metadata": {**seen, "managedFields": fields}}
+                live = await cluster.patch(kind, meta["namespace"], meta["name"], change)
+                seen["resourceVersion"] = live["metadata"]["resourceVersion"]
             return await cluster.apply({**manifest, "metadata": {**meta, **seen}})
         except Conflict as error:
             refusal = error
         # A Deployment's status changes all the time.
-        again = await cluster.get(manifest["kind"], meta["namespace"], meta["name"])
+        again = await cluster.get(kind, meta["namespace"], meta["name"])
         if again is None or again["metadata"]["uid"] != seen["uid"] or not names.ours(again, owner):
             break
         live = again

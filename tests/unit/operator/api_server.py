@@ -1,5 +1,5 @@
 """A little API server on loopback for the operator's real clients:
-leases, empty lists, watches that stay open."""
+leases, lists, watches that stay open until a test ends them."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ class ApiServer:
         """Plurals whose watch is open now."""
         self.selected: dict[str, set[str]] = {}
         """By plural: the label selectors that lists and watches came with."""
+        self.items: dict[str, list[Json]] = {}
+        """By plural: what lists answer."""
+        self.expired: dict[str, asyncio.Event] = {}
+        """By plural: set by a test, its watch ends because its past is forgotten."""
         self.accepted = ""
         """The one token that is taken; empty: any, or none."""
 
@@ -70,7 +74,11 @@ class ApiServer:
         if request.query.get("watch") == "true":
             return await self._watch(request, plural)
         return web.json_response(
-            {"kind": "List", "items": [], "metadata": {"resourceVersion": "1"}}
+            {
+                "kind": "List",
+                "items": self.items.get(plural, []),
+                "metadata": {"resourceVersion": "1"},
+            }
         )
 
     async def _lease(self, request: web.Request) -> web.Response:
@@ -88,10 +96,13 @@ class ApiServer:
         response = web.StreamResponse()
         await response.prepare(request)
         self.watched.add(plural)
+        expired = self.expired[plural] = asyncio.Event()
         try:
-            await asyncio.get_running_loop().create_future()
+            await expired.wait()
         finally:
             self.watched.discard(plural)
+        gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
+        await response.write(json.dumps(gone).encode() + b"\n")
         return response
 
     def held_by(self, other: str) -> None:

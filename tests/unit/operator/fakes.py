@@ -6,6 +6,7 @@ from __future__ import annotations
 import builtins
 import copy
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -71,6 +72,9 @@ class FakeCluster:
         found = self.objects.get((kind, namespace, name))
         return copy.deepcopy(found) if found else None
 
+    async def seen(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        return await self.get(kind, namespace, name)
+
     async def list(
         self, kind: str, namespace: str, labels: str = "", fields: str = ""
     ) -> list[Manifest]:
@@ -91,6 +95,11 @@ class FakeCluster:
                 if k == "involvedObject.name"
             )
         ]
+
+    async def read(
+        self, kind: str, namespace: str, reader: Callable[[Manifest], Any]
+    ) -> builtins.list[Any]:
+        return [reader(item) for item in await self.list(kind, namespace)]
 
     async def apply(self, manifest: Manifest) -> Manifest:
         kind = manifest["kind"]
@@ -131,6 +140,7 @@ class FakeCluster:
         kind = manifest["kind"]
         meta = manifest["metadata"]
         self._answer(kind, "create", kind, meta["name"])
+        self._answer(kind, "apply", kind, meta["name"])  # Who refuses one refuses the other.
         key = (kind, meta["namespace"], meta["name"])
         if key in self.objects:
             raise Conflict(f"{key} exists")

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from kubernetes.aio.client.exceptions import ApiException
 
 from llm_operator import plans
 from llm_operator.ports.cluster import Invalid, NotFound, Refused, Unanswered, Unavailable, _explain
@@ -139,9 +138,8 @@ async def test_a_child_that_can_never_be_valid_is_stuck_and_not_asked_for_again_
 )
 def test_only_what_validation_refuses_is_invalid_for_good(said: Manifest, for_good: bool) -> None:
     """Webhooks and policies choose their own code, and may think otherwise later."""
-    error = ApiException(status=422)
-    error.body = json.dumps(said)
-    assert isinstance(_explain(error, "/path"), Invalid) is for_good
+    error = _explain(422, "Unprocessable Entity", json.dumps(said).encode(), "/path")
+    assert isinstance(error, Invalid) is for_good
 
 
 async def test_one_failure_of_the_api_server_that_passes_is_not_told() -> None:
@@ -253,7 +251,7 @@ async def test_an_api_server_that_says_nothing_is_not_asked_about_each_object() 
     }
     await tried(world)
     assert "time-out" in told(world)[1]
-    assert not [write for write in world.cluster.writes if write[:2] == ("apply", "Deployment")]
+    assert not [kind for _, kind, _ in world.cluster.writes if kind == "Deployment"]
 
 
 async def test_a_service_monitor_crd_that_has_just_gone_holds_up_nothing() -> None:

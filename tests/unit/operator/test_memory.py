@@ -3,7 +3,7 @@
 import asyncio
 
 from llm_operator.crds.rollout import LoadProbe
-from llm_operator.memory import Bounded, Memory
+from llm_operator.memory import Bounded, Memory, Written
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.state import Key, SmokeOutcome
 
@@ -27,12 +27,12 @@ def test_an_object_that_is_gone_leaves_nothing_and_takes_nothing_of_others() -> 
         memory.elsewhere[key] = "another"
         memory.untold.add(key)
         memory.unwell.add(key)
-        memory.secrets[key.namespace, f"{key.name}-keys"] = "1"
+        memory.secrets[key.namespace, f"{key.name}-keys"] = Written("1")
     memory.forget(Key("ApiKey", "ns", "bot-2"))  # It may be called like an LLMDeployment.
     memory.forget(KEY)
     assert memory.elsewhere == {other: "another"}
     assert memory.untold == memory.unwell == {other}
-    assert memory.secrets == {("ns", "bot-2-keys"): "1"}
+    assert memory.secrets == {("ns", "bot-2-keys"): Written("1")}
 
 
 async def test_a_roll_out_that_is_over_takes_its_evidence_and_its_prompts_along() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llm_operator.ports.cluster import MANAGER
-from llm_operator.reconcile.needless import needless
+from llm_operator.reconcile.needless import as_applied, needless, to_create
 
 Json = dict[str, Any]
 
@@ -192,3 +192,43 @@ def test_a_set_of_values_is_compared_by_its_values() -> None:
     assert needless(wanted, held("a", "c", "b"))
     assert not needless(wanted, held("a", "c"))
     assert not needless(wanted, held("a", "b", owned=("a", "b", "c")))
+
+
+def created(**owned: Json) -> Json:
+    """As an API server serves what was created: the creator owns the defaults, too."""
+    live = deepcopy({**to_create(MANIFEST), **owned})
+    live["metadata"] |= {"uid": "1", "resourceVersion": "7"}
+    as_served(live)
+    entry = {**LIVE["metadata"]["managedFields"][1], "operation": "Update"}
+    live["metadata"]["managedFields"] = [LIVE["metadata"]["managedFields"][0], entry]
+    container(live)["env"] = [each for each in container(live)["env"] if each["name"] != "SOMEBODY"]
+    return live
+
+
+def test_what_was_created_from_the_same_manifest_is_left_alone() -> None:
+    assert needless(MANIFEST, created())
+
+
+def test_what_was_created_from_another_one_or_was_changed_since_is_applied() -> None:
+    less = deepcopy(MANIFEST)
+    del less["spec"]["replicas"]
+    assert not needless(less, created()), "replicas would stay"
+    live = created()
+    live["spec"]["replicas"] = 3
+    assert not needless(MANIFEST, live)
+    live = created()
+    container(live)["args"].append("--verbose")
+    assert not needless(MANIFEST, live)
+    del (live := created())["metadata"]["annotations"]
+    assert not needless(MANIFEST, live)
+
+
+def test_what_was_created_counts_as_applied_before_it_is_applied_to() -> None:
+    live = created()
+    theirs, ours = as_applied(live) or []
+    assert theirs == live["metadata"]["managedFields"][0]
+    assert ours == {**live["metadata"]["managedFields"][1], "operation": "Apply"}
+    live["metadata"]["managedFields"] = [theirs, ours]
+    assert as_applied(live) is None
+    assert as_applied(LIVE) is None
+    assert as_applied({"metadata": {}}) is None

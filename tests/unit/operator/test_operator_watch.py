@@ -1,12 +1,13 @@
-"""What a watch makes of an event: keys, and nothing else of it."""
+"""What a watch makes of an event: keys, and a sighting for the mirror."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llm_operator.hearing import Hearing
+from llm_operator.mirror import Mirror
 from llm_operator.state import Key
-from llm_operator.watch import WATCHED, _registry
+from llm_operator.watch import WATCHED, _Heard, _registry
 
 DEPLOYMENT = Key("LLMDeployment", "team", "bot")
 FILE = Key("KeyFile", "team", "bot")
@@ -15,15 +16,17 @@ FILE = Key("KeyFile", "team", "bot")
 async def told(*events: tuple[str | None, dict[str, str]]) -> list[list[Key]]:
     """The keys that each event of one LLMDeployment adds, by its type and the labels in it."""
     added: list[Key] = []
-    registry = _registry(added.append, Hearing(WATCHED, ()))
+    heard = _Heard(added.append, Mirror(lambda *_: True))
+    registry = _registry(lambda call: call(), heard, Hearing(WATCHED, ()))
     (own,) = (
         each.fn for each in registry._watching.get_all_handlers() if each.id == "LLMDeployment"
     )
     found = []
-    for kind, labels in events:
+    for version, (kind, labels) in enumerate(events):
         meta = {"namespace": "team", "name": "bot", "uid": "1", "labels": labels}
+        meta["resourceVersion"] = str(version)
         body: Any = {"kind": "LLMDeployment", "metadata": meta}
-        await own(body=body, type=kind)  # type: ignore[misc, call-arg]
+        await own(event={"type": kind, "object": body})  # type: ignore[misc, call-arg]
         found.append(list(added))
         added.clear()
     return found

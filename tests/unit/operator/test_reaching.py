@@ -19,6 +19,7 @@ from kubernetes.aio.config import incluster_config, kube_config
 
 from llm_operator import watch
 from llm_operator.hearing import Hearing
+from llm_operator.mirror import Mirror
 from llm_operator.plans.names import MANAGED_SELECTOR
 from llm_operator.ports import cluster
 from llm_operator.ports.cluster import KubernetesCluster, NoCluster, Unavailable
@@ -89,7 +90,8 @@ def write_kubeconfig(path: Path, server: str, monkeypatch: Environment, **more: 
 async def watching() -> AsyncIterator[Hearing]:
     """The real watches while the block runs."""
     hearing = Hearing(watch.WATCHED)
-    task = asyncio.ensure_future(watch.watch(lambda key: None, (), "candidate", hearing))
+    mirror = Mirror(hearing.open)
+    task = asyncio.ensure_future(watch.watch(lambda key: None, (), "candidate", hearing, mirror))
     try:
         yield hearing
     finally:
