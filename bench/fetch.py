@@ -95,7 +95,7 @@ class Way:
         self.runs.setdefault(who, []).append(found)
 
     def seconds(self, who: str) -> list[float]:
-        """Of every round."""
+        """Seconds of every round."""
         return [run.seconds for run in self.runs[who]]
 
 

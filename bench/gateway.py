@@ -310,7 +310,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that is compared."""
+    """Versions of everything that is compared."""
     found = {
         name: version(name) for name in ("llm-operator", "fastapi", "uvicorn", "uvloop", "pydantic")
     }

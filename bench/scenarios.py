@@ -16,8 +16,8 @@ from bench.stats import percentile
 from bench.workload import Ask, mixed, shared_prefixes, spread_over
 
 REQUESTS = {1: 3, 8: 16, 32: 48, 128: 128}
-"""Of one measurement, by number of clients. A complete run of `peers` with three rounds stays below
-25 minutes on two cores with these."""
+"""Requests of one measurement, by number of clients. A complete run of `peers` with three rounds
+stays below 25 minutes on two cores with these."""
 
 SINGLE_REQUESTS = 6
 BATCH = 32

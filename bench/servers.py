@@ -206,8 +206,8 @@ class VllmCpu(Server):
 
 
 class TransformersServeShortSpin(TransformersServe):
-    """Its threads spin as briefly as ours:
-    0.7 times as fast on a quiet machine, 8 times on a busy one."""
+    """Transformers' server whose threads spin as briefly as ours: 0.7 times as fast on a quiet
+    machine, 8 times on a busy one."""
 
     key = "transformers-short-spin"
     title = "transformers serve, short spin"
@@ -230,7 +230,7 @@ class VllmAllCores(VllmCpu):
 
 
 class VllmIntelOpenmp(VllmCpu):
-    """Its own binding with Intel's OpenMP."""
+    """vLLM's own binding with Intel's OpenMP."""
 
     key = "vllm-iomp"
     title = "vLLM (CPU), Intel OpenMP"
@@ -247,7 +247,7 @@ TITLES = {key: kind.title for key, kind in KINDS.items()}
 
 
 def versions() -> dict[str, str]:
-    """Of everything that is compared, for the report."""
+    """Versions of everything that is compared, for the report."""
     from importlib.metadata import version
 
     found = {name: version(name) for name in ("llm-operator", "torch", "transformers")}

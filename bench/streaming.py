@@ -170,8 +170,8 @@ async def _answer(port: int, request: str, body: object = None) -> bytes:
 
 
 def _processor_seconds(process: int) -> float:
-    """Of the process's first thread, which runs the event loop.
-    See proc(5), /proc/pid/schedstat."""
+    """Processor time of the process's first thread, which runs the event loop. See proc(5),
+    /proc/pid/schedstat."""
     return int(Path(f"/proc/{process}/task/{process}/schedstat").read_text().split()[0]) / 1e9
 
 

@@ -41,7 +41,7 @@ SALT = "salt"
 PATH = "/v1/chat/completions"
 CONNECTIONS = 50
 MESSAGES = 31_000
-"""Of one letter each: a body a little below the 1 MiB that a server takes by default."""
+"""Messages of one letter each: a body a little below the 1 MiB that a server takes by default."""
 PROBE_SECONDS = 0.02
 MAX_TIMES = 1.3
 MAX_LIVE_MS = 50.0

@@ -1,6 +1,7 @@
 """`python -m habits`: say what has become less readable, and fail if anything has.
 Part of `make check`."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ DOUBLED = {"tests": 8}
 """Doubled assignments that are there, by part. They may only become fewer."""
 SHOWN = 20
 LEAST_WORDS = 4
+NEEDS_ITS_NEIGHBOURS = re.compile(r"(Of|And|Or|Nor|It|Its|They|Their|That|Those)\b")
 LONG_LINES_PERCENT = 2
 """The share of a part's lines that may be longer. Tables laid out by hand are; little else needs it."""
 
@@ -37,6 +39,7 @@ def main() -> None:
         *full_folders(),
         *short_descriptions(),
         *cut_docstrings(),
+        *dependent_docstrings(),
         *stale_map(),
         *lost_places(),
         *foreign_words(),
@@ -126,6 +129,18 @@ def cut_docstrings() -> Iterator[str]:
                 if "\n\n" in text and not summary.endswith((".", ":", "!", "?", "…", ")", "`")):
                     yield (
                         f"{file.name}:{line}: the docstring's first paragraph ends in mid-sentence"
+                    )
+
+
+def dependent_docstrings() -> Iterator[str]:
+    """A docstring begins with its subject, so that it can be read alone and found by a search."""
+    for part in ("operator", "runtime", "hack", "bench"):
+        for file in sources(part):
+            for line, text in file.texts():
+                if NEEDS_ITS_NEIGHBOURS.match(text):
+                    yield (
+                        f"{file.name}:{line}: the docstring begins with {text.split()[0]!r}: name"
+                        " what it is about"
                     )
 
 

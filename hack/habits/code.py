@@ -27,7 +27,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Its path in the repository."""
+        """Path of the file in the repository."""
         return str(self.path.relative_to(ROOT))
 
     def functions(self) -> Iterator[Function]:
@@ -41,6 +41,13 @@ class Source:
                 text := ast.get_docstring(node)
             ):
                 yield node.body[0].lineno, text
+
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """Each docstring, also of constants and fields, with its line and on one line."""
+        for node in ast.walk(self.tree):
+            match node:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    yield node.lineno, " ".join(text.split())
 
     def identifiers(self) -> Iterator[tuple[int, str]]:
         """Each name that the file gives to something, itself included, with its line;

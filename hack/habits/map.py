@@ -8,10 +8,10 @@ import ast
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from habits.code import ROOT, Source, sources
+from habits.code import ROOT, Function, Source, sources
 
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN = "<!-- map: made by `PYTHONPATH=hack python -m habits.map`; do not edit -->\n"
@@ -19,6 +19,8 @@ END = "<!-- end of map -->\n"
 LAYERS_BEGIN = "<!-- layers: made by the same, from pyproject.toml; do not edit -->\n"
 LAYERS_END = "<!-- end of layers -->\n"
 PARTS = ("operator", "runtime", "hack", "bench")
+PROGRAMS = {"op": "operator/llm_operator/", "rt": "runtime/llm_runtime/"}
+FILES = ("py", "cpp", "yaml", "md")
 
 
 def main() -> None:
@@ -64,17 +66,29 @@ def lines() -> Iterator[str]:
         if own:
             yield f"{own}\n"
         yield "| module | what for |\n| --- | --- |"
-        yield from (
-            f"| `{file.path.stem}` | {summary(file)} |"
-            for file in files
-            if file.path.stem != "__init__"
-        )
+        for file in files:
+            told = definitions(file) if file.path.stem == "__init__" else summary(file)
+            if told:
+                yield f"| `{file.path.stem}` | {told} |"
         yield ""
 
 
 def summary(file: Source) -> str:
     """The docstring's first paragraph on one line."""
-    text = (ast.get_docstring(file.tree) or "").split("\n\n")[0]
+    return _first_paragraph(file.tree)
+
+
+def definitions(file: Source) -> str:
+    """What a package defines in its `__init__` itself, each with its summary."""
+    return " ".join(
+        f"`{node.name}`: {_first_paragraph(node)}"
+        for node in file.tree.body
+        if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_")
+    )
+
+
+def _first_paragraph(node: ast.Module | ast.ClassDef | Function) -> str:
+    text = (ast.get_docstring(node) or "").split("\n\n")[0]
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -85,19 +99,38 @@ def stale_map() -> Iterator[str]:
 
 
 def lost_places() -> Iterator[str]:
-    """Each file and each `module.name` of the table "Where do I change…" exists."""
+    """Each file of the table "Where do I change…" exists, and has the names that follow it."""
     table = PAGE.read_text().partition("## Where do I change")[2].partition("\n## ")[0]
-    files = [file for part in PARTS for file in sources(part)]
-    paths = [file.name for file in files] + ["runtime/llm_runtime/compute/kernels.cpp"]
-    for name in re.findall(r"`([a-z_/]+\.\w+)`", table):
-        module, _, member = name.rpartition(".")
-        found = [file for file in files if file.name.endswith(f"/{module}.py")]
-        if member in ("py", "cpp"):
-            known = any(f"/{path}".endswith(f"/{name}") for path in paths)
-        else:
-            known = any(member == other for file in found for _, other in file.identifiers())
-        if not known:
+    files = {file.name: file for part in PARTS for file in sources(part)}
+    for row in table.splitlines():
+        for name in _lost(row, files):
             yield f"docs/architecture.md: {name} in the table of changes does not exist"
+
+
+def _lost(row: str, files: Mapping[str, Source]) -> Iterator[str]:
+    """Paths are below the program that was named last, and names are in the file before them."""
+    below = ""
+    file: Source | None = None
+    for program, name in re.findall(r"(?:\b(op|rt) )?`([^`\s:<]+)`", row):
+        below = PROGRAMS.get(program, below)
+        module, _, member = name.rpartition(".")
+        if "/" in name[1:] or member in FILES or (ROOT / name).is_file():
+            path = next((each for each in (below + name, name) if (ROOT / each).exists()), "")
+            if not path and not below:
+                path = next((each for each in files if f"/{name}" in f"/{each}"), "")
+            file = files.get(path)
+            if not path:
+                yield name
+        elif module.isidentifier():
+            found = [each for each in files.values() if each.path.stem == module]
+            if not any(_has(each, member) for each in found):
+                yield name
+        elif name.isidentifier() and not (file and _has(file, name)):
+            yield name
+
+
+def _has(file: Source, name: str) -> bool:
+    return any(name.strip("_") == other for _, other in file.identifiers())
 
 
 if __name__ == "__main__":

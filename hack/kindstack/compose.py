@@ -62,7 +62,7 @@ class Stack:
 
     @property
     def services(self) -> list[str]:
-        """Those that can run here: without Grafana where its image can't be had."""
+        """Services that can run here: without Grafana where its image can't be had."""
         names = run(*self.command("config", "--services")).split()
         return [
             name
@@ -93,7 +93,7 @@ class Stack:
         return run(*self.command(*words), env=environment)
 
     def container(self, service: str) -> str:
-        """Its id, also of one that has ended."""
+        """Id of the container, also of one that has ended."""
         return self("ps", "--all", "--quiet", service).strip()
 
 

@@ -103,8 +103,8 @@ class Services:
         return server
 
     def address(self, key: str, service: Json) -> str:
-        """Its ClusterIP if that is a loopback address,
-        else a random loopback address that stays the same."""
+        """ClusterIP of the Service if that is a loopback address, else a random loopback address
+        that stays the same."""
         if ipaddress.ip_address(service["spec"]["clusterIP"]) in LOOPBACK:
             return str(service["spec"]["clusterIP"])
         chance = f"127.{random.randint(64, 95)}.{random.randint(0, 255)}.{random.randint(1, 254)}"

@@ -25,7 +25,7 @@ class Record:
     """An init container that is always started again:
     the next one waits for its start, not for its end."""
     begun: bool = False
-    """It was started once."""
+    """Whether it was started once."""
 
     @property
     def initialised(self) -> bool:

@@ -1,5 +1,5 @@
-"""The command line: `python -m llm_operator --config FILE` runs the operator,
-`… crds --out FOLDER` writes the CRDs."""
+"""The command line: `python -m llm_operator --config FILE` runs the operator, `… crds --out
+FOLDER` writes the CRDs, `… evaluate` makes one evaluation."""
 
 import argparse
 import asyncio

@@ -21,16 +21,16 @@ SLOW_CAP_SECONDS = 30.0
 """The longest pauses between retries, before the jitter:
 of a few failing or quick items, and of many."""
 EACH_SECONDS = 0.5
-"""By how much each slow item that fails lengthens the pause of all:
-together they are tried twice a second."""
+"""Seconds by which each failing slow item lengthens the pause of all of them: together they are
+tried twice a second."""
 DUE_A_SECOND = 25.0
-"""So many items of one tenant come back by themselves (another try, another look) in a second.
-Events do not wait."""
+"""Number of items of one tenant that come back by themselves (another try, another look) in a
+second. Events do not wait."""
 DUE_AT_ONCE_SECONDS = 8.0
-"""What a tenant has not used of that for so long may come at once."""
+"""Seconds of that rate that a tenant can save up and use at once."""
 TOGETHER_SECONDS = 4.0
-"""Within so long all that fail are tried once one of them has succeeded,
-as far as the rate allows."""
+"""Seconds within which all failing items are tried again once one of them has succeeded, as far as
+the rate allows."""
 _NOBODY = object()
 
 
@@ -45,7 +45,7 @@ class Backlog(Generic[Item]):
     jitter: Callable[[], float] = random.random
     tenant: Callable[[Item], Hashable] = lambda _: None
     most_of_one: int | None = None
-    """Of one tenant so many items are busy at most."""
+    """Largest number of one tenant's items that are busy at the same time."""
     _ready: dict[Hashable, dict[Item, float]] = field(default_factory=dict)
     """By tenant, in the order in which they have their turns."""
     _taken: float = -math.inf
@@ -147,7 +147,7 @@ class Backlog(Generic[Item]):
             self.add(item, due)
 
     def _slot(self, item: Item, now: float) -> float:
-        """When the tenant may have this item back; takes that slot."""
+        """The next moment at which the tenant may have an item back. It then counts as taken."""
         tenant = self.tenant(item)
         free = max(self._slots.get(tenant, -math.inf), now - DUE_AT_ONCE_SECONDS)
         self._slots[tenant] = free + 1 / DUE_A_SECOND
@@ -162,15 +162,15 @@ class Backlog(Generic[Item]):
         return sum(map(len, self._ready.values())) + len(self._again)
 
     def oldest(self, now: float) -> float:
-        """Seconds that the item longest waiting or longest in work has been so."""
+        """Longest time in seconds that an item has been waiting or in work."""
         waiting = (next(iter(each.values())) for each in self._ready.values())
         return max((now - since for since in (*waiting, *self._busy.values())), default=0.0)
 
     def stuck(self, now: float) -> float:
-        """Seconds that an item has been in work, or that some have waited and none was taken.
+        """Seconds for which an item has been in work, or for which items have waited and none was
+        taken.
 
-        A long queue is neither, be it of one tenant or of thousands:
-        it would be as long after a restart.
+        A long queue alone does not count: a restart would not make it shorter.
         """
         waiting = (max(self._taken, next(iter(each.values()))) for each in self._ready.values())
         return max((now - since for since in (*waiting, *self._busy.values())), default=0.0)

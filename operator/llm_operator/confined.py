@@ -1,4 +1,4 @@
-"""What tenants write is read and judged in a process of its own, bounded in time and memory.
+"""Reads and judges what tenants write, in a process of its own that is bounded in time and memory.
 
 The operator has one event loop for all: a schema,
 a pattern or a YAML document that takes for ever takes itself alone.

@@ -1,5 +1,5 @@
-"""Do the watches hear? Read off the answers to their requests,
-as an aiohttp middleware sees them."""
+"""Whether the watches still hear from the API server, as an aiohttp middleware sees it in the
+answers to their requests."""
 
 import json
 import time
@@ -75,7 +75,7 @@ class Hearing:
         stream = self._streams[path_of(*place)] if place else None
         watching = request.url.query.get("watch") == "true"
         if stream is not None:
-            # Asked for anew, or listed anew: the one before has ended.
+            # It is asked for again, or listed again, so the stream before has ended.
             self._lost(stream, f"its {'watch' if watching else 'list'} is not answered yet")
         try:
             answer = await handler(request)
@@ -153,11 +153,11 @@ class Hearing:
         )
 
     def silence(self) -> float:
-        """Seconds for which the stream that has been missed longest has not been open;
-        0: all are open.
+        """Seconds for which the stream that has been missed longest has not been open; 0: all are
+        open.
 
-        Without those that are refused: one namespace that is gone must not end the operator of all
-        the others.
+        Refused streams do not count: a namespace that is gone must not end the operator of all the
+        others.
         """
         now = self._clock()
         missed = [s for s in self._streams.values() if not s.refused]

@@ -18,7 +18,7 @@ from llm_operator.state import Key, Manifest
 STATUSES = ("True", "False", "Unknown")
 REASONS = frozenset(Reason)
 OTHER = "Other"
-"""In the place of a reason that is not in the documented list: labels have few values."""
+"""Label for a reason that is not in the documented list, because labels have few values."""
 
 _OBJECT = ("kind", "namespace", "name")
 _NAMED = ("namespace", "name")
@@ -69,7 +69,7 @@ class Inventory(Collector):
         self._samples: dict[Key, tuple[Sample, ...]] = {}
 
     def note(self, resource: Manifest, status: LLMDeploymentStatus | ApiKeyStatus) -> None:
-        """The object's status is this now."""
+        """Note what the object's status is now."""
         meta = resource["metadata"]
         key = Key(resource["kind"], meta["namespace"], meta["name"])
         spec = resource.get("spec") or {}

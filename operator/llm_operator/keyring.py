@@ -57,7 +57,7 @@ def _readable(item: Manifest) -> ReadKey | None:
 async def digested(
     outside: Outside, meta: Meta, known: Iterable[ReadKey], given: Given | None = None
 ) -> tuple[DigestedKey, ...]:
-    """Those of the keys that open this deployment, as digests."""
+    """Digests of the keys that open this deployment."""
     concerned = [
         each for each in known if not each.meta.deleting and apikeys.opens(each.spec, meta)
     ]
@@ -90,8 +90,8 @@ async def _digested(
 
 
 def _as_before(key: ReadKey, given: Given | None, error: ApiError) -> DigestedKey | None:
-    """Its Secret can't be read now: a key that the pods have stays as it is,
-    one that they have not waits."""
+    """The key while its Secret can't be read: pods that have it keep it, and others get it
+    later."""
     who = f"{key.meta.namespace}/{key.meta.name}"
     record = given.record(key.meta) if given else None
     log.warning(
@@ -155,8 +155,8 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
 async def _deployments(
     outside: Outside, namespace: str, spec: ApiKeySpec, status: ApiKeyStatus
 ) -> list[Manifest]:
-    """Those that the key may open or opened.
-    Few names are asked for by name: a namespace may have thousands."""
+    """LLMDeployments that the key opens or has opened. A few are read by their names, because a
+    namespace may have thousands."""
     named = sorted({*(spec.deployments or ()), *(status.deployments or ())})
     if spec.selector is not None or len(named) > ASKED_BY_NAME:
         return await outside.cluster.list("LLMDeployment", namespace)

@@ -51,9 +51,9 @@ class Written(NamedTuple):
     """A Secret as it was left."""
 
     version: str = ""
-    """Its resourceVersion. Empty: there is none."""
+    """The resourceVersion of the Secret. Empty: there is none."""
     digest: str = ""
-    """Of the manifest that it was written from, where it was."""
+    """Digest of the manifest that it was written from, where it was."""
 
 
 GONE = Written()
@@ -95,7 +95,8 @@ class Memory:
     """What gates have seen of a candidate's traffic, by deployment uid.
     Counted anew after a restart."""
     copies: Bounded[str, Copies] = field(default_factory=Bounded)
-    """The same of copies of requests."""
+    """What gates have seen of the copies for a candidate, by deployment uid. Counted anew after a
+    restart."""
     shadow_tokens: Bounded[str, tuple[str, str]] = field(default_factory=Bounded)
     """By deployment uid: a candidate and what copies for it carry. Another one after a restart."""
     smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
@@ -103,7 +104,7 @@ class Memory:
     its content, pod uid and restarts). A candidate is a revision, or a version of an adapter by its
     name in the pods."""
     asking: dict[tuple[str, str, str, str, str], "asyncio.Task[None]"] = field(default_factory=dict)
-    """The same prompts while they are being asked."""
+    """Tasks that ask these prompts now."""
     places: defaultdict[str, asyncio.Semaphore] = field(
         default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(PODS_AT_ONCE))
     )
@@ -111,7 +112,7 @@ class Memory:
     probes: Bounded[tuple[str, str, LoadProbe], ProbeOutcome] = field(default_factory=Bounded)
     """What became of load probes, by (deployment uid, candidate, probe)."""
     probing: dict[tuple[str, str, LoadProbe], "asyncio.Task[None]"] = field(default_factory=dict)
-    """Those that run."""
+    """Tasks of load probes that run now."""
     measured: Bounded[tuple[str, str, str], tuple[datetime, Measured]] = field(
         default_factory=Bounded
     )

@@ -1,4 +1,5 @@
-"""The operator's own metrics, named after controller-runtime's so that dashboards feel at home."""
+"""Counters and histograms of the operator's own work, named after controller-runtime's. What the
+metrics say of each object is in `inventory`."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

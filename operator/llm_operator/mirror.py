@@ -37,7 +37,7 @@ class Sighting:
     name: str
     uid: str
     version: int
-    """Its resourceVersion. Those of one kind are numbers that grow (KEP-5504)."""
+    """The resourceVersion of the object. Those of one kind are numbers that grow (KEP-5504)."""
     deployment: str
     """The LLMDeployment that its label names."""
     content: bytes

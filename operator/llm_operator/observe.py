@@ -90,12 +90,13 @@ class Outside:
 
 
 WAITING_ASKED = 8
-"""Of more pods that wait for their containers at once, Events are not read:
-they wait for the same."""
+"""Largest number of pods whose Events are read while they wait for their containers. More pods wait
+for the same thing."""
 NODES_ASKED = 8
-"""Nodes of pods that do not get ready that are asked for in one look."""
+"""Largest number of nodes that are read in one look, for pods that do not get ready."""
 UNPLACED_ASKED = 3
-"""The same of pods that find no node: a cluster autoscaler says the same of all."""
+"""Largest number of pods without a node whose Events are read in one look. A cluster autoscaler
+says the same of all."""
 
 
 def meta_of(resource: Manifest) -> Meta:
@@ -248,7 +249,8 @@ def _revisions(
     meta: Meta, status: LLMDeploymentStatus, children: list[Manifest], pods: list[Manifest]
 ) -> dict[str, RevisionChildren]:
     def named(child: Manifest) -> bool:
-        # Whoever writes a Deployment may give it our label and owner: by its name there is one.
+        # Anybody who may write Deployments can give one our label and owner. The right one is
+        # told by its name, which only one can have.
         return bool(child["metadata"]["name"] == names.child(meta, names.revision_of(child)))
 
     parts = [

@@ -143,7 +143,7 @@ class Poll:
                 self._wake(resource)
 
     async def _kept_out(self, name: str, namespaces: set[str]) -> set[str]:
-        """Those that may not use the connection: what is not theirs can't move for them."""
+        """LLMDeployments that may not use the connection. Nothing on it moves for them."""
         settings = self._connections.current()[name]
         found = set[str]()
         for namespace in sorted(namespaces):

@@ -1,4 +1,5 @@
-"""/livez, /readyz and /metrics of the operator itself."""
+"""/livez, /readyz and /metrics of the operator itself. The probes of the pods are in
+plans/objects/containers.py."""
 
 from collections.abc import Callable
 

@@ -87,11 +87,11 @@ def _but_one(workers: int) -> int | None:
 
 
 class Lanes(Generic[Item]):
-    """Two queues as one for those who add:
-    items that must not wait behind slow work have workers of their own.
+    """Two queues that look like one to those who add items. Items that must not wait behind slow
+    work have a queue and workers of their own.
 
-    `quick_workers` and `slow_workers` take from them.
-    One tenant never has all of a lane's, where there are several.
+    `quick_workers` and `slow_workers` are the numbers of workers. One tenant never has all workers
+    of a queue, unless that has only one.
     """
 
     def __init__(

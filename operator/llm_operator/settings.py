@@ -81,7 +81,7 @@ class LeaseSettings(_Section):
     name: str = "llm-operator"
     """The Lease's name."""
     namespace: str = "llm-operator"
-    """Its namespace: the operator's own."""
+    """Namespace of the Lease: the operator's own."""
     duration_seconds: Annotated[float, Field(gt=0)] = 15
     """A leader that was not seen to renew for so long is replaced."""
     renew_deadline_seconds: Annotated[float, Field(gt=0)] = 10
@@ -201,8 +201,8 @@ class Settings(_Section):
     fetch_resources: ContainerResources | None = ContainerResources(
         requests={"cpu": "100m", "memory": "256Mi"}, limits={"memory": "512Mi"}
     )
-    """Of the init container that fetches the model:
-    new revisions take them, running ones keep theirs."""
+    """Resources of the init container that fetches the model: new revisions take them, running ones
+    keep theirs."""
     runtime_pull_secrets: tuple[str, ...] = ()
     """Secrets with credentials for the runtime image's registry, in each namespace with
     LLMDeployments: of the pods whose LLMDeployment names no spec.pod.imagePullSecrets."""

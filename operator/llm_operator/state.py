@@ -1,4 +1,5 @@
-"""The nouns that observing, planning and applying hand to each other."""
+"""The typed values that observing, planning and applying hand to each other: figures, evidence,
+what was observed, the plan."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -146,7 +147,7 @@ class Shadowed:
     compared: Mapping[str, float] = field(default_factory=dict)
     """Answers, by what of them was compared: exact, similarity, finishReason, json."""
     difference: Mapping[str, float] = field(default_factory=dict)
-    """The same: sum of their differences, 0 to 1 each."""
+    """Sum of the differences of these answers, each from 0 to 1, by what was compared."""
     fine: Mapping[tuple[str, str], Mapping[float, float]] = field(default_factory=dict)
     """Count up to each bound, by side (stable, candidate) and what (seconds, tokens)."""
 
@@ -165,24 +166,26 @@ class Figures:
     requests: float = 0
     """Answers of generation endpoints."""
     errors: float = 0
-    """Those with a status of 500 or above."""
+    """Answers with a status of 500 or above."""
     first_token: Mapping[float, float] = field(default_factory=dict)
     """Count of times to the first token up to each bound, in seconds."""
     inter_token: Mapping[float, float] = field(default_factory=dict)
     """Count of times between two tokens up to each bound, in seconds."""
     shadowed: Shadowed = field(default_factory=Shadowed)
-    """What came of the copies that the pod has sent."""
+    """What became of the copies that the pod has sent."""
     token_gap: Mapping[float, float] | None = None
-    """The same by fine bounds. None: an older runtime, which has none."""
+    """Count of times between two tokens up to each of the fine bounds, in seconds. None: an older
+    runtime, which has no fine bounds."""
     answer_tokens: Mapping[float, float] | None = None
     """Count of answers with up to each bound of tokens. None: an older runtime."""
     memory_bytes: float | None = None
-    """Of the GPU where there is one, else of the processes. None: an older runtime."""
+    """Memory in use, of the GPU where there is one, else of the processes. None: an older
+    runtime."""
 
 
 def pod_ended(pod: Manifest) -> bool:
     """Whether the pod has ended: it was evicted, refused by its node, or is done.
-    Such a pod stays listed and is none."""
+    Such a pod stays listed but counts as no pod."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
@@ -240,7 +243,7 @@ class ProbeOutcome:
     waiting: str = ""
     """Why there is no outcome yet."""
     message: str = ""
-    """Why there is none and will be none."""
+    """Why there are no figures and will be none."""
     kept: GateVerdict | None = None
     """What the status says of it, where it was made by another process of the operator."""
 
@@ -268,9 +271,9 @@ class EvaluationOutcome:
     """What became of one evaluation."""
 
     score: Estimate | None = None
-    """Of the candidate."""
+    """Score of the candidate."""
     drop: Estimate | None = None
-    """By how much its scores are below stable's; None where stable could not be asked."""
+    """Drop of the scores below stable's; None where stable could not be asked."""
     samples: int = 0
     """Records that were judged."""
     message: str = ""
@@ -362,7 +365,7 @@ class Given:
     """What the pods of one LLMDeployment were given: the key file as it was last written."""
 
     digest: str
-    """Of the Secret's content."""
+    """Digest of the Secret's content."""
     records: Mapping[str, KeyRecord]
     """By `namespace/name` of the ApiKey."""
     left_out: frozenset[str] = frozenset()
@@ -385,7 +388,7 @@ class AdapterSpread:
     loaded: Mapping[str, list[Manifest]]
     """By revision."""
     behind: str
-    """Why not in all; empty where it is."""
+    """Why it is not loaded in all pods; empty where it is."""
     failed: Mapping[str, str]
     """Reason by pod, of those that can't load it."""
 
@@ -399,11 +402,11 @@ class AdapterVersions:
     """The versions of one adapter of the specification."""
 
     serves: AdapterStatus | None
-    """What clients get. None: no version yet."""
+    """The version that clients get. None: no version yet."""
     candidate: AdapterCandidate | None = None
-    """What is judged, or was refused."""
+    """The version that is judged, or was refused."""
     spread: AdapterSpread | None = None
-    """Of what is judged."""
+    """Where the judged version is loaded."""
 
     @property
     def judged(self) -> AdapterCandidate | None:
@@ -437,27 +440,27 @@ class Observed:
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
     adapter_versions: tuple[AdapterVersions, ...] | None = None
-    """Of each of them, as its gates let them. None: not judged in this look yet."""
+    """The versions of each adapter, as its gates allow them. None: not judged in this look yet."""
     adapter_evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    """Of candidates of adapters, by the name that pods know them by."""
+    """Evidence about candidates of adapters, by the name under which pods load them."""
     adapters_beside_keys: bool = False
     """Whether an earlier operator gave pods adapters,
     and the credentials to fetch them, beside their keys."""
     connections: Mapping[str, Connection] = field(default_factory=dict)
-    """Those that adapters come from, as far as the operator knows them."""
+    """Connections that adapters come from, as far as the operator knows them."""
     figures: Mapping[str, Figures] = field(default_factory=dict)
-    """By pod name: of the pods that were asked and answered."""
+    """Figures of the pods that were asked and answered, by pod name."""
     verdict_refusal: str = ""
     """Why the registry takes no verdicts."""
     available: ModelVersion | None = None
     """The version that waits for approval; `resolution` then has the one before it."""
     evidence: Evidence = field(default_factory=Evidence)
-    """About the candidate that is under way."""
+    """Evidence about the candidate that is under way."""
     fetch_resources: Manifest = field(default_factory=dict)
     """Resources of the fetching container of revisions made from now on,
     where the specification has none."""
     pull_secrets: tuple[str, ...] = ()
-    """Of pods whose specification has none."""
+    """Image pull secrets of pods whose specification has none."""
     app_armor_profile: str = ""
     """The AppArmor profile of pods of new revisions; empty: none is written."""
     shadow_token: str = field(default="", repr=False)
@@ -479,7 +482,7 @@ class Occurrence:
     reason: str
     message: str
     once: bool = False
-    """It is about one moment: written before, it is not counted again."""
+    """Whether it is about one moment. Such an Event is written once and never counted."""
 
 
 @dataclass(frozen=True)

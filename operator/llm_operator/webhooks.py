@@ -30,7 +30,8 @@ HAND_ON_SECONDS = 2.0
 BODY_BYTES = 1 << 20
 BODY_SECONDS = 10.0
 BODIES = 8
-"""Read at the same time: whoever reaches the port may send one, and be believed after it only."""
+"""Largest number of bodies that are read at the same time. Anybody who reaches the port may send
+one, and it is verified only after it was read."""
 WINDOW_SECONDS = 300.0
 """How far the sender's clock and ours may be apart, and how old a delivery may be."""
 IDS_KEPT = 10_000

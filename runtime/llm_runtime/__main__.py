@@ -201,8 +201,8 @@ def _serve(
 
 
 def _refuse_taken(host: str, port: int) -> None:
-    """Before anything long is begun.
-    The reason goes where nobody sees the log, to a pod's status."""
+    """Raise ConfigInvalid where the server could not listen, before anything long begins. In a pod
+    the reason then stands in the status, where it is seen without the log."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         refused = [error for each in found if (error := _refusal(*each))]

@@ -49,16 +49,16 @@ EXPOSED = [
 """Headers that a browser lets its page read."""
 
 LINGER_SECONDS = 2.0
-"""After SIGTERM connections are taken for so long,
-in which the last clients hear that this replica is leaving."""
+"""Seconds for which connections are still accepted after SIGTERM, until the last clients have heard
+that this replica is leaving."""
 POLL_SECONDS = 0.05
 CUT_SECONDS = 5
-"""For cut streams to send their last event."""
+"""Seconds for cut streams to send their last event."""
 FAILED_LINGER_SECONDS = 0.5
-"""After the engine's death requests are still answered,
-with 503, for so long: a closed port would tell them less."""
+"""Seconds for which requests are answered with 503 after the engine's death. A closed port would
+tell clients less."""
 FAILED_CUT_SECONDS = 1
-"""Then requests that wait for no engine, such as one whose body is slow, have so long."""
+"""Seconds after that for requests that need no engine, such as one with a slow body."""
 
 
 class Application(FastAPI):

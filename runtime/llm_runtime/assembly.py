@@ -35,7 +35,7 @@ Part = AbstractAsyncContextManager[Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where models come from. All of it takes long, and holds up nobody."""
+    """Where models come from. Its calls take long, and must not hold up the event loop."""
 
     find: Callable[[RuntimeConfig], Awaitable[Path]]
     """The folder of the configured model, fetched where it is not there."""

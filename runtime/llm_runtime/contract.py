@@ -1,5 +1,5 @@
-"""What a deployer of the runtime must know:
-its configuration file, key file, paths, ports and metric names.
+"""What operator and runtime agree on: settings with their defaults and bounds, key file, paths,
+ports and metric names.
 
 The runtime owns this module, because it reads the files. The operator, which writes them, imports
 it and nothing else of the runtime. Standard library and Pydantic only.
@@ -54,9 +54,16 @@ SHADOW_HEADER = "x-llm-shadow"
 LIVE_PATH = "/livez"
 READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
+CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
 LOAD_PROBE_PATH = "/load-probe"
 """A short load on the server's own engine;
 answers `LoadFigures` to the operator's own key alone."""
+PROBE_MAX_CONCURRENCY = 16
+PROBE_MAX_SECONDS = 120
+PROBE_MAX_PROMPT_TOKENS = 32_768
+PROBE_MAX_TOKENS = 4096
+"""The largest load that a probe may ask for."""
 NO_CHAT_TEMPLATE = "no_chat_template"
 """Code of the error that a chat gets from a model that has none."""
 
@@ -123,7 +130,8 @@ METRIC_ADAPTER_FAILED = "llm_adapter_failed"
 METRIC_DOWNLOADED_BYTES = "llm_download_bytes"
 METRIC_DOWNLOAD_SIZE_BYTES = "llm_download_size_bytes"
 METRIC_DOWNLOAD_RATE = "llm_download_bytes_per_second"
-"""Of the model, told by `fetch` on the port that `serve` takes afterwards."""
+"""Progress of the model's download, reported by `fetch` on the port that `serve` takes
+afterwards."""
 
 ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 """What an adapter may be called."""
@@ -131,6 +139,11 @@ CANDIDATE_MARK = "@"
 """Stands in the name of every adapter's candidate, and in that of no adapter."""
 CANDIDATE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}@[A-Za-z0-9._-]{1,64}$"
 """What an adapter's candidate is called: the adapter's name, and a mark of exactly this version."""
+
+SHADOW_PERCENT = 100
+"""Share of the requests that is copied to a candidate, where nobody says another."""
+SHADOW_IN_FLIGHT = 4
+"""Copies of one pod that may be on their way at a time, where nobody says another number."""
 
 KEY_PREFIX = "llmk"
 KEY_SECRET_LENGTH = 43
@@ -340,6 +353,10 @@ class ServerConfig(_Section):
     """Seconds that running streams may go on after SIGTERM."""
 
 
+TIER_CONCURRENT = 5
+"""Requests of one key that may run at the same time, where its tier gives no number."""
+
+
 class Tier(_Section):
     """Limits for each of the tier's keys. An absent limit is unlimited."""
 
@@ -353,7 +370,7 @@ class Tier(_Section):
     """Requests allowed in a month of UTC. Absent: unlimited."""
     tokens_per_month: Annotated[int, Field(ge=1)] | None = None
     """Tokens of prompts and answers allowed in a month of UTC. Absent: unlimited."""
-    max_concurrent: Annotated[int, Field(ge=1)] | None = 5
+    max_concurrent: Annotated[int, Field(ge=1)] | None = TIER_CONCURRENT
     """Requests that may run at the same time; more wait for their turn."""
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     """Priority among requests that wait for the model, from -100 to 100:
@@ -608,9 +625,9 @@ class ShadowFile(_Additive):
     token: Annotated[str, Field(repr=False, min_length=32)]
     """What a copy carries in the header SHADOW_HEADER.
     No client knows it, and each roll-out has another."""
-    percent: Annotated[float, Field(ge=0, le=100)] = 100
+    percent: Annotated[float, Field(ge=0, le=100)] = SHADOW_PERCENT
     """Share of the requests that is copied."""
-    max_in_flight: Annotated[int, Field(ge=1)] = 4
+    max_in_flight: Annotated[int, Field(ge=1)] = SHADOW_IN_FLIGHT
     """Copies of one pod that may be on their way; others are dropped."""
 
 

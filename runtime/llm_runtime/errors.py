@@ -1,4 +1,4 @@
-"""Everything this program refuses or gives up on.
+"""All errors by which this program refuses a request or gives up.
 
 Refusal (an answer to one request)           Fatal (the process can't serve)
 ├── InvalidRequest      400                  ├── ConfigInvalid
@@ -188,7 +188,7 @@ class Fatal(Exception):
         return type(self).__name__
 
     def to_report(self) -> FatalReport:
-        """It as another process, a log's last line or a status carries it."""
+        """The error as another process, a log's last line or a status carries it."""
         return FatalReport(reason=self.reason, message=str(self))
 
 

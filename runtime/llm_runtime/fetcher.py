@@ -47,11 +47,11 @@ log = logging.getLogger(__name__)
 CHILD = (*PYTHON, "-m", "llm_runtime.fetcher")
 
 HIDDEN_CHARACTERS = 8
-"""Shorter passwords are words that stand in any line."""
+"""Shorter passwords are not hidden, because they occur as words in any line."""
 
 
 class FetchTask(BaseModel):
-    """One version to be brought, and who to be for it."""
+    """One version to fetch, and the account to fetch it with."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,7 +70,7 @@ class Child(Protocol):
     """A process that fetches; a test's stand-in has these methods too."""
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Exit code of the process, None while it runs."""
         ...
 
     def kill(self) -> None: ...
@@ -110,7 +110,7 @@ class AdaptersFetcher:
         """The child's."""
 
     def look(self) -> None:
-        """Begin and end whatever is to be. Returns at once."""
+        """Start and end child processes as needed. Returns at once."""
         if self._list.refresh() | self._take_registries():
             self._retries.clear()  # It may be the credentials that were wrong.
         wanted = {

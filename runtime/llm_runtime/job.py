@@ -1,4 +1,5 @@
-"""A job: what a dialect of the API asks the pipeline for."""
+"""A job: what a dialect asks the pipeline for; and how its oldest messages are dropped when the
+prompt is too long."""
 
 import json
 from collections.abc import Mapping
@@ -55,9 +56,9 @@ class Job:
     because the dialect parses them (tool calls, thoughts)."""
     idempotency_key: str | None = None
     """The client's key for this request: repeated with the same key, it gets the same answer."""
-    forgettable: int = 0
-    """How many of the oldest messages, after a leading system message,
-    may be dropped if the prompt is too long."""
+    droppable_messages: int = 0
+    """Number of the oldest messages, after a leading system message, that may be dropped
+    (truncation) if the prompt is too long."""
 
     @property
     def deterministic(self) -> bool:
@@ -93,13 +94,15 @@ def written(structure: object) -> int:
     return len(json.dumps(structure, ensure_ascii=False)) if structure else 0
 
 
-def forget(job: Job, count: int) -> Job:
-    """Drop the `count` oldest messages that may go, rounded up to pairs:
-    a question goes together with its answer."""
-    count = min(count + count % 2, job.forgettable)
+def drop_oldest(job: Job, count: int) -> Job:
+    """Truncate a conversation: drop the `count` oldest messages that may go, rounded up to pairs,
+    so that a question goes together with its answer."""
+    count = min(count + count % 2, job.droppable_messages)
     [prompt] = job.prompts
     messages = [message for message in prompt if isinstance(message, dict)]
     keep = 1 if messages[0]["role"] == "system" else 0
     count = min(count, len(messages) - keep - 1)
     left = (*messages[:keep], *messages[keep + count :])
-    return replace(job, prompts=(left,), forgettable=job.forgettable - count if count else 0)
+    return replace(
+        job, prompts=(left,), droppable_messages=job.droppable_messages - count if count else 0
+    )

@@ -41,7 +41,7 @@ def hide(private: Mapping[str, str]) -> None:
 
 
 def shown(text: str) -> str:
-    """`text` without what `hide` was told of."""
+    """`text` without the secrets that `hide` was given."""
     for value, name in _hidden.items():
         if value in text:
             text = text.replace(value, f"${name}")

@@ -158,7 +158,7 @@ class Sources:
     """Name, wanted version and reason."""
     cache_entries: Callable[[], int] = lambda: 0
     memory_bytes: Callable[[], int] = lambda: 0
-    """Of all processes."""
+    """Resident memory of all processes."""
 
 
 class Metrics:

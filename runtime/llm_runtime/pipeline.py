@@ -40,7 +40,7 @@ from llm_runtime.job import (
     Messages,
     Prompt,
     characters,
-    forget,
+    drop_oldest,
     is_conversation,
     written,
 )
@@ -236,7 +236,7 @@ class Pipeline:
         )
         length = sum(map(characters, job.prompts)) + beside
         while length > limit:
-            if not job.forgettable:
+            if not job.droppable_messages:
                 # These are OpenAI's words, here and below:
                 # clients recognise them, and send a shorter prompt.
                 message = (
@@ -247,7 +247,7 @@ class Pipeline:
                 raise errors.InvalidRequest(
                     message, param=job.prompt_field, code="string_above_max_length"
                 )
-            job = forget(job, 2)
+            job = drop_oldest(job, 2)
             length = sum(map(characters, job.prompts)) + beside
         tokens = [
             len(prompt)
@@ -326,9 +326,9 @@ class Pipeline:
         prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         most = self.engine.max_model_length
         wanted = job.sampling.max_tokens or min(job.default_max_tokens or most, most // 4)
-        while job.forgettable and len(prompts[0]) + wanted > most:
+        while job.droppable_messages and len(prompts[0]) + wanted > most:
             # Half of them at a time, because each attempt encodes everything again.
-            job = forget(job, max(2, job.forgettable // 2))
+            job = drop_oldest(job, max(2, job.droppable_messages // 2))
             prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         if self._filters.reads_prompts:
             self._filters.encoded(job, map(self.codec.decode, prompts))

@@ -1,5 +1,5 @@
-"""Streaming to clients: merges several generations, sends server-sent events,
-and notices disconnected clients."""
+"""Streaming to clients: merges several generations, sends server-sent events, and notices
+clients that left."""
 
 import asyncio
 import json

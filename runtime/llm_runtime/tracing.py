@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_runtime import errors
+from llm_runtime.contract import CHAT_PATH
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 ADDRESSES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-OPERATIONS = {"/v1/chat/completions": "chat", "/v1/chat": "chat"}
+OPERATIONS = {CHAT_PATH: "chat", "/v1/chat": "chat"}
 """Operation names by route. All other routes are text completions."""
 REQUESTED = {
     "model": "gen_ai.request.model",

@@ -84,7 +84,8 @@ def _received(connection: socket.socket) -> bytes:
 
 
 def _leave(status: int) -> None:
-    """At once: another thread may be deep in native code, and nobody is left to wait for it."""
+    """End the process at once: another thread may be deep in native code, and nobody is left to
+    wait for it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

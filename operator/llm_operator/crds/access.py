@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.schema import Section, described_by, rules
-from llm_runtime.contract import Limits, Tier
+from llm_runtime.contract import STANDARD_TIER, TIER_CONCURRENT, Limits, Tier
 
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000_000)]
 PerMonth = Annotated[
@@ -17,7 +17,7 @@ TierName = Annotated[
     str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 ]
 
-STANDARD = "standard"
+STANDARD = STANDARD_TIER.name
 """The tier that is always there, with no limit but the concurrent requests,
 until one of that name is written."""
 
@@ -31,8 +31,8 @@ class TierSpec(Section):
     tokens_per_minute: PerMinute | None = None
     requests_per_month: PerMonth | None = None
     tokens_per_month: PerMonth | None = None
-    max_concurrent: Concurrent = 5
-    priority: Priority = 0
+    max_concurrent: Concurrent = TIER_CONCURRENT
+    priority: Priority = STANDARD_TIER.priority
 
 
 @described_by(Limits)

@@ -1,5 +1,5 @@
-"""Bounded building blocks that several resources use;
-every string, list and map has a maximum (CEL cost)."""
+"""Building blocks that several resources use: names, sizes, images, conditions. Every string,
+list and map has a maximum, for the cost of CEL."""
 
 import re
 from collections.abc import Callable
@@ -102,18 +102,27 @@ def quantity_value(quantity: str) -> Decimal:
     return Decimal(match[1]) * _SUFFIXES[match[2]]
 
 
+def size(count: int) -> str:
+    """A number of bytes as the shortest quantity, such as 1Mi for 1048576."""
+    for suffix in ("Ei", "Pi", "Ti", "Gi", "Mi", "Ki"):
+        parts, rest = divmod(count, int(_SUFFIXES[suffix]))
+        if parts and not rest:
+            return f"{parts}{suffix}"
+    return str(count)
+
+
 def _between(least_bytes: int, most: str, example: str) -> tuple[AfterValidator, Any]:
     """Bounds of a size: for what is stored already, and for the API server."""
     least = f"of at least {least_bytes} bytes" if least_bytes > 1 else "above zero"
     advice = f"write a size {least}, like {example}"
     limit = f"write a size of at most {most}, like {example}"
 
-    def check(size: str) -> str:
-        if quantity_value(size) < least_bytes:
-            raise ValueError(f"{size!r} is too small: {advice}")
-        if quantity_value(size) > quantity_value(most):
-            raise ValueError(f"{size!r} is too large: {limit}")
-        return size
+    def check(written: str) -> str:
+        if quantity_value(written) < least_bytes:
+            raise ValueError(f"{written!r} is too small: {advice}")
+        if quantity_value(written) > quantity_value(most):
+            raise ValueError(f"{written!r} is too large: {limit}")
+        return written
 
     # What is no quantity at all is told by the pattern.
     compared = "!isQuantity(string(self)) || quantity(string(self)).compareTo(quantity('{}')) {} 0"
@@ -128,7 +137,7 @@ Size = Annotated[str, BeforeValidator(str), *_between(1, "1Pi", "8Gi")]
 """A quantity of bytes that can be had: neither zero nor less, nor more than any machine has."""
 
 BodySize = Annotated[str, BeforeValidator(str), *_between(1024, "1Gi", "1Mi")]
-"""The same, for a request body."""
+"""A quantity of bytes for the largest request body."""
 
 
 ImageReference = Annotated[

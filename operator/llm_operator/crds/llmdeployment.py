@@ -1,5 +1,5 @@
-"""LLMDeployment: one endpoint that serves one registered model and follows its alias,
-stage or version."""
+"""LLMDeployment: the root of its spec, and the sections engine, autoscaling, modelCache,
+monitoring and service."""
 
 from typing import Annotated, Literal
 
@@ -27,21 +27,23 @@ from llm_operator.crds.schema import Section, described_by, rules
 from llm_operator.crds.server import DatabaseSpec, ServerSpec
 from llm_runtime.contract import EngineConfig
 
+ENGINE = EngineConfig()
+
 
 @described_by(EngineConfig)
 class EngineSpec(Section):
     """How the engine runs the model. Lengths are in tokens."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    max_model_length: Annotated[int, Field(ge=16, le=1_048_576)] = 4096
-    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 64
-    max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = 2048
+    device: Literal["auto", "cpu", "cuda"] = ENGINE.device
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = ENGINE.dtype
+    max_model_length: Annotated[int, Field(ge=16, le=1_048_576)] = ENGINE.max_model_length
+    max_batch_size: Annotated[int, Field(ge=1, le=4096)] = ENGINE.max_batch_size
+    max_batch_tokens: Annotated[int, Field(ge=16, le=1_048_576)] = ENGINE.max_batch_tokens
     kv_cache_memory: Size | None = None
     """Memory for the KV cache, as a quantity such as `8Gi`. Absent: four fifths of what is free
     after loading; on a CPU without a memory limit, at most 4 GiB."""
-    prefix_caching: bool = True
-    quantization: Literal["none", "int8"] = "none"
+    prefix_caching: bool = ENGINE.prefix_caching
+    quantization: Literal["none", "int8"] = ENGINE.quantization
 
 
 class AutoscalingMetric(Section):

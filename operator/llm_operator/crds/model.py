@@ -1,4 +1,4 @@
-"""What is served: a model and the adapters beside it."""
+"""spec.model and spec.adapters: what is served, and the gates of an adapter."""
 
 from typing import Annotated, Literal
 
@@ -7,9 +7,9 @@ from pydantic import ConfigDict, Field
 from llm_operator.crds.common import IntegerText, ObjectName
 from llm_operator.crds.rollout import EvaluationSpec, GateSpec, SmokePrompts
 from llm_operator.crds.schema import Section, described_by, one_of, rules
-from llm_runtime.contract import AdapterConfig, ModelConfig
+from llm_runtime.contract import AdapterConfig, EngineConfig, ModelConfig
 
-MAX_ADAPTERS = 8
+MAX_ADAPTERS = EngineConfig().max_adapters // 2
 """Half of what an engine holds: each may be replaced while requests still run with its old
 version."""
 
@@ -202,7 +202,7 @@ class AdapterSpec(Section):
 
     @property
     def checks(self) -> tuple[GateSpec, ...]:
-        """Its gates as those of a roll-out."""
+        """The gates as those of a roll-out."""
         return tuple(
             GateSpec(smoke_prompts=gate.smoke_prompts, evaluation=gate.evaluation)
             for gate in self.gates or ()

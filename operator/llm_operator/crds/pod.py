@@ -1,5 +1,5 @@
-"""The parts of a pod that the author of an LLMDeployment may choose,
-with Kubernetes' own names and meanings.
+"""spec.pod and spec.resources: what an author may choose of a pod, with Kubernetes' own names and
+meanings.
 
 Named fields, no free-form template: whoever may create an LLMDeployment must not gain hostPath
 volumes, another ServiceAccount or a privileged container through it.
@@ -22,12 +22,9 @@ from llm_operator.crds.common import (
 )
 from llm_operator.crds.scheduling import Affinity, Toleration, TopologySpread
 from llm_operator.crds.schema import Section, rules
-from llm_runtime.contract import ENV_FREE_SETTINGS
+from llm_runtime.contract import ENV_FREE_SETTINGS, RuntimeConfig
 
-_CONFIGURED = (
-    r"(MODEL|ADAPTERS|DEFAULT_ADAPTER|ENGINE|SERVER|AUTHENTICATION|TIERS|DEFAULT_TIER|DATABASE|MODEL_CACHE_BYTES)"
-    r"(__.*)?"
-)
+_CONFIGURED = f"({'|'.join(RuntimeConfig.model_fields).upper()})(__.*)?"
 _OWN = (
     r"MODEL_NAME|MODEL_PATH|MODEL_VERSION|DATABASE_URL|REDIS_URL|MLFLOW_TRACKING_.*|MLFLOW_WORKSPACE|"
     r"LLM_ARTIFACT_HOSTS|API_KEY|ADMIN_API_KEY|API_HOST|API_PORT"

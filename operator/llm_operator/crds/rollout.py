@@ -1,4 +1,4 @@
-"""How a new revision reaches the clients: strategy, canary steps, gates."""
+"""spec.rollout: strategy, canary steps, gates and their checks, copies of requests, deadlines."""
 
 from typing import Annotated, Literal
 
@@ -8,9 +8,11 @@ from pydantic.alias_generators import to_camel
 from llm_operator.crds.common import Line, ObjectName, Short
 from llm_operator.crds.schema import Section, one_of, rules
 from llm_operator.crds.server import SecretKey
+from llm_runtime import contract
 
 MAX_STEPS = 10
 MAX_GATES = 10
+StrategyName = Literal["Rolling", "BlueGreen", "Canary", "Recreate"]
 JUDGED_SECONDS = 60
 """How long a candidate is judged by its traffic where no step says how long."""
 Ratio = Annotated[float, Field(ge=0.01, le=1000)]
@@ -125,13 +127,13 @@ class LoadProbe(Section):
             )
         )
     )
-    concurrency: Annotated[int, Field(ge=1, le=16)] = 4
+    concurrency: Annotated[int, Field(ge=1, le=contract.PROBE_MAX_CONCURRENCY)] = 4
     """Requests that run at the same time."""
-    seconds: Annotated[int, Field(ge=10, le=120)] = 30
+    seconds: Annotated[int, Field(ge=10, le=contract.PROBE_MAX_SECONDS)] = 30
     """Seconds of load on each of the two pods, in ten blocks."""
-    prompt_tokens: Annotated[int, Field(ge=1, le=32_768)] = 128
+    prompt_tokens: Annotated[int, Field(ge=1, le=contract.PROBE_MAX_PROMPT_TOKENS)] = 128
     """Tokens of each prompt, chosen at random."""
-    max_tokens: Annotated[int, Field(ge=2, le=4096)] = 32
+    max_tokens: Annotated[int, Field(ge=2, le=contract.PROBE_MAX_TOKENS)] = 32
     """Tokens of each answer."""
     max_time_to_first_token_ratio: Ratio | None = None
     """Largest ratio of candidate to stable for the median time to the first token."""
@@ -246,10 +248,10 @@ class ShadowSpec(Section):
     """Copies of requests that the candidate answers behind the clients' backs,
     before it gets traffic."""
 
-    percent: Annotated[int, Field(ge=0, le=100)] = 100
+    percent: Annotated[int, Field(ge=0, le=100)] = contract.SHADOW_PERCENT
     """Share of the stable revision's requests that is copied, in percent.
     0: none, as without this section."""
-    max_in_flight: Annotated[int, Field(ge=1, le=256)] = 4
+    max_in_flight: Annotated[int, Field(ge=1, le=256)] = contract.SHADOW_IN_FLIGHT
     """Copies that each stable pod has on their way at a time; it drops any more."""
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] = JUDGED_SECONDS
     """Seconds for which the candidate is sent copies at least, once its pods are ready."""
@@ -371,7 +373,7 @@ class RolloutSpec(Section):
         )
     )
 
-    strategy: Literal["Auto", "Rolling", "BlueGreen", "Canary", "Recreate"] = "Auto"
+    strategy: Literal["Auto", StrategyName] = "Auto"
     """BlueGreen: all new pods start beside the old, then traffic switches. Rolling: pod by pod.
     Canary: traffic moves in steps. Recreate: the old pods go first, an interruption. Auto:
     BlueGreen where both fit, otherwise Rolling; a single pod waits for room, as Auto never
@@ -386,13 +388,13 @@ class RolloutSpec(Section):
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=MAX_GATES)] | None = None
     """Checks that the candidate must pass; one that fails rolls it back at once. Absent: none."""
     on_inconclusive: Literal["Hold", "Promote", "RollBack"] = "Hold"
-    """What becomes of a candidate if a gate is still inconclusive when its hold, or the time before
-    its traffic, is over. Hold: it stays as it is for maxHoldSeconds at most, then it is rolled
-    back. Promote: it goes on. RollBack: it is rolled back at once."""
+    """What becomes of a candidate if a gate is still inconclusive when the candidate's hold, or the
+    time before its first traffic, is over. Hold: the candidate stays as it is for maxHoldSeconds at
+    most, then it is rolled back. Promote: it goes on. RollBack: it is rolled back at once."""
     max_hold_seconds: Annotated[int, Field(ge=0, le=604_800)] = 3600
     """Seconds that Hold waits for inconclusive gates after the hold of a step,
     or of the switch, is over."""
-    drain_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
+    drain_seconds: Annotated[int, Field(ge=0, le=3600)] = int(contract.ServerConfig().drain_seconds)
     """Seconds that running streams may go on in a pod that is being stopped."""
     progress_deadline_seconds: Annotated[int, Field(ge=10, le=86_400)] = 1800
     """Seconds without progress after which a new revision has failed;
@@ -407,9 +409,10 @@ class RolloutSpec(Section):
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """What is written for another strategy than the one that is.
+        """A remark for each section that belongs to another strategy than the written one.
 
-        Not refused: a Canary may be permitted to interrupt, which is a patch of the strategy alone.
+        Such a section is not refused: a Canary may be permitted to interrupt, which is a patch of
+        the strategy alone.
         """
         said = f"no effect with strategy {self.strategy}: write strategy"
         found = []

@@ -1,4 +1,5 @@
-"""Where pods may run, with Kubernetes' own names and meanings: tolerations, affinity, spread."""
+"""The types of spec.pod that say where pods may run: tolerations, affinity and spread, with
+Kubernetes' own names."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,5 @@
-"""How the pods answer HTTP, what they keep, and where."""
+"""spec.server and spec.database: bounds of a request, filters, caches, sessions, and where usage
+is stored."""
 
 import re
 
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 import re2
 from pydantic import Field, field_validator
 
-from llm_operator.crds.common import BodySize, Line, ObjectName
+from llm_operator.crds.common import BodySize, Line, ObjectName, size
 from llm_operator.crds.schema import Section, described_by
 from llm_runtime.contract import (
     CompletionCacheConfig,
@@ -22,6 +23,7 @@ from llm_runtime.contract import (
 )
 
 Ttl = Annotated[int, Field(ge=1, le=31_536_000)]
+Seconds = Annotated[int, Field(ge=1, le=86_400)]
 
 
 @described_by(FilterPattern)
@@ -57,14 +59,21 @@ class FilterPatternSpec(Section):
         return value
 
 
+FILTERS = FiltersConfig()
+CACHE = CompletionCacheConfig()
+SESSIONS = SessionsConfig()
+SERVER = ServerConfig()
+DATABASE = DatabaseConfig()
+
+
 @described_by(FiltersConfig)
 class FiltersSpec(Section):
     """Filters for personal data in prompts and answers:
     e-mail addresses, phone, card and account numbers and more."""
 
     # Not "Off": YAML reads it as false, which is no string.
-    pii: Literal["Disabled", "Mask", "Reject"] = "Disabled"
-    output: Literal["Disabled", "Mask"] = "Disabled"
+    pii: Literal["Disabled", "Mask", "Reject"] = FILTERS.pii
+    output: Literal["Disabled", "Mask"] = FILTERS.output
     patterns: (
         Annotated[
             tuple[FilterPatternSpec, ...],
@@ -84,31 +93,31 @@ class FiltersSpec(Section):
 class CompletionCacheSpec(Section):
     """Cache of answers to deterministic requests (greedy or with a seed). Each key has its own."""
 
-    enabled: bool = True
-    entries: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
-    ttl_seconds: Ttl = 3600
-    database: bool = False
+    enabled: bool = CACHE.enabled
+    entries: Annotated[int, Field(ge=1, le=10_000_000)] = CACHE.entries
+    ttl_seconds: Ttl = CACHE.ttl_seconds
+    database: bool = CACHE.database
 
 
 @described_by(SessionsConfig)
 class SessionsSpec(Section):
     """Conversations that `/v1/chat` continues by `session_id`."""
 
-    enabled: bool = True
-    ttl_seconds: Ttl = 7200
+    enabled: bool = SESSIONS.enabled
+    ttl_seconds: Ttl = SESSIONS.ttl_seconds
 
 
 @described_by(ServerConfig)
 class ServerSpec(Section):
     """How the pods answer HTTP."""
 
-    max_request_bytes: BodySize = "1Mi"
+    max_request_bytes: BodySize = size(SERVER.max_request_bytes)
     """Largest request body, as a quantity such as `1Mi`; a larger one gets 413."""
-    max_prompt_characters: Annotated[int, Field(ge=1, le=10_000_000)] = 32_000
-    request_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
-    body_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
-    keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
-    slot_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = 30
+    max_prompt_characters: Annotated[int, Field(ge=1, le=10_000_000)] = SERVER.max_prompt_characters
+    request_timeout_seconds: Seconds = int(SERVER.request_timeout_seconds)
+    body_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = int(SERVER.body_timeout_seconds)
+    keep_alive_seconds: Annotated[int, Field(ge=1, le=3600)] = SERVER.keep_alive_seconds
+    slot_timeout_seconds: Annotated[int, Field(ge=0, le=3600)] = int(SERVER.slot_timeout_seconds)
     filters: FiltersSpec = FiltersSpec()
     completion_cache: CompletionCacheSpec = CompletionCacheSpec()
     sessions: SessionsSpec = SessionsSpec()
@@ -117,7 +126,7 @@ class ServerSpec(Section):
     `*` is all. Absent: those inside the pod."""
     cors_origins: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
     trusted_hosts: Annotated[tuple[Line, ...], Field(max_length=32)] | None = None
-    log_format: Literal["json", "console"] = "json"
+    log_format: Literal["json", "console"] = SERVER.log_format
     """Format of the pods' logs: a JSON object per line, or text for people."""
 
 
@@ -141,5 +150,5 @@ class DatabaseSpec(Section):
     """Secret with the address of a Redis or Valkey, `redis://host:6379/0`, which then keeps what
     pods share of a minute's limits. Absent: Postgres keeps it; with SQLite each pod counts for
     itself."""
-    retention_days: Annotated[int, Field(ge=0, le=36_500)] = 90
-    store_prompts: bool = False
+    retention_days: Annotated[int, Field(ge=0, le=36_500)] = DATABASE.retention_days
+    store_prompts: bool = DATABASE.store_prompts

@@ -1,10 +1,11 @@
-"""What the operator reports about its resources."""
+"""The fields of both resources' status."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from llm_operator.crds.common import Conditions, Line, Short, Text, cut
+from llm_operator.crds.rollout import StrategyName
 from llm_operator.crds.schema import Section
 
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
@@ -192,7 +193,7 @@ class AdapterCandidate(AdapterStatus):
 class CandidateStatus(RevisionStatus):
     """The revision that is being rolled out, or whose roll-out failed."""
 
-    strategy: Literal["Rolling", "BlueGreen", "Canary", "Recreate"] | None = None
+    strategy: StrategyName | None = None
     """Strategy by which the candidate is rolled out."""
     strategy_reason: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
     """Explanation of why this strategy is used."""

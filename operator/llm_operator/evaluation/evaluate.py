@@ -31,9 +31,9 @@ is busy, or is gone and somebody else has its address."""
 TIMED_OUT = "TimeoutError"
 """How the text of an answer begins that did not come in time: that is the model's fault."""
 TOO_BAD = 0.01
-"""Probability at most of bounds that fail a candidate, over all checks of the gate."""
+"""Largest probability that a bound fails a good candidate, over all checks of the gate."""
 TOO_GOOD = 0.05
-"""And of bounds that pass it."""
+"""Largest probability that a bound passes a bad candidate, over all checks of the gate."""
 BROKEN = 0.1
 """Share of records without an answer from which on stable is no measure."""
 

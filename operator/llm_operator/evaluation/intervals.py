@@ -13,12 +13,12 @@ from math import log, log1p, sqrt
 STAKE = 0.9
 """Share of the capital that is at stake at most."""
 HALVINGS = 30
-"""Of the interval in which the bound is looked for: to a billionth."""
+"""Number of halvings of the interval in which the bound is looked for: to a billionth."""
 
 
 def lower(scores: Sequence[float], alpha: float) -> float:
-    """A bound that the true mean of scores in [0,
-    1] is below with a probability of at most `alpha`.
+    """A bound that the true mean of scores in [0, 1]
+    is below with a probability of at most `alpha`.
 
     The order of the scores must not depend on them.
     """
@@ -35,7 +35,8 @@ def lower(scores: Sequence[float], alpha: float) -> float:
 
 
 def upper(scores: Sequence[float], alpha: float) -> float:
-    """The same from above."""
+    """A bound that the true mean of scores in [0, 1] is above with a probability of at most
+    `alpha`."""
     return 1 - lower([1 - score for score in scores], alpha)
 
 

@@ -1,5 +1,5 @@
-"""A judge model: asks it for a mark from 1 to 5, in words that are ours,
-and takes nothing else for an answer."""
+"""A judge model: asks it for a mark from 1 to 5 in a prompt of this module, and accepts no other
+answer."""
 
 import asyncio
 import json

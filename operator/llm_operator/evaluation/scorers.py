@@ -15,7 +15,7 @@ from llm_operator.evaluation.records import Record, Unusable
 from llm_operator.plans.evidence import smoke
 
 MOST_CHARACTERS = 64 << 10
-"""Of an answer that is scored; the rest is cut."""
+"""Largest length of an answer that is scored; the rest is cut."""
 REFUSALS = (
     r"(?i)\b(i (can.?t|cannot|can not|won.?t|will not|am (not able|unable)|must decline)|i.?m (not"
     r" able|unable|sorry)|"

@@ -40,7 +40,7 @@ class Task:
     spec: EvaluationSpec
     namespace: str
     name: str
-    """Of the LLMDeployment."""
+    """Name of the LLMDeployment."""
     connection: str
     candidate: Side
     stable: Side | None

@@ -19,7 +19,7 @@ TIMEOUT_SECONDS = 30.0
 MOST_RECORDS = 20_000
 PAGE_RECORDS = 500
 MOST_BYTES = 64 << 20
-"""Of one answer, and of all records together."""
+"""Largest size of one answer, and of all records together."""
 EXPERIMENT = "llm-operator evaluations"
 """For versions that no run has made."""
 DIGEST_CHARACTERS = 36
@@ -53,7 +53,7 @@ class Run:
     metrics: Mapping[str, float]
     dataset: Dataset
     digest: str
-    """Of all the records."""
+    """Digest of all the records."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Text by name."""
 
@@ -172,7 +172,7 @@ class Tracking:
         return run_id, trouble
 
     async def _experiment(self, made_by: str) -> str:
-        """That of the run which made the version, so that both are found together."""
+        """Experiment of the run that made the version, so that both are found together."""
         try:
             if made_by:
                 found = await self._call("GET", "2.0/mlflow/runs/get", {"run_id": made_by})

@@ -30,8 +30,8 @@ CHILD_KINDS = (
     "HorizontalPodAutoscaler",
     "PodDisruptionBudget",
 )
-"""What is listed to be pruned.
-Secrets are not: the operator may not list them, their names are known."""
+"""Kinds of children that are listed for pruning. Secrets are not: the operator may not list them,
+and knows their names."""
 
 
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
@@ -98,24 +98,25 @@ def after_apply(
 ) -> LLMDeploymentStatus:
     """The status once it is known how applying went.
 
-    The roll-out's record goes on whatever is refused: times, failures, holds. Only traffic that was
-    not turned is not claimed, and nothing that follows from it.
+    The record of the roll-out (times, failures, holds) goes on whatever was refused. Where traffic
+    could not be turned, the status does not say that it was, nor anything that follows from it.
     """
     if applied.fault is None:
         return plan.status
     before = observed.status
     after = plan.status
-    verdict = conditions.with_fault(after.conditions, before.conditions, applied.fault, now)
+    told = conditions.with_fault(after.conditions, before.conditions, applied.fault, now)
     if applied.turned or not _turns(before, after):
-        return after.model_copy(update={"conditions": verdict})
+        return after.model_copy(update={"conditions": told})
     kept = ("stable", "candidate", "history", "replicas", "ready_replicas", "selector")
     return after.model_copy(
-        update={**{name: getattr(before, name) for name in kept}, "conditions": verdict},
+        update={**{name: getattr(before, name) for name in kept}, "conditions": told},
     )
 
 
 def recorded(plan: Plan, status: LLMDeploymentStatus) -> bool:
-    """Whether the status has what the plan decided: else what happened is told when it has."""
+    """Whether the status shows what the plan decided. Until it does, the plan's Events are not
+    written."""
     return (status.stable, status.candidate) == (plan.status.stable, plan.status.candidate)
 
 
@@ -158,8 +159,7 @@ def _objects(observed: Observed, decision: rollout.Decision) -> tuple[tuple[Mani
 
 
 def _with_adapters(observed: Observed, objects: Iterable[Manifest]) -> bool:
-    """Whether pods of some revision, be they still to come,
-    have a container that fetches adapters."""
+    """Whether pods of any revision, running or planned, have a container that fetches adapters."""
     templates = [revision.template(each) for each in observed.revisions.values()]
     templates += [each["spec"]["template"] for each in objects if each["kind"] == "Deployment"]
     return any(workload.fetches_adapters(each) for each in templates)
@@ -263,7 +263,7 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         anew=revision.anew(observed) or None,
         available=approval.available(observed, rollout.stamp(now)),
     )
-    # What an older operator did not note is no other version.
+    # A field that an older operator did not write makes no other version.
     loose = {
         "resolved_at": None,
         "available": found.available,

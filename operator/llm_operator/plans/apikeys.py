@@ -1,4 +1,4 @@
-"""What an ApiKey opens and what is said about it."""
+"""Which LLMDeployments an ApiKey opens, and its status and condition."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -133,7 +133,7 @@ def status(
     )
     taking = sorted({*matched, *behind})
     stalled = fault is not None and fault.terminal
-    verdicts: dict[str, conditions.Verdict] = {
+    findings: dict[str, conditions.Finding] = {
         "Ready": ready,
         "Reconciling": (
             ("True", Reason.Retrying, ready[2])
@@ -146,8 +146,8 @@ def status(
     }
     return ApiKeyStatus(
         observed_generation=meta.generation,
-        conditions=conditions.settle(
-            verdicts, observed.status.conditions, meta.generation, observed.now
+        conditions=conditions.from_findings(
+            findings, observed.status.conditions, meta.generation, observed.now
         ),
         prefix=prefix,
         secret_name=secret if key_id else observed.status.secret_name,
@@ -162,7 +162,7 @@ PASSING = (Reason.DeploymentNotFound, Reason.TierUnknown, Reason.Delivering, Rea
 
 def _undelivered(
     observed: ObservedKey, behind: list[str], fault: Fault | None
-) -> conditions.Verdict | None:
+) -> conditions.Finding | None:
     if not behind or (fault is not None and fault.terminal):
         return None
     known = [name for name in behind if observed.given[name].record(observed.meta)]
@@ -210,7 +210,7 @@ def _ready(
     missing: list[str],
     fault: Fault | None,
     full: list[str],
-) -> conditions.Verdict:
+) -> conditions.Finding:
     spec = observed.spec
     namespace = observed.meta.namespace
     if fault is not None:

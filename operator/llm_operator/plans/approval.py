@@ -1,4 +1,4 @@
-"""updatePolicy Manual: which version to use while another one waits for somebody's word."""
+"""updatePolicy Manual: which version is used while another one waits for a person's approval."""
 
 from dataclasses import replace
 

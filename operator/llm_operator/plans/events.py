@@ -1,4 +1,5 @@
-"""Events for what changed: in the status, and to pods."""
+"""Events read off a changed status, and Events of restarted and evicted pods. A roll-out's own
+Events (RolledOut, RolloutFailed, GateUndecided) are in rollout/judge.py."""
 
 from datetime import datetime, timedelta
 

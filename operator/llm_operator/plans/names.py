@@ -9,10 +9,12 @@ DEPLOYMENT_LABEL = f"{GROUP}/deployment"
 REVISION_LABEL = f"{GROUP}/revision"
 APPROVE_ANNOTATION = f"{GROUP}/approve-version"
 PREVIEW_LABEL = f"{GROUP}/preview"
-"""On Services beside the endpoint's: their pods are scraped through that one already."""
+"""Label of Services beside the endpoint's. Their pods are scraped through the endpoint's Service
+already."""
 KEYS_ANNOTATION = f"{GROUP}/keys"
 TEMPLATE_ANNOTATION = f"{GROUP}/template"
-"""On a revision's Deployment: the digest of the template that its ConfigMap remembers."""
+"""Annotation of a revision's Deployment: the digest of the template that its ConfigMap
+remembers."""
 MANAGED_BY = "llm-operator"
 FETCH_CONTAINER = "fetch"
 """The init container that brings the model."""
@@ -177,7 +179,7 @@ def secrets(meta: Meta) -> tuple[str, ...]:
 
 
 def itself(meta: Meta) -> str:
-    """Name of the endpoint's Service, and of what there is one of."""
+    """Name of the endpoint's Service, and of every other object of which there is only one."""
     return meta.name
 
 

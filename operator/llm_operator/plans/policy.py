@@ -1,4 +1,4 @@
-"""What an LLMDeployment asks of its pods against what the platform lets it ask for. Pure."""
+"""Whether an LLMDeployment asks more of its pods than the platform allows. Pure."""
 
 from collections.abc import Iterator
 
@@ -12,8 +12,8 @@ from llm_operator.state import Fault, Observed
 
 
 def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
-    """Why no new pods are made for this specification.
-    A revision that was made before is what it was."""
+    """Why no new pods are made for this specification. Revisions that exist already are not
+    judged."""
     target = revision.wanted(approval.as_approved(observed))
     children = observed.revisions.get(target.revision) if target else None
     if children is not None and children.config is not None:

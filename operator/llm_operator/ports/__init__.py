@@ -1,1 +1,2 @@
-"""All I/O of the operator: the cluster, the model registries, the runtime's pods, Prometheus."""
+"""All outgoing I/O of the operator: the cluster, the model registries, the runtime's pods,
+Prometheus."""

@@ -65,7 +65,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """It exists already, or has changed since it was read."""
+    """The object exists already, or has changed since it was read."""
 
 
 class Refused(ApiError):
@@ -73,7 +73,7 @@ class Refused(ApiError):
 
 
 class Invalid(Refused):
-    """What the object asks for can't be, whoever asks."""
+    """The object is invalid, whoever sends it."""
 
 
 class Unavailable(ApiError):

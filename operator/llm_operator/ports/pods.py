@@ -1,5 +1,5 @@
-"""All I/O to runtime pods: their figures and answers.
-Silence is a hint, never a reason to stop a reconcile."""
+"""All I/O to runtime pods: reads their metrics, asks them prompts, runs load probes. Silence is
+a hint, never a reason to stop a reconcile."""
 
 import asyncio
 import json
@@ -68,7 +68,8 @@ class HttpPods:
         self._client = httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False)
         self._places = asyncio.Semaphore(AT_ONCE)
         self._prompts = asyncio.Semaphore(AT_ONCE)
-        """Of their own: an answer takes up to a minute, and the loop waits for figures."""
+        """Places for prompts, apart from those for figures: an answer takes up to a minute, and the
+        loop waits for figures."""
 
     async def figures(self, pod: Manifest) -> Figures | None:
         root = _root(pod)
@@ -91,7 +92,7 @@ class HttpPods:
             answer = await self._ask(f"{root}/v1/chat/completions", key, chat)
             if answer.status != 400 or contract.NO_CHAT_TEMPLATE not in answer.text:
                 return answer
-        path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+        path = contract.CHAT_PATH if "messages" in body else contract.COMPLETIONS_PATH
         return await self._ask(root + path, key, body)
 
     async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
@@ -264,7 +265,7 @@ def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
 def _fine_if_known(
     samples: Iterable[Sample] | None, bounds: tuple[float, ...]
 ) -> dict[float, float] | None:
-    """The same as `_fine`, but None for a runtime that does not know the metric."""
+    """Counts as `_fine` has them; None for a runtime that does not know the metric."""
     return None if samples is None else _fine(samples, bounds)
 
 

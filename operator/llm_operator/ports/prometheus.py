@@ -14,7 +14,7 @@ from llm_operator.state import Measured
 
 TIMEOUT_SECONDS = 5.0
 MAX_BYTES = 64 << 10
-"""Of an answer, which is one number."""
+"""Largest size of an answer, which is one number."""
 AT_ONCE = 8
 """Queries at the same time, over all deployments."""
 

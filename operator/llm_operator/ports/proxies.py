@@ -1,5 +1,5 @@
-"""Rules for everything that the operator asks:
-through which proxy (docs/operations.md), and how much it takes."""
+"""Rules for every request of the operator: through which proxy it goes (docs/operations.md), and
+how much of an answer is read."""
 
 from urllib.parse import urlsplit, urlunsplit
 

@@ -89,7 +89,7 @@ async def _bring(outside: Outside, resource: Manifest, pace: Pace) -> Done:
 
 
 async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, pace: Pace) -> Done:
-    """A specification that can't be read opens nothing: told on this ApiKey alone."""
+    """Report a specification that can't be read, on this ApiKey alone. Such a key opens nothing."""
     meta = observe.meta_of(resource)
     before = observe.status_of(ApiKeyStatus, resource)
     metas = [
@@ -111,7 +111,7 @@ def _ready(status: ApiKeyStatus) -> Condition:
 
 
 def _identity(status: ApiKeyStatus) -> tuple[object, ...]:
-    """All but how well it goes: what key files are made from."""
+    """The parts of the status that key files are made from: all but the conditions."""
     return status.observed_generation, status.prefix, status.secret_name, status.deployments
 
 
@@ -130,8 +130,8 @@ def _news(before: ApiKeyStatus, after: ApiKeyStatus) -> tuple[Occurrence, ...]:
 async def _ensure(
     outside: Outside, observed: ObservedKey, name: str
 ) -> tuple[Manifest | None, str | None, tuple[Occurrence, ...]]:
-    """The Secret with the key (None:
-    the name is somebody else's), the time of its issue, and Events."""
+    """The Secret with the key, the time of its issue, and Events.
+    The Secret is None where somebody else's has its name."""
     meta = observed.meta
     status = observed.status
     if observed.secret is not None:
@@ -253,13 +253,14 @@ def _unwritten(observed: ObservedKey, status: ApiKeyStatus) -> tuple[Key, ...]:
 
 
 async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:
-    """A deleted key tells no more whom it opened: every deployment of the namespace looks."""
+    """Wake every deployment of the namespace, because a deleted key no longer says which ones it
+    opened."""
     listed = await outside.cluster.list("LLMDeployment", namespace)
     return _both(namespace, [item["metadata"]["name"] for item in listed])
 
 
 def _both(namespace: str, deployments: Sequence[str]) -> tuple[Key, ...]:
-    """Their key files come first, because these wait for nothing. Then all deployments follow,
+    """Keys of the deployments' key files, which wait for nothing, and then of the deployments,
     because a key file may not be there yet."""
     kinds = (keyfile.KIND, "LLMDeployment")
     return tuple(Key(kind, namespace, name) for kind in kinds for name in deployments)

@@ -1,5 +1,5 @@
-"""Applies a plan as far as it goes: one object that is refused keeps no other from its place,
-and each is told."""
+"""Applies all objects of a plan. An object that is refused keeps no other from its place, and
+each is told."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from llm_operator.reconcile.put import NotApplied, SecretReserved, SecretUnfit, 
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
 
 SILENCES = 2
-"""So many requests without an answer, one after the other,
-and no further object is tried in this look."""
+"""Number of requests in a row without an answer after which no further object is tried in this
+look."""
 TRAFFIC = frozenset({"Service", "HTTPRoute"})
 SIDE = frozenset({"ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
 

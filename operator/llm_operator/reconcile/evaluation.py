@@ -33,10 +33,10 @@ from llm_operator.state import (
 
 log = logging.getLogger(__name__)
 AGAIN = timedelta(seconds=60)
-"""After which an evaluation that could not be made is tried again:
-until then what it waits for is told."""
+"""Time after which an evaluation that could not be made is tried again. Until then the status says
+what it waits for."""
 PODS_ASKED = 8
-"""Of each side."""
+"""Largest number of pods that are asked of each side."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class Subject:
     candidate: Asked
     stable: Asked | None
     connection: str
-    """Of the server that has the version; where a gate names none, of its dataset, too."""
+    """Connection to the server that has the version and, where a gate names none, its dataset."""
     model: str = ""
     made_by: str = ""
     """The MLflow run that made its version."""
     field: str = "spec.rollout.gates[].evaluation"
-    """Of the specification, where its gates are written."""
+    """Field of the specification in which its gates are written."""
 
 
 def of_revision(observed: Observed, candidate: CandidateStatus) -> Subject:
@@ -176,7 +176,7 @@ async def outcomes(
 
 
 def _name(observed: Observed, subject: Subject, gate: GateSpec) -> str:
-    """Of the Job: the same whenever and by whichever process it is made."""
+    """Name of the Job: the same whenever and by whichever process it is made."""
     marks = (observed.meta.uid, subject.mark, gates.key(gate))
     return f"evaluation-{hashlib.sha256(' '.join(marks).encode()).hexdigest()[:16]}"
 
@@ -324,7 +324,7 @@ async def _task(
 
 
 async def _addresses(outside: Outside, observed: Observed, asked: Asked) -> tuple[str, ...]:
-    """Of the pods that are surely its own, as they are now."""
+    """Addresses of the pods that are surely its own, as they are now."""
     found = [
         pod
         for revision, pods in asked.pods.items()

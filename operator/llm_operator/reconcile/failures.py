@@ -1,5 +1,4 @@
-"""What kept a look from its end is told on the object,
-with what was known before."""
+"""Writes on an object why a look at it could not be finished, beside what was known before."""
 
 import logging
 

@@ -14,7 +14,7 @@ from llm_operator.plans import names
 from llm_operator.plans.evidence.copies import Copies
 from llm_operator.plans.evidence.watched import Watched
 from llm_operator.plans.objects import adapter_versions, keys
-from llm_operator.plans.rollout import stamp, tries_on
+from llm_operator.plans.rollout import stamp, strategy_named, tries_on
 from llm_operator.ports.cluster import ApiError, Conflict
 from llm_operator.reconcile import evaluation, loadprobe, smoke
 from llm_operator.reconcile.apikey import new_key
@@ -111,7 +111,8 @@ def _traffic(
 ) -> dict[str, GateVerdict]:
     """What the gates say of the traffic up to now."""
     uid = observed.meta.uid
-    switched = candidate.strategy == "BlueGreen"
+    strategy = strategy_named(candidate.strategy)
+    switched = strategy is not None and strategy.switches
     watched = outside.memory.watched.get(uid)
     if watched is None or (watched.revision, watched.switched) != (candidate.revision, switched):
         watched = Watched(candidate.revision, switched)

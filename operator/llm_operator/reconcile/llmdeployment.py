@@ -139,8 +139,8 @@ def _unreadable(error: ValidationError) -> Fault:
 
 
 async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
-    """Tell it once: only a changed specification, of which an event tells,
-    or another configuration mends it."""
+    """Report a refusal once. Only a changed specification, which causes an event, or another
+    configuration mends it."""
     meta = observe.meta_of(resource)
     message = f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
@@ -199,7 +199,7 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
 
 
 async def _all_keys(cluster: Cluster, namespace: str) -> tuple[Key, ...]:
-    """Their status names this deployment; it is gone now."""
+    """All ApiKeys of the namespace: their status may name a deployment that is gone now."""
     return tuple(observe.meta_of(item).key for item in await cluster.list("ApiKey", namespace))
 
 

@@ -1,5 +1,5 @@
-"""Runs load probes behind the loop: the same load on a pod of the candidate and on one of stable,
-in turns."""
+"""Runs load probes in tasks beside the reconcile: the same load on a pod of the candidate and on
+one of stable, in turns."""
 
 import asyncio
 from typing import Any

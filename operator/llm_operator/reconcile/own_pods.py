@@ -9,9 +9,10 @@ from llm_operator.state import Manifest, Observed
 async def own_pods(
     outside: Outside, observed: Observed, revision: str, pods: Iterable[Manifest]
 ) -> list[Manifest]:
-    """Those of the pods that the revision's Deployment has made. Raises ApiError.
+    """The pods that the revision's Deployment has made. Raises ApiError.
 
-    Anybody's pod may have its labels, and these are given a key and judge the candidate.
+    Labels alone are not enough: anybody's pod may have them, and these pods are given a key and
+    judge the candidate.
     """
     children = observed.revisions.get(revision)
     deployment = children.deployment if children else None

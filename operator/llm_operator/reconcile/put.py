@@ -1,4 +1,4 @@
-"""Applies one object of a plan, unless its name is somebody else's."""
+"""Applies one object of a plan, unless another owner has its name."""
 
 from llm_operator.memory import GONE, Written
 from llm_operator.observe import Outside
@@ -9,7 +9,7 @@ from llm_operator.reconcile.needless import as_applied, digest, needless, to_cre
 from llm_operator.state import Fault, Manifest, Meta
 
 TRIES = 5
-"""Of one update that others' writes come between."""
+"""Attempts at one update while others' writes come between."""
 
 
 class NotApplied(Exception):
@@ -47,11 +47,12 @@ def taken(kind: str, namespace: str, name: str) -> NameTaken:
 async def put(
     outside: Outside, owner: Meta, manifest: Manifest, live: Manifest | None = None
 ) -> None:
-    """Force takes fields from people, never objects;
-    what was ours and lost its owner, as by a restore, is adopted.
+    """Create one object, or change the one that is there. Force takes fields from people, but never
+    an object from another owner: what was ours and lost its owner reference, as by a restore, is
+    adopted.
 
-    `live` is the object as it was seen; None where none was.
-    Raises Conflict where it, or its owner, is another now.
+    `live` is the object as it was seen; None where none was. Raises Conflict where it, or its
+    owner, is another now.
     """
     cluster = outside.cluster
     kind = manifest["kind"]
@@ -105,9 +106,10 @@ async def _brought(
 
 
 def _fixed(live: Manifest, manifest: Manifest) -> bool:
-    """Whether what is there must become another, and no write can make it so.
+    """Whether the live object differs from the planned one in what no write can change: its type,
+    or the data of an immutable object.
 
-    Of Secrets somebody else has set that: a key could never be revoked any more.
+    The operator makes no Secret immutable, because its keys could not be revoked any more.
     """
     immutable = manifest.get("immutable") or live.get("immutable")
     kind = manifest.get("type")

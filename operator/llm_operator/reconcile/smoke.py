@@ -1,5 +1,5 @@
-"""Asks smoke prompts of every pod that has a candidate, behind the loop:
-a look finds what has become of them.
+"""Asks smoke prompts of every pod that has a candidate, in tasks beside the reconcile: a look finds
+what has become of them.
 
 A candidate is a revision, or a version of an adapter that pods have loaded beside the one that
 answers.
@@ -28,7 +28,7 @@ AT_ONCE = 4
 NOT_YET = (0, 401, 403, 429, 503)
 """Answers of a pod that is not to blame: it has not read its key file yet, or is busy."""
 UNKNOWN_MODEL = 404
-"""Of a version of an adapter: the pod has not read its list yet."""
+"""Status for a version of an adapter: the pod has not read its list yet."""
 
 Known = tuple[str, str, str, str, str]
 

@@ -1,4 +1,4 @@
-"""Reporting: the status subresource, written only when it changed, and Kubernetes Events."""
+"""Writes the status subresource, only when it changed, and Kubernetes Events."""
 
 import hashlib
 import logging

@@ -1,5 +1,5 @@
-"""Telling the registry how roll-outs ended:
-beside the roll-outs, under a key of its own, so that none waits for it."""
+"""Tells the registry how roll-outs ended. The work has a queue key of its own, so that no roll-
+out waits for it."""
 
 import logging
 import random
@@ -16,7 +16,7 @@ from llm_operator.state import Connection, Key, Observed, Occurrence
 log = logging.getLogger(__name__)
 KIND = "Verdict"
 CHECK_SECONDS = 30.0
-"""Over how long the questions of a start are spread."""
+"""Seconds over which the questions after a start are spread."""
 
 
 def due(

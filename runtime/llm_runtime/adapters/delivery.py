@@ -26,7 +26,7 @@ class FetchOutcome(BaseModel):
 
     identity: str
     folder: str = ""
-    """Its name in the models folder."""
+    """Name of the folder in the models folder."""
     report: FatalReport | None = None
 
 

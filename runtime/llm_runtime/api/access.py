@@ -1,4 +1,4 @@
-"""Access to the management of this server, and the parts that management needs."""
+"""Who may manage this server, and the parts that management needs."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Management:
     keys: Keys
     """Among them the administrators'; also where everybody may generate without a key."""
     issuer: DatabaseKeys | None
-    """Where new keys go; None without a database."""
+    """The store of new keys; None without a database."""
     fetch: FetchModel
     start: Start
     tracking_uri: str | None = None

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEFAULT_MAX_TOKENS = 256
-"""Of the dialects that name no other number."""
+"""Default of the dialects that name no other number."""
 
 
 def pipeline_of(request: Request) -> Pipeline:
@@ -117,7 +117,7 @@ async def start(request: Request, wanted: Job) -> Generation:
 async def worked_out(
     request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """`work` on the body: aside, where that is large."""
+    """Do `work` on the body, in a thread if the body is large."""
     return await aside(work, *args, **kwargs) if request.state.large else work(*args, **kwargs)
 
 

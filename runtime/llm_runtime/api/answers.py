@@ -1,4 +1,5 @@
-"""Error answers: OpenAI's shape where OpenAI's clients look, the project's own everywhere else."""
+"""JSON answers and error answers: errors have OpenAI's shape where OpenAI's clients look, and
+the project's own everywhere else."""
 
 import logging
 import math
@@ -160,7 +161,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _note(request: Request, refusal: errors.Refusal) -> None:
-    """Count a refusal. Whoever has had many of late waits for the next."""
+    """Count a refusal. A client with many recent refusals waits for the next one."""
     if getattr(request.state, "unbilled", False):
         return
     server = server_of(request)
@@ -177,8 +178,8 @@ async def on_client_gone(request: Request, error: Exception) -> Response:
 
 
 def internal_error(path: str) -> JsonResponse:
-    """The answer to a fault of ours: nothing of it but the request's id,
-    under which the log has the rest."""
+    """The answer to a fault of ours. It has only the request's id, under which the log has the
+    rest."""
     message = f"The server failed; its log has the reason under {logs.request_id.get()}."
     return error_response(path, errors.Refusal(message, code="internal_error"))
 

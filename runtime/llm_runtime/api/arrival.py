@@ -1,4 +1,4 @@
-"""A model on its way to serve, and how far it is."""
+"""How far a model is on its way to serve."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""What the bodies of all dialects have in common: strict types, bounded fields, nothing ignored."""
+"""What the bodies of all dialects have in common: strict types, bounded fields, and no field
+that is ignored."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
@@ -12,7 +13,8 @@ from llm_runtime.request import Sampling
 BASE = "base"
 """`<model>:base`: the model itself, whatever adapter answers for its bare name."""
 MAX_MESSAGES = 2048
-"""Of a conversation, and parts of a message: as many as OpenAI's API takes."""
+"""Largest number of messages of a conversation, and of parts of a message: as many as OpenAI's API
+takes."""
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 
@@ -30,7 +32,7 @@ class Body(BaseModel):
 
     _fields: ClassVar[frozenset[str]] = frozenset()
     _doubtful: ClassVar[tuple[str, ...]] = ()
-    """Its fields as requests name them; and those of them of which some values ask for nothing."""
+    """The fields as requests name them, and those of them with values that ask for nothing."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
@@ -133,13 +135,12 @@ def conflict(field: str, text: str) -> PydanticCustomError:
 def check_model(
     asked: str, served: str, adapters: Sequence[str] = (), default: str = "", field: str = "model"
 ) -> str:
-    """The adapter that `asked`, the value of `field`, names, "" for the model itself.
+    """The adapter that `asked`, the value of `field`, names; "" for the model itself. Raises
+    `errors.NotFound` for anything else.
 
-    Raises `errors.NotFound` for anything else.
-
-    `adapters` are those that the caller may use: of others it is not told that they are there. With
-    a `default` adapter the bare name is that one's, and `<served>:base` the model, unless an
-    adapter is called so.
+    `adapters` are those that the caller may use. Whether others exist is not told. With a `default`
+    adapter the bare name means that adapter, and `<served>:base` the model, unless an adapter has
+    that name.
     """
     bare = not default or default in adapters
     if asked == served and bare:

@@ -64,7 +64,7 @@ class ConversationBody(Body):
 
     messages: Annotated[list[Said], Field(min_length=1, max_length=MAX_MESSAGES)]
     session_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
-    """Of the client's own choice; each API key has its own sessions."""
+    """Id of the conversation, which the client chooses. Each API key has its own sessions."""
     model: Text | None = None
     max_tokens: MaxTokens | None = None
     temperature: Temperature = 0.7
@@ -165,7 +165,7 @@ async def _start(request: Request, body: ConversationBody, history: list[Message
             request,
             adapter=adapter_of(request, body.model),
             prompts=((*history, *(message.message() for message in body.messages)),),
-            forgettable=len(history),
+            droppable_messages=len(history),
             prompt_field="messages",
             sampling=sampling(
                 max_tokens=body.max_tokens or NOT_ASKED,

@@ -1,6 +1,8 @@
-"""Before a generation endpoint: the key, the model's readiness, the count of the request, the body.
+"""What comes before a generation endpoint: the key, the model's readiness, the count of the
+request, the body and its largest size.
 
-No body is read unasked, and of one that is its bounds come before its fields.
+A body is read only for an endpoint that takes one. Its size is checked before it is parsed; the
+bounds themselves are settings, `contract.ServerConfig`.
 
 FastAPI only describes these routes (`/openapi.json`); a request goes from `BodyRoute.respond`
 straight to the endpoint, without solving dependencies, and is parsed in one pass.
@@ -55,7 +57,7 @@ class BodyRoute(APIRoute):
     """A route with a bounded body.
     Its endpoint is `async (request, body: SomeModel)` and may return models and dicts.
 
-    An endpoint without `body` gets none, and none is read.
+    For an endpoint without the parameter `body` none is read.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -63,8 +65,8 @@ class BodyRoute(APIRoute):
         return self.respond
 
     async def respond(self, request: Request) -> Response:
-        """The whole road from a request's head to its answer.
-        Raises what `answers.HANDLERS` knows."""
+        """Everything from a request's head to its answer.
+        Raises the errors that `answers.HANDLERS` knows."""
         await self.admit(request)
         fields = [await read_body(request, self._body)] if self._body else []
         self.prepare(request, *fields)
@@ -77,7 +79,7 @@ class BodyRoute(APIRoute):
         raise NotImplementedError
 
     def prepare(self, request: Request, *body: BaseModel) -> None:
-        """What the endpoint needs, as it is once the body is there."""
+        """Set what the endpoint needs, once the body has arrived."""
 
 
 class GenerationRoute(BodyRoute):
@@ -105,8 +107,8 @@ class GenerationRoute(BodyRoute):
             )
 
     def _admit_copy(self, request: Request, copier: Copier) -> None:
-        """A copy of a request to stable: it costs nobody anything,
-        and has no place where it would wait."""
+        """Admit a copy of a request to stable.
+        It counts against nobody's limits, and is refused where it would have to wait."""
         copier.orders.check(request.headers[SHADOW_HEADER])
         request.state.caller = SHADOW
         request.state.unbilled = True
@@ -127,11 +129,13 @@ class GenerationRoute(BodyRoute):
 
 
 async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
-    """The whole body, and its fields;
-    of a large one, `request.state.large`, both in one of the caller's places for it.
+    """The parsed body.
 
-    Raises `errors.UnsupportedMedia` for any that is not plain JSON, `errors.PayloadTooLarge` as
-    soon as it is known to be over the limit, `errors.BodyTimeout` when it is not there in time,
+    A large body (`request.state.large`) is read and parsed while holding one of the caller's places
+    for large bodies.
+
+    Raises `errors.UnsupportedMedia` for a body that is not plain JSON, `errors.PayloadTooLarge` as
+    soon as it is known to be over the limit, `errors.BodyTimeout` when it does not arrive in time,
     `errors.RateLimited` without a place, and `RequestValidationError`.
     """
     server = server_of(request)
@@ -148,7 +152,7 @@ async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:
 
 
 def _declared(request: Request) -> int | None:
-    """How long the body is to be; None where its end comes unannounced."""
+    """Announced length of the body; None where the client announces none."""
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdigit() else None
 
@@ -188,8 +192,8 @@ def _too_large(limits: ServerConfig) -> errors.PayloadTooLarge:
 
 
 def check_media(request: Request) -> None:
-    """JSON, and as it is. A browser can't send another site's form as JSON,
-    hence the header must be there."""
+    """Refuse a body that is not plain JSON.
+    The header must be there, because a browser can't send another site's form as JSON."""
     if request.headers.get("content-encoding", "identity") != "identity":
         message = "A compressed body is not taken here; send it without Content-Encoding."
         raise errors.UnsupportedMedia(message, code="unsupported_encoding")

@@ -45,7 +45,7 @@ STATUS: dict[str, type[errors.Refusal]] = {
     "DiskFull": errors.ServiceUnavailable,
     "OutOfMemory": errors.ServiceUnavailable,
 }
-"""Faults of a load that are not the request's."""
+"""HTTP status of faults of a load that are not the request's fault."""
 
 
 class AdminRoute(BodyRoute):
@@ -280,7 +280,7 @@ def _uri(body: LoadBody) -> str | None:
 
 
 def _name(uri: str) -> str:
-    """Under which `uri` is served. Raises errors.ConfigInvalid."""
+    """The name under which `uri` is served. Raises errors.ConfigInvalid."""
     if uri.startswith("hf:"):
         return Hub.repository(uri)
     registered = re.match(r"models:/+([^/@]+)[/@]", uri)
@@ -288,7 +288,7 @@ def _name(uri: str) -> str:
 
 
 def _tracking_uri(server: Server) -> str | None:
-    """Of the MLflow server that is asked."""
+    """Address of the MLflow server that is asked."""
     first = server.serving.configured.model
     configured = first.mlflow.tracking_uri if first.mlflow else first.tracking_uri
     return configured or _management(server).tracking_uri

@@ -12,7 +12,7 @@ from llm_runtime.request import Engine, FinishReason, GenerationRequest, Samplin
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 30.0
-"""Between two checks of an idle engine."""
+"""Seconds between two checks of an idle engine."""
 AGAIN_SECONDS = 2.0
 """After a failed one."""
 

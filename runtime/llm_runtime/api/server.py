@@ -45,7 +45,7 @@ class Server:
     cache: CompletionCache | None
     sessions: Sessions | None
     adapters: Adapters | None
-    """Those that come and go; None where only the configuration names some."""
+    """Adapters that come and go; None where only the configuration names some."""
     tracing: Tracing | None
     copier: Copier | None
     """None where no operator could have requests copied."""
@@ -58,7 +58,7 @@ class Server:
 
     @property
     def config(self) -> RuntimeConfig:
-        """That of the model that serves."""
+        """Configuration of the model that serves."""
         return self.serving.config
 
     @property

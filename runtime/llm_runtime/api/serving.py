@@ -18,7 +18,7 @@ from llm_runtime.api.selfcheck import SelfCheck
 from llm_runtime.common.aside import in_thread
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.files.origin import Origin
-from llm_runtime.machine.heap import settle
+from llm_runtime.machine.heap import freeze
 from llm_runtime.pipeline import Pipeline, model_version
 from llm_runtime.request import Engine, TextCodec
 from llm_runtime.tools.abilities import Abilities, abilities
@@ -26,9 +26,9 @@ from llm_runtime.tools.abilities import Abilities, abilities
 log = logging.getLogger(__name__)
 
 QUIET_SECONDS = 60.0
-"""An engine that has requests and brings nothing for so long is not ready; after
-`engine.client.STALL_SECONDS` it is dead. Long enough for a prompt that the slow path reads in one
-piece."""
+"""Seconds without any event after which an engine with requests is not ready; after
+`engine.client.STALL_SECONDS` it is dead. They are long enough for a prompt that the slow path reads
+in one piece."""
 
 
 class State(StrEnum):
@@ -96,7 +96,7 @@ class Serving:
         """`load` brings the configured model;
         it must not hold up the event loop: see `in_thread`."""
         self.config = config
-        """That of the model that serves, or served last."""
+        """Configuration of the model that serves, or served last."""
         self.configured = config
         """As at the start."""
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
@@ -121,7 +121,7 @@ class Serving:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Serving":
-        """Begin to load, unless the first request shall."""
+        """Begin to load, unless the first request is to do it."""
         self._tasks = [asyncio.create_task(self._self_check.run())]
         if self.state is State.LOADING:
             self._begin_load()
@@ -305,7 +305,7 @@ class Serving:
                 await asyncio.to_thread(loaded.engine.close)
             raise
         self._enter(State.READY)
-        settle()
+        freeze()
         seconds = time.monotonic() - began
         log.info(
             "Model %s is ready after %.1f s, at /v1 for OpenAI's clients, at /docs to try",

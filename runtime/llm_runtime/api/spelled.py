@@ -17,7 +17,7 @@ class Spelling:
     text: str
     own: bytes
     rivals: tuple[tuple[TopLogprob, bytes], ...] = ()
-    """Those that might have come in its place, with their bytes."""
+    """Tokens that might have come in its place, with their bytes."""
 
 
 class Spelled:

@@ -13,9 +13,11 @@ from llm_runtime.limits.slots import NoPlace, Slots
 SMALL_BODY_BYTES = 64 << 10
 """A connection buffers this much of a body that nobody has read yet. Such bodies need no place."""
 BODIES = 8
-"""Larger bodies of one caller that come in at the same time; the others wait unread."""
+"""Largest number of large bodies of one caller that come in at the same time. The others wait
+unread."""
 MAX_CLIENTS = 10_000
-"""Whose refusals are remembered; then those go that were refused least recently."""
+"""Largest number of clients whose refusals are remembered. Beyond it, those refused least recently
+are forgotten."""
 
 
 class Bodies:

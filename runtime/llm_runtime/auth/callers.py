@@ -1,4 +1,5 @@
-"""Identifies callers: API keys, the digests that prove them, and the limits of their holders.
+"""Identifies callers by their keys, with the limits of their holders, and reads the key file again
+as it changes.
 
 A key's id finds its record, its digest proves it. Keys come from a mounted file (`KeyRing`), from
 the environment (`SingleKey`) or from the database (`keys.DatabaseKeys`); `KeyChain` asks several of
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.05
-"""A stat of the key file takes two microseconds, and is made for a request only."""
+"""Shortest time between two looks at the key file while requests come. A look is a stat, which
+takes two microseconds."""
 KEY_POLL_SECONDS = 1.0
+"""Time between two looks at the key file while no request comes."""
 MAX_CALLERS = 10_000
 """Callers kept ready; one more and all are made anew, which takes microseconds each."""
 NO_DIGEST = "0" * 64
@@ -64,7 +67,7 @@ class Keys(Protocol):
 
     @property
     def roles(self) -> Roles:
-        """Another object as soon as one of them has changed."""
+        """The tiers, as another object as soon as one of them has changed."""
         ...
 
     def find(self, key: str) -> KeyRecord | None:
@@ -269,8 +272,8 @@ class Callers:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Without requests nobody looks at the key file;
-        its faults should be in the log all the same."""
+        """Read the key file again while no request comes,
+        so that its faults get into the log all the same."""
         task = asyncio.create_task(self._watch())
         try:
             yield

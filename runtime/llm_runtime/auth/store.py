@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 ID_LENGTH = 12
 SALT = "key_salt"
 PEPPERED = "pepper:"
-"""In the salt's place, with a trace of the pepper:
-the keys were made with one from the environment."""
+"""Stored in place of the salt where the digests were made with a pepper of the environment; a trace
+of the pepper follows."""
 TRACE_DIGITS = 8
 BATCH_ROWS = 500
 NO_LIMITS = Limits()

@@ -1,4 +1,5 @@
-"""Shared by commands that need only the database: finding its address, and reporting faults."""
+"""What the commands share that need only the database: finding its address, and reporting
+faults."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -69,8 +70,8 @@ def asked(
 def read(
     ask: "Callable[[Database], Awaitable[T]]", config: Path | None, database_url: str | None
 ) -> T:
-    """The same as `asked`, but the tables must exist: a read-only command must not create any,
-    least of all in a wrong place."""
+    """Return the result of `ask`, as `asked` does, on a database whose tables exist. A read-only
+    command must not create any, least of all in a wrong place."""
     from llm_runtime.db import migrate
 
     async def checked(database: "Database") -> T:

@@ -1,5 +1,5 @@
-"""Follows a file of a mounted Secret or ConfigMap,
-which the kubelet may change while the process runs."""
+"""Follows a file of a mounted Secret or ConfigMap, which the kubelet may change while the
+process runs. How often is said where it is used."""
 
 import logging
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Paged attention over the blocks of the KV cache (Kwon et al.
-2023, vLLM), in place of Transformers' own attention.
+"""Paged attention over the blocks of the KV cache (Kwon et al. 2023, vLLM), in place of
+Transformers' own attention.
 
 Transformers' AttentionInterface passes each layer's queries, keys and values to `paged_attention`.
 It is registered under a name that Transformers' mask factory does not know, so no mask is built. On
@@ -201,8 +201,8 @@ def attend_native(
     """Attention by the compiled kernel.
     `query`: [heads, tokens, head_size]; returns [tokens, heads, head_size].
 
-    `rotation`: cosines and sines of RoPE, [1, tokens,
-    head_size], if queries and keys are not rotated yet.
+    `rotation`: cosines and sines of RoPE, [1, tokens, head_size], if queries and keys are not
+    rotated yet.
     """
     heads, tokens, size = query.shape
     query, key, value = (

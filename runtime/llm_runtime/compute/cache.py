@@ -58,8 +58,8 @@ class KvCache:
         ]
 
     def write(self, layer: int, blocks: Any, offsets: Any, keys: Any, values: Any) -> None:
-        """Store token i's keys and values, [tokens,
-        kv_heads, head_size], at (blocks[i], offsets[i])."""
+        """Store token i's keys and values, [tokens, kv_heads, head_size],
+        at (blocks[i], offsets[i])."""
         self.keys[layer][blocks, :, :, offsets] = keys
         self.values[layer][blocks, :, offsets] = values
 

@@ -1,5 +1,5 @@
-"""Which adapters are in memory, who uses them, and who makes room.
-Pure bookkeeping: no torch, no clock, no threads.
+"""Which adapters are in memory, which sequences use them, and which one makes room. Pure
+bookkeeping: no torch, no clock, no threads.
 
 A name stands for a version of an adapter. A sequence keeps the version that it began with, because
 its keys and values were computed with it: a replaced or dropped version leaves memory with its last
@@ -81,7 +81,7 @@ class AdapterTable:
         return self._forget_if_left(key)
 
     def key(self, name: str) -> str:
-        """Of the version that new sequences get. Raises NotFound."""
+        """Key of the version that new sequences get. Raises NotFound."""
         if name not in self._current:
             loaded = ", ".join(sorted(self._current)) or "none"
             raise NotFound(

@@ -40,17 +40,18 @@ from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, To
 log = logging.getLogger(__name__)
 
 RETIRE_SECONDS = 5.0
-"""Requests that were given to the old model before a swap have so long to get from their bodies to
-the engine."""
+"""Seconds after a swap in which requests that were given to the old model may still reach the
+engine."""
 STALL_SECONDS = 300.0
-"""An engine that has requests and brings nothing for so long is taken for dead."""
+"""Seconds without any event after which an engine with requests counts as dead."""
 
 
 class Channel(Protocol):
     """The way to the engine."""
 
     def send(self, command: Command) -> None:
-        """Any thread; never blocks; silent when the engine has gone."""
+        """Send a command. May be called on any thread, never blocks, and does nothing when the
+        engine has gone."""
         ...
 
     def alive(self) -> bool: ...
@@ -114,7 +115,7 @@ class EngineLink:
         return result
 
     def receive(self, report: Report) -> None:
-        """A report of the engine: on the event loop's thread, or on the engine's."""
+        """Take a report of the engine. Called on the event loop's thread or on the engine's."""
         self._heard_at = time.monotonic()
         match report:
             case StepReport(events, figures):
@@ -127,8 +128,8 @@ class EngineLink:
                 self._answer(call, EngineFailed(fatal, adapters))
 
     def lost(self, report: FatalReport | None = None) -> None:
-        """The engine has gone: whoever waits for it hears so.
-        `report`: why, where nobody wanted it to go."""
+        """Note that the engine has gone, and tell everyone who waits for it. `report` says why,
+        unless it was asked to go."""
         self._lost = True
         reason = FinishReason.CANCELLED if self._closing else FinishReason.ERROR
         for number in list(self._mailboxes):
@@ -200,8 +201,8 @@ class EngineLink:
             await asyncio.sleep(0.02)
 
     def _deliver(self, events: list[tuple[Any, ...]]) -> None:
-        """One hop for each event loop, however many requests a step advanced;
-        none for the loop that reads."""
+        """Hand events to their streams, with one hop for each event loop, however many requests a
+        step advanced; none for the loop that reads."""
         by_loop: dict[AbstractEventLoop, list[tuple[_Mailbox, TokenEvent]]] = {}
         for fields in events:
             mailbox = self._mailboxes.get(fields[0])

@@ -37,8 +37,8 @@ from llm_runtime.request import FinishReason, TokenEvent
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""So many steps in a row in which nothing could be computed:
-the device or the model is broken, not a request."""
+"""Number of steps in a row without any result after which the device or the model counts as broken,
+and no single request."""
 MEMORY_SECONDS = 1.0
 """How often the device is asked for its memory, which costs more than the rest of a report."""
 
@@ -79,8 +79,8 @@ class StepLoop:
         return self._models.adopt(model)
 
     def run(self) -> None:
-        """Until `Close`, or until the device is found broken.
-        Every request has then had its final event."""
+        """Run until `Close`, or until the device is found broken. Every request has then had its
+        final event."""
         try:
             worked = False
             while not self._closing and not self.broken:
@@ -145,8 +145,8 @@ class StepLoop:
         return True
 
     def _schedule(self, served: Served) -> Batch | None:
-        """The next batch. Who was cancelled,
-        and how many run now, is told before it takes its time."""
+        """The next batch. Cancelled requests, and how many run now, are reported before it is
+        computed, which takes long."""
         scheduler = served.model.scheduler
         cancelled = scheduler.drop_cancelled()
         batch = scheduler.next_batch()

@@ -1,4 +1,4 @@
-"""What the HTTP process and the engine say to each other, and how it lies on the wire.
+"""The messages between the HTTP process and the engine, and how they are written to the socket.
 
 Every message is one pickle behind its length. Both ends are the same program on the same machine,
 and the socket has no name: nobody else can write to it. Commands go to the engine and are few.
@@ -101,7 +101,7 @@ class Done:
 
     call: int
     adapters: tuple[str, ...]
-    """Of the model that the call was about: those that a request may name from now on."""
+    """Adapters of that model that a request may name from now on."""
 
 
 @dataclass(frozen=True, slots=True)

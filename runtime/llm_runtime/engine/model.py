@@ -34,7 +34,7 @@ class Model:
     load_seconds: float = 0.0
     load_peak_bytes: int = 0
     memory_bytes: Callable[[], int] | None = None
-    """Of the device; None on a CPU."""
+    """Memory in use on the device; None on a CPU."""
     free: Callable[[], object] = gc.collect
     """Give memory back to the system, once nothing refers to the model any more."""
 

@@ -1,4 +1,5 @@
-"""The engine in a process of its own, as the HTTP process starts, hears and ends it.
+"""The engine in a process of its own, as the HTTP process starts, hears and ends it; and the words
+for how it died.
 
 Both processes hold one end of an unnamed socket pair. The socket is the sign of life. When the
 engine's process ends for any reason, it closes here; when this process ends, it closes there and

@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def decode_tokens(self) -> int:
-        """Tokens of spans of one: all but a prompt's chunks."""
+        """Number of tokens in spans of a single token: all but the chunks of prompts."""
         return sum(span.count == 1 for span in self.spans)
 
 
@@ -64,8 +64,8 @@ class Scheduler:
         max_queue_length: int,
         budget: PrefillBudget | None = None,
     ) -> None:
-        """`budget` bounds how long running streams pause for a new prompt (None:
-        only `max_batch_tokens` does)."""
+        """`budget` bounds how long running streams pause for a new prompt.
+        Without it only `max_batch_tokens` does."""
         self.pool = pool
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
@@ -172,7 +172,8 @@ class Scheduler:
         for sequence in sorted(behind, key=lambda s: (-s.request.priority, s.arrival)):
             if room <= 0:
                 break
-            # Again at each chunk: of many who bring the same beginning at once, one computes it.
+            # Asked again at each chunk, so that of many sequences with the same beginning only
+            # one computes it.
             self._skip_to(
                 sequence, self.pool.skip(sequence.blocks, sequence.token_ids, sequence.computed)
             )

@@ -60,12 +60,12 @@ class Vocabulary(Protocol):
         ...
 
     def matcher(self, constraint: Constraint) -> Matcher:
-        """At the constraint's beginning.
-        Raises `errors.InvalidRequest` for one that no answer can meet."""
+        """A matcher at the constraint's beginning. Raises `errors.InvalidRequest` for a constraint
+        that no answer can meet."""
         ...
 
     def token_text(self, token_id: int) -> str:
-        """In the middle of a text; a special token's name."""
+        """Bytes of a token in the middle of a text; for a special token, its name."""
         ...
 
 

@@ -26,9 +26,9 @@ class Models:
         self._by_number: dict[int, Served] = {}
         self._seen = 0
         self.freed_prompt_tokens = 0
-        """Of models that are gone: counters must not fall."""
+        """Prompt tokens of models that are gone, because counters must not fall."""
         self.freed_cached_tokens = 0
-        """Those of them that came out of the prefix cache."""
+        """Prompt tokens of such models that came out of the prefix cache."""
 
     def __iter__(self) -> Iterator[Served]:
         return iter(list(self._by_number.values()))

@@ -18,7 +18,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 
 class Hub:
-    """`models.registry.Files` for locations `hf://org/name@commit`."""
+    """`fetching.registry.Files` for locations `hf://org/name@commit`."""
 
     def __init__(self, token: str = "") -> None:
         self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")

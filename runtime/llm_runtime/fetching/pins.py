@@ -12,8 +12,8 @@ from llm_runtime.fetching.sources import Pinned, Reference
 
 
 class Pins:
-    """One small file in the models folder for each reference that may change (an alias,
-    a stage, a branch)."""
+    """One small file in the models folder for each reference that may change (an alias, a stage,
+    a branch)."""
 
     def __init__(self, models: Path) -> None:
         self._models = models

@@ -1,9 +1,9 @@
 """Downloads one artifact over HTTP into its part,
 resuming the last attempt if the server supports ranges.
 
-Everything that MLflow serves comes this way: through its proxy, or by presigned URLs from the store
-behind it. A store sends a large file in pieces over several connections. Each connection holds one
-megabyte in memory at a time.
+Files of the Hugging Face Hub come this way, and everything that MLflow serves: through its proxy,
+or by presigned URLs from the store behind it. A store sends a large file in pieces over several
+connections. Each connection holds one megabyte in memory at a time.
 """
 
 import re

@@ -125,7 +125,7 @@ class Sizing:
         return min(self.engine.max_model_length, most or self.engine.max_model_length)
 
     def changed(self, dtype: str = "", **engine: Any) -> "Sizing":
-        """The same with another dtype or other fields of `engine`."""
+        """This sizing with another dtype or other fields of `engine`."""
         return replace(
             self, dtype=dtype or self.dtype, engine=self.engine.model_copy(update=engine)
         )

@@ -47,8 +47,8 @@ def safetensors_keys(file: Path) -> frozenset[str]:
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
-    """`dtype`, `shape` and `data_offsets` of each tensor in `file` (format:
-    8 bytes of length, JSON, data).
+    """`dtype`, `shape` and `data_offsets` of each tensor in `file` (format: 8 bytes of length,
+    JSON, data).
 
     Raises ModelCorrupt unless the header is bounded and valid and the file is exactly as long as it
     says.
@@ -58,8 +58,8 @@ def safetensors_header(file: Path) -> dict[str, Any]:
 
 
 def header_of(file: str, size: int, read: Callable[[int], bytes]) -> dict[str, Any]:
-    """The same as `safetensors_header`, for a file of `size` bytes.
-    `read` returns its next bytes from the beginning."""
+    """The header as `safetensors_header` returns it, for a file of `size` bytes. `read` returns its
+    next bytes from the beginning."""
     prefix = read(8)
     length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):

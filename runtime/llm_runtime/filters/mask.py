@@ -42,8 +42,8 @@ class Mask:
         `_withheld` is what is held back."""
 
     def events(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
-        """The same events. The last one gets all text that may be sent now;
-        a final event gets everything."""
+        """The events with masked texts. The last one gets all text that may be sent now; a final
+        event gets everything."""
         text = "".join([event.text for event in events])
         out = self.feed(text, last=events[-1].finish_reason is not None)
         return [*(replace(event, text="") for event in events[:-1]), replace(events[-1], text=out)]

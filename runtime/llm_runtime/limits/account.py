@@ -20,7 +20,7 @@ Lack = tuple[Budget, int]
 
 
 class BudgetSource(Protocol):
-    """Makes budgets, wherever the truth about them lies."""
+    """Makes budgets, local or shared ones."""
 
     def budget(self, name: str, limit: int, month: Month | None, now: float) -> Budget:
         """`name` is `<caller>/<limit>`."""
@@ -49,8 +49,8 @@ class Account:
         self.slots = Slots(tier.max_concurrent)
         self.requests: tuple[Budget, ...] = ()
         self.tokens: tuple[Budget, ...] = ()
-        """What a request draws on.
-        A new tuple after every change: a running request settles with the one it had."""
+        """The budgets that a request draws on. Every change makes a new tuple, so that a running
+        request settles with the one it had."""
         self._source = source
         self._month = month
         self._budgets: dict[str, Budget] = {}
@@ -61,8 +61,8 @@ class Account:
         return *self.requests, *self.tokens
 
     def refresh(self, tier: Tier, now: float, month: Month) -> None:
-        """Before every request: whatever has changed counts from this one on;
-        what was used is not forgotten."""
+        """Take over a changed tier, before every request. Its limits count from this request on,
+        and what was used is not forgotten."""
         if tier is not self.tier:
             if tier.max_concurrent != self.tier.max_concurrent:
                 self.slots.resize(tier.max_concurrent)
@@ -98,8 +98,8 @@ class Account:
         return lacking
 
     def spent_months(self, now: float) -> list[Lack]:
-        """Months' limits of tokens of which not one is left while no request runs that may give
-        some back."""
+        """Limits of a month's tokens that are used up: not one token is left, and no request runs
+        that may give some back."""
         if self.slots.running:
             return []
         return [(budget, 1) for budget in self.tokens if budget.month and budget.room(now) < 1]
@@ -112,7 +112,8 @@ class Account:
             budget.take(now, tokens)
 
     def refusal(self, lacking: list[Lack], now: float, wall: float) -> errors.Refusal:
-        """The refusal that takes longest to go by: after it the request has a chance."""
+        """The refusal with the longest wait, because only after it does the request have a
+        chance."""
         refusals = [self._refusal(budget, amount, now, wall) for budget, amount in lacking]
         return max(refusals, key=lambda refusal: refusal.retry_after_seconds or 0.0)
 
@@ -125,7 +126,7 @@ class Account:
         return errors.RateLimited(message, code="concurrent_requests", retry_after_seconds=retry)
 
     def idle(self, now: float) -> bool:
-        """A new account would be the same."""
+        """Whether a new account would be the same."""
         return self.slots.idle and all(budget.idle(now) for budget in self._budgets.values())
 
     def forgettable(self) -> bool:

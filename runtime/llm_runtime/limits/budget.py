@@ -1,4 +1,4 @@
-"""One limit of one caller: what every budget can do, and the budgets of this process alone.
+"""One limit of one caller: what every budget can do, and the budgets of a server that shares none.
 
 A request reserves an estimate before it runs and settles what it really used afterwards, as a hotel
 does with a credit card. `lease` has the budgets that several replicas share.

@@ -32,7 +32,8 @@ and hold at most twice that."""
 IDLE_SECONDS = 15.0
 """Time without a request after which a share is returned."""
 SCARCE_IDLE_SECONDS = 2.0
-"""The same when less than a quarter of the limit is left."""
+"""Time without a request after which a share is returned when less than a quarter of the limit is
+left."""
 RECHECK_SECONDS = 1.0
 """Interval at which an exhausted limit is asked about again:
 another replica may have returned something."""

@@ -1,4 +1,5 @@
-"""Who may use how much: the one door through which every request to the model goes.
+"""The one door through which every request to the model goes: it counts requests, gives places and
+reserves tokens.
 
 `count` draws a request before its body is read. So a request of a caller whose limit is used up
 costs nothing more, and one that is refused later has counted. `admit` then waits for one of the
@@ -28,8 +29,8 @@ from llm_runtime.limits.standing import Standing
 from llm_runtime.request import Caller
 
 MAX_ACCOUNTS = 100_000
-"""Callers remembered, at most.
-Beyond it those are forgotten who came least recently, used up or not."""
+"""Largest number of callers that are remembered. Beyond it, those who came least recently are
+forgotten, even with a limit used up."""
 LOOK_BACK = 3
 """How many old accounts are looked at for every new one:
 more than one, so that their number goes down."""
@@ -75,8 +76,8 @@ class Limiter:
         *,
         slot_timeout_seconds: float = 30.0,
     ) -> Self:
-        """Any database keeps the months.
-        Redis shares the minutes, or else Postgres; else each process has its own."""
+        """Shared limits where there is a store for them. A database shares the months; Redis shares
+        the minutes, or else Postgres; else each process counts alone."""
         months = SqlStore(database) if database else None
         minutes: Store | None = months if database and database.postgres else None
         if redis_url:
@@ -87,8 +88,8 @@ class Limiter:
 
     @property
     def away(self) -> bool:
-        """Whether some shared truth does not answer,
-        so that limits are not exact across replicas now."""
+        """Whether a store of limits does not answer, so that limits are not exact across replicas
+        now."""
         return any(broker.away for broker in self._source.brokers)
 
     async def __aenter__(self) -> Self:
@@ -160,8 +161,7 @@ class Limiter:
         return self._look(caller).standing(self._clock(), self._wall())
 
     async def ask_standing(self, caller: Caller) -> Standing:
-        """How the caller stands with all replicas, also if it was never here:
-        asks where the truth lies."""
+        """How the caller stands with all replicas, also if it was never here: asks the store."""
         account = self._look(caller)
         now = self._clock()
         await _all(
@@ -205,7 +205,7 @@ class Limiter:
                 self._accounts.move_to_end(caller_id)
 
     async def _draw(self, account: Account, requests: int, tokens: int) -> float:
-        """Take all of it or nothing, from where the truth lies if need be; returns when."""
+        """Take all of it or nothing, asking the store if needed. Returns the moment."""
         now = self._clock()
         if lacking := account.reserve(now, requests, tokens):
             now = await self._fetch(account, lacking, requests, tokens)
@@ -214,10 +214,10 @@ class Limiter:
     async def _fetch(
         self, account: Account, lacking: list[Lack], requests: int, tokens: int
     ) -> float:
-        """Ask where the truth lies until the reservation is made, or it is known that it can't be;
-        returns when.
+        """Ask the store until the reservation is made, or is known to be impossible. Returns the
+        moment.
 
-        When the truth is slow, what was last known of it decides, as when it is away.
+        Where the store is slow or away, the last figures known of it decide.
         """
         began = now = self._clock()
         while lacking:
@@ -264,8 +264,8 @@ class Admission:
         self._settled = False
 
     async def reserve(self, tokens: int) -> None:
-        """Have `tokens` set aside instead of what was so far.
-        Raises as `Limiter.admit` does: then none are."""
+        """Change the reservation to `tokens`. Raises as `Limiter.admit` does; then nothing is
+        reserved."""
         self._account.check_possible(0, tokens)
         self._give_back(self._reserved)
         self._reserved = 0
@@ -274,8 +274,8 @@ class Admission:
         self._reserved = tokens
 
     def settle(self, tokens: int) -> None:
-        """The request has ended and used `tokens`, be it more than was reserved.
-        Only the first call counts."""
+        """Settle a request that has ended and used `tokens`, even more than were reserved. Only the
+        first call counts."""
         if self._settled:
             return
         self._settled = True

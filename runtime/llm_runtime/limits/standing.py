@@ -11,8 +11,8 @@ class LimitStanding:
     limit: int
     remaining: int
     reset_seconds: float
-    """Until everything is there again:
-    a minute's limit comes back bit by bit, a month's at once."""
+    """Seconds until the whole limit is there again: a minute's limit comes back bit by bit, a
+    month's at once."""
 
 
 @dataclass(frozen=True, slots=True)

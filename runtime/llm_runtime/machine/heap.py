@@ -1,5 +1,5 @@
-"""Returns freed memory, which the C library would keep, to the system;
-spares the garbage collector what stays."""
+"""Returns freed memory to the system, which the C library would keep, and takes lasting objects
+out of the garbage collector's passes."""
 
 import ctypes
 import gc
@@ -20,9 +20,9 @@ def give_back() -> None:
         trim(0)
 
 
-def settle() -> None:
-    """Take what is there now out of the garbage collector's rounds:
-    it stays, and to look at it takes 0.1 s."""
+def freeze() -> None:
+    """Take all objects of now out of the garbage collector's passes.
+    They last as long as the process, and each pass over them takes 0.1 s."""
     gc.collect()
     gc.freeze()
 

@@ -1,5 +1,5 @@
-"""Settings in the environment and `.env`: short names,
-and the file's names nested with two underscores."""
+"""Settings in the environment and `.env`: short names, the file's names nested with two
+underscores, and which values are secret."""
 
 import ctypes
 import json
@@ -43,7 +43,8 @@ MODEL_PATH is the operator's own, and refused in `pod.env`.
 """
 MIN_KEY_CHARACTERS = 16
 MIN_KEY_LETTERS = 6
-"""Different ones. Of 48 random digits of base 16 there are fewer in no key that anybody meets."""
+"""Least number of different letters in a key. A random key of 48 hexadecimal digits hardly ever has
+fewer."""
 SAMPLE_KEYS = ("changeme", "yourapikey", "myapikey", "replaceme")
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -61,7 +62,7 @@ class Environment(BaseModel):
     model_name: str | None = None
     """Registered model, and the id that clients send."""
     model_version: str | None = None
-    """Its version; none: the one in stage Production, or else the newest."""
+    """Version of the registered model; none: the one in stage Production, or else the newest."""
     model_path: str | None = None
     """A local folder instead."""
     mlflow_tracking_uri: str | None = None

@@ -1,4 +1,5 @@
-"""Sends copies of answered requests to a candidate. What would wait, or is too much, is dropped."""
+"""Sends copies of answered requests to a candidate. A copy that would wait, or that is too
+large, is dropped."""
 
 import asyncio
 import logging
@@ -10,7 +11,7 @@ from typing import Any
 import orjson
 
 from llm_runtime.common.aside import aside
-from llm_runtime.contract import SHADOW_HEADER, ShadowFile
+from llm_runtime.contract import CHAT_PATH, COMPLETIONS_PATH, SHADOW_HEADER, ShadowFile
 from llm_runtime.generation import Choice
 from llm_runtime.job import NOT_ASKED, Job
 from llm_runtime.request import Caller
@@ -22,8 +23,8 @@ from llm_runtime.shadow.tally import Tally
 log = logging.getLogger(__name__)
 
 PATHS: Mapping[str, str] = {
-    "/v1/chat/completions": "/v1/chat/completions",
-    "/v1/completions": "/v1/completions",
+    CHAT_PATH: CHAT_PATH,
+    COMPLETIONS_PATH: COMPLETIONS_PATH,
     "/v1/generate": "/v1/generate",
     "/v1/stream": "/v1/generate",
     "/v1/chat": "/v1/chat",

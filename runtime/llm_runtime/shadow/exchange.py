@@ -1,5 +1,5 @@
-"""One request to a candidate, on a connection of its own:
-so copies spread over all pods behind its Service."""
+"""One request to a candidate, on a connection of its own: so copies spread over all pods behind
+its Service."""
 
 import asyncio
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""What came of the copies to one candidate, as metrics. Another candidate begins at nothing."""
+"""What became of the copies to one candidate, as metrics. Another candidate begins at zero."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping

@@ -41,9 +41,9 @@ LISTS = (list, tuple, dict)
 CLOCK_STEPS = 256
 """Number of steps between looks at the clock."""
 STEP_ENTRIES = 8
-"""Of a list: what is gone through in the time of one step."""
+"""Number of entries of a list that count as one step."""
 STEP_CHARACTERS = 1024
-"""The same of a text."""
+"""Number of characters of a text that count as one step."""
 
 WIDTHS = {"center": MAX_WIDTH, "wordwrap": MAX_WIDTH, "indent": MAX_INDENT, "tojson": MAX_INDENT}
 """The largest number that each of these filters accepts as an argument."""

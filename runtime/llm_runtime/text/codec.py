@@ -1,5 +1,5 @@
-"""Text to tokens and back.
-Needs `tokenizers` and Jinja but no torch, so that the HTTP process can use it."""
+"""Text to tokens and back, and the sampling defaults of a model's folder. Needs `tokenizers` and
+Jinja but no torch, so that the HTTP process can use it."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence

@@ -28,7 +28,7 @@ MAX_LEXER_FUEL = 100_000
 """A bound on the work for regular expressions, in llguidance's unit: 20 ms."""
 
 MOST_NAMED = 5
-"""Words of a schema in one message."""
+"""Largest number of words of a schema in one message."""
 
 WRONG = re.compile(
     r"^(Unsatisfiable|Expected|invalid multiple)|error: (un(closed|opened) group|repetition)",
@@ -37,8 +37,8 @@ WRONG = re.compile(
 """Faults of the client's, not words that can't be enforced."""
 
 WHITESPACE = r"[\x20\x0A\x0D\x09]{0,40}"
-"""Between the parts of a JSON text.
-Unbounded, a small model may write blanks until its tokens are spent."""
+"""White space between the parts of a JSON text. It is bounded, because a small model may otherwise
+write blanks until its tokens are spent."""
 
 
 class GrammarMatcher:

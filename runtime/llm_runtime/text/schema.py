@@ -25,8 +25,8 @@ UNKNOWN_WORDS = frozenset(
 )  # fmt: skip
 """Words that say something, and that the compiler does not know."""
 UNTOLD = frozenset({"uniqueItems"})
-"""Those of them that refuse no strict schema:
-OpenAI's `.parse()` sends this one for a set, which takes equal items."""
+"""Unknown words that refuse no strict schema: OpenAI's `.parse()` sends this one for a set, which
+takes equal items."""
 IDLE: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
     "propertyNames": (True, {}),
@@ -38,7 +38,7 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "minContains": (0,),
     "type": ("any",),
 }
-"""Those of their values that ask for nothing."""
+"""Values of words that ask for nothing."""
 FORMATS = frozenset(
     {
         "date-time",
@@ -67,7 +67,7 @@ DATA = frozenset({"const", "default", "examples"})
 """Words whose value may be null."""
 ANNOTATIONS = frozenset({"title", "description", "$comment", "examples", "default", "deprecated"})
 MOST_CHARACTERS = 32_768
-"""Of a schema that is repeated for every name that an object may have."""
+"""Largest size of a schema that is repeated for every name that an object may have."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Tools and calls, and parsing JSON as calls."""
+"""The types of tools and calls, and parsing JSON as calls."""
 
 import json
 import re

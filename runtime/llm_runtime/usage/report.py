@@ -1,5 +1,5 @@
-"""Usage reports: sums by day, key or model, computed from daily sums only;
-and the latest requests of one key."""
+"""Usage reports: sums by day, key or model, computed from daily sums only; and the latest
+requests of one key."""
 
 from calendar import monthrange
 from dataclasses import dataclass

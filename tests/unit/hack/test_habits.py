@@ -52,6 +52,19 @@ def test_a_docstring_cut_by_an_empty_line_is_told(
     ]
 
 
+def test_a_docstring_that_needs_its_neighbours_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'LIMIT = 1\n"""Of one\nentry."""\ndef f():\n    """Offers it. Its text."""\n'
+    file = source(tmp_path, text + 'class A:\n    """They."""\n')
+    monkeypatch.setattr(habits, "sources", lambda part: [file] if part == "runtime" else [])
+    monkeypatch.setattr(Source, "name", "module.py")
+    assert list(habits.dependent_docstrings()) == [
+        "module.py:2: the docstring begins with 'Of': name what it is about",
+        "module.py:7: the docstring begins with 'They.': name what it is about",
+    ]
+
+
 def test_modules_that_import_each_other_are_one_circle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,13 +160,50 @@ def test_places_of_the_table_of_changes_that_are_gone_are_found(
 ) -> None:
     monkeypatch.setattr("habits.code.ROOT", tmp_path)
     monkeypatch.setattr(code_map, "PAGE", tmp_path / "page.md")
-    table = "`plans/a.py`, `a.judge`, `plans/`, `a.Old`, `plans/b.py`, `compute/kernels.cpp`"
+    table = "`plans/a.py`, `a.judge`, `plans/`, `a.Old`, `plans/b.py`, rt `compute/kernels.cpp`"
     code_map.PAGE.write_text(
         f"`lost.py`\n## Where do I change…\n| {table} |\n## The map\n`lost.py`"
     )
     file = source(tmp_path, "def judge(): ...\n", "operator/plans/a.py")
     monkeypatch.setattr(code_map, "sources", lambda part: [file] if part == "operator" else [])
     assert [line.split()[1] for line in code_map.lost_places()] == ["a.Old", "plans/b.py"]
+
+
+def test_names_of_the_table_of_changes_are_in_the_file_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("habits.code.ROOT", tmp_path)
+    monkeypatch.setattr(code_map, "ROOT", tmp_path)
+    monkeypatch.setattr(code_map, "PAGE", tmp_path / "page.md")
+    rows = (
+        "| op `a.py` (`judge`, `_made`, `LIMIT`), then `make generate` and `/v1` |",
+        "| op `a.py` (`read`), rt `b.py` (`read`, `judge`), `a.py` |",
+        "| rt `b.py`, op `b.py`, `plans/` |",
+        "| `judge` |",
+    )
+    text = "\n".join(rows)
+    code_map.PAGE.write_text(f"## Where do I change…\n{text}\n## The map\n")
+    files = [
+        source(
+            tmp_path,
+            "LIMIT = 1\ndef judge(): ...\ndef _made(): ...\n",
+            "operator/llm_operator/a.py",
+        ),
+        source(tmp_path, "def read(): ...\n", "runtime/llm_runtime/b.py"),
+    ]
+    monkeypatch.setattr(code_map, "sources", lambda part: files if part == "operator" else [])
+    lost = [line.split()[1] for line in code_map.lost_places()]
+    assert lost == ["read", "judge", "a.py", "b.py", "plans/", "judge"]
+
+
+def test_what_a_package_defines_itself_stands_on_the_map(tmp_path: Path) -> None:
+    file = source(
+        tmp_path,
+        'def advance():\n    """One step: it goes on.\n\n    More."""\ndef _own(): ...\n',
+        "bench/__init__.py",
+    )
+    assert code_map.definitions(file) == "`advance`: One step: it goes on."
+    assert code_map.definitions(source(tmp_path, "import ast\n", "bench/b/__init__.py")) == ""
 
 
 def test_a_walk_that_comes_back_into_a_room_is_counted(

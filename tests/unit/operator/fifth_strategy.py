@@ -8,6 +8,9 @@ from llm_operator.plans.rollout.strategy import Next, Strategy
 class Soak(Strategy):
     """The new pods run for a while before anybody reaches them."""
 
+    switches = True
+    takes_copies = True
+
     def hold_seconds(self, move: Move) -> float:
         return 40.0
 

@@ -64,10 +64,10 @@ def test_what_shapes_pods_makes_a_new_revision(fields: dict[str, Any]) -> None:
 
 
 def test_the_moment_of_a_condition_moves_only_with_its_status() -> None:
-    first = conditions.settle({"Ready": ("True", "Serving", "a")}, (), 1, NOW)
+    first = conditions.from_findings({"Ready": ("True", "Serving", "a")}, (), 1, NOW)
     later = NOW + timedelta(hours=1)
-    same = conditions.settle({"Ready": ("True", "Serving", "b")}, first, 2, later)
-    other = conditions.settle({"Ready": ("False", "Scaling", "b")}, first, 2, later)
+    same = conditions.from_findings({"Ready": ("True", "Serving", "b")}, first, 2, later)
+    other = conditions.from_findings({"Ready": ("False", "Scaling", "b")}, first, 2, later)
     assert same[0].last_transition_time == first[0].last_transition_time
     assert other[0].last_transition_time != first[0].last_transition_time
 

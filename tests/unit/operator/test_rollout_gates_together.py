@@ -100,14 +100,14 @@ def steps(sim: Sim, decision: Decision, before: Candidate | None) -> None:
     assert decision.requeue_seconds is None or decision.requeue_seconds >= 0.5
     if candidate is None or before is None or before.revision != candidate.revision:
         return
-    move = Move(decision.situation, decision.stable, candidate)
+    strategy = STRATEGIES[candidate.strategy or "BlueGreen"]
+    move = Move(decision.situation, decision.stable, candidate, takes_copies=strategy.takes_copies)
     if candidate.traffic_since and not before.traffic_since and candidate.strategy != "Recreate":
         assert (
             not {each.name for each in known if gates.without_traffic(each) or "smoke" in each.name}
             & bad
         )
     if candidate.undecided_since and not before.undecided_since and candidate.outcome is None:
-        strategy = STRATEGIES[candidate.strategy or "BlueGreen"]
         assert any(each.state == "Inconclusive" for each in candidate.gates)
         assert move.state in (State.READY, State.TRAFFIC)
         assert (move.shadow_left if move.state is State.READY else strategy.hold_left(move)) <= 0

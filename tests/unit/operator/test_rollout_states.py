@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import random
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import llm_operator
 from llm_operator.crds import CandidateStatus, LLMDeploymentStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans import rollout as rollout_package
@@ -19,7 +22,9 @@ from llm_operator.plans.rollout.move import Move
 from llm_operator.plans.rollout.select import STRATEGIES
 from llm_operator.plans.rollout.states import TRANSITIONS, State, mermaid
 from llm_operator.plans.rollout.steer import STEER
-from llm_operator.state import SmokeOutcome
+from llm_operator.reconcile import Pace, reconcile
+from llm_operator.state import Key, SmokeOutcome
+from unit.operator.fakes import NAMESPACE, World
 from unit.operator.fifth_strategy import Soak
 from unit.operator.test_rollout_strategies import SLOW, Sim, rollout, shown
 
@@ -134,17 +139,26 @@ def test_the_diagram_of_the_docs_is_that_of_the_code() -> None:
     )
 
 
-def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Wider(CandidateStatus):
-        """With the further name among those of the CRD."""
+class Wider(CandidateStatus):
+    """With any name of a strategy, and not only those of the CRD."""
 
-        strategy: str | None = None  # type: ignore[assignment]
+    strategy: str | None = None  # type: ignore[assignment]
 
+
+@pytest.fixture
+def soak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further strategy, by its line in STRATEGIES and its name in the CRD."""
     monkeypatch.setattr(candidate, "CandidateStatus", Wider)
     monkeypatch.setitem(STRATEGIES, "Soak", Soak())
-    sim = Sim(RolloutSpec().model_copy(update={"strategy": "Soak"}), replicas=2)
+
+
+def soaking(**fields: Any) -> RolloutSpec:
+    return RolloutSpec.model_validate(fields).model_copy(update={"strategy": "Soak"})
+
+
+@pytest.mark.usefixtures("soak")
+def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd() -> None:
+    sim = Sim(soaking(), replicas=2)
     sim.until(lambda s: s.candidate.step_started_at is not None)
     began = sim.now
     assert (sim.candidate.strategy, sim.serving, sim.orders) == (
@@ -157,6 +171,63 @@ def test_a_further_strategy_is_one_file_one_line_and_its_name_in_the_crd(
     sim.until(lambda s: s.stable == "2")
     assert 39 <= (sim.now - began).total_seconds() <= 42
     assert sim.serving == ("new",)
+
+
+@pytest.mark.usefixtures("soak")
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_further_strategy_answers_itself_whether_its_candidates_are_sent_copies(
+    monkeypatch: pytest.MonkeyPatch, *, takes: bool
+) -> None:
+    monkeypatch.setattr(Soak, "takes_copies", takes)
+    sim = Sim(soaking(shadow={"percent": 100, "holdSeconds": 30}), replicas=2)
+    copied = False
+    for _ in range(300):
+        sim.step()
+        copied |= sim.decision is not None and sim.decision.copies
+    assert sim.stable == "2"
+    assert copied is takes
+
+
+@pytest.mark.parametrize("switches", [True, False])
+async def test_gates_count_stable_before_the_switch_where_the_strategy_says_that_it_switches(
+    monkeypatch: pytest.MonkeyPatch, *, switches: bool
+) -> None:
+    monkeypatch.setattr(type(STRATEGIES["Canary"]), "switches", switches)
+    world = World()
+    await world.deploy(rollout={"strategy": "Canary", "gates": [{"maxErrorRate": 0.01}]})
+    key = Key("LLMDeployment", NAMESPACE, "bot")
+    await reconcile(key, world.outside, Pace(60, 5))
+    world.cluster.play(*world.cluster.named("Deployment"))
+    await reconcile(key, world.outside, Pace(60, 5))
+    world.registry.aliases["bot"]["champion"] = "2"
+    await reconcile(key, world.outside, Pace(60, 5))
+    await reconcile(key, world.outside, Pace(60, 5))
+    [watched] = world.outside.memory.watched.values()
+    assert watched.switched is switches
+
+
+def test_nobody_compares_a_strategy_by_its_name() -> None:
+    """A name stands where strategies are chosen, in a strategy's own file and in the CRDs."""
+    operator = Path(str(llm_operator.__file__)).parent
+    own = {Path(str(sys.modules[type(each).__module__].__file__)) for each in STRATEGIES.values()}
+    allowed = {*own, operator / "plans" / "rollout" / "select.py"}
+    for path in sorted(operator.rglob("*.py")):
+        if path in allowed or path.is_relative_to(operator / "crds"):
+            continue
+        tree = ast.parse(path.read_text())
+        # Kubernetes' own word for how a Deployment replaces its pods.
+        kubernetes = {
+            id(value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Dict)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant) and key.value == "type"
+        }
+        for node in ast.walk(tree):
+            named = isinstance(node, ast.Constant) and node.value in STRATEGIES
+            assert not named or id(node) in kubernetes, (
+                f"{path.name}:{node.lineno} names a strategy: ask it, by an attribute of Strategy"
+            )
 
 
 def test_no_sentence_for_people_steers_a_rollout() -> None:

@@ -169,7 +169,7 @@ async def test_a_long_conversation_forgets_its_oldest_messages_where_it_may() ->
     road = Road()
     with pytest.raises(errors.InvalidRequest):
         await road.answer(talk, max_tokens=10)
-    generation, _ = await road.answer(talk, max_tokens=10, forgettable=39)
+    generation, _ = await road.answer(talk, max_tokens=10, droppable_messages=39)
     assert generation.prompt_tokens + 10 <= road.engine.max_model_length
     [seen] = road.engine.codec.chats[-1:]
     assert seen[-1]["content"] == "w39 x"
@@ -193,7 +193,7 @@ async def test_a_conversation_keeps_its_system_message_and_its_last_one() -> Non
         {"role": "user", "content": "q"},
     )
     road = Road()
-    await road.answer(talk, forgettable=9)
+    await road.answer(talk, droppable_messages=9)
     assert road.engine.codec.chats[-1] == [talk[0], talk[2]]
     with pytest.raises(errors.InvalidRequest):
-        await road.answer(({"role": "user", "content": "x" * 40_000},), forgettable=9)
+        await road.answer(({"role": "user", "content": "x" * 40_000},), droppable_messages=9)

@@ -1,11 +1,15 @@
-"""Sequential tests for the gates: valid at every look, however often one looks. Pure.
+"""The gates of a candidate: sequential tests, valid at every look, and the other checks. Pure.
 
+gates   the verdict of each gate, from all that follows
 odds    evidence that a share is too large, or too small, and intervals for it
 clumps  how much less samples say that come in clumps
 trials  two questions of the gates: too many errors? too slow?
 means   two more: more tokens, or more memory, than so many times stable's?
-loadprobe  the same load on both, before there is traffic
+buckets samples counted by bucket, as a histogram has them
 watched all trials of one candidate, fed with what its pods say of themselves
+copies  the same for copies of requests, before there is traffic
+loadprobe  the same load on both, before there is traffic
+smoke   prompts with an expected answer, before there is traffic
 
 How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a
 likelihood ratio, averaged over several sizes of the difference: a non-negative supermartingale

@@ -23,7 +23,7 @@ class Clumps:
     weight: list[float] = field(default_factory=list)
     """The excess is compared with its mean, in proportion to this."""
     variance: list[float] = field(default_factory=list)
-    """Of the excess, if requests are independent."""
+    """Variance of the excess, if requests are independent."""
     looks: int = 1
     """In one block."""
     open: int = 0

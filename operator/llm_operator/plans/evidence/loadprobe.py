@@ -22,11 +22,11 @@ from llm_runtime.contract import LoadFigures
 
 NAME = "loadProbe"
 BLOCKS = 10
-"""Of each side."""
+"""Number of blocks of each side."""
 LEAST_BLOCKS = 5
 """With an answer on both sides."""
 LEAST = 1e-9
-"""Seconds, or tokens a second, below which a figure is none: nothing is measured as finely."""
+"""Smallest figure that counts, in seconds or tokens per second: nothing is measured more finely."""
 BUSY = 0.1
 """Share of stable's looks with clients' requests above which the message tells of them."""
 
@@ -113,7 +113,7 @@ class _Figure:
     """One of those that are compared, where more is worse."""
 
     field: str
-    """Its name in LoadStatus."""
+    """Name of the figure in LoadStatus."""
     title: str
     read: Callable[[LoadFigures], float | None]
 
@@ -228,8 +228,8 @@ def _by_pairs(
 def _by_itself(
     title: str, allowed: float, own: LoadFigure | None, before: LoadFigure | None, sure: Rules
 ) -> Compared | None:
-    """Two means that are of different times, and perhaps of different machines: what these do to
-    them no spread of one run tells, so SLACK is left for it."""
+    """Compare two means of different times, and perhaps of different machines. The spread within
+    one run does not show what that does to them, so SLACK is allowed for it."""
     if own is None or before is None:
         return None
     spread = sqrt(own.spread**2 / own.blocks + before.spread**2 / before.blocks)

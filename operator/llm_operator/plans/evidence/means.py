@@ -48,7 +48,7 @@ class Sums:
 
     @property
     def variance(self) -> float:
-        """Of one sample."""
+        """Variance of one sample."""
         return max(0.0, self.squares / self.samples - self.mean**2) if self.samples else 0.0
 
 
@@ -59,7 +59,7 @@ class MeanTrial:
     allowed: float
     rules: Rules
     switched: bool = False
-    """Stable has its traffic before the candidate's, not beside it (BlueGreen)."""
+    """Stable has its traffic before the candidate's, not beside it (Strategy.switches)."""
     own: Sums = field(default_factory=Sums)
     stable: Sums = field(default_factory=Sums)
     mine: float = 0.0
@@ -166,7 +166,8 @@ class MeanTrial:
         return self._evidence(ratio, -1, error) >= log(1 / error)
 
     def _evidence(self, ratio: float, sign: int, error: float) -> float:
-        """Its log, that the ratio of the means is above (sign 1) or below (-1) this one."""
+        """Log of the evidence that the ratio of the means is above (sign 1) or below (-1) this
+        one."""
         beside = self.theirs
         if self.switched:
             # Stable's mean is known from another time:
@@ -207,7 +208,7 @@ class MemoryTrial:
     ratios: list[float] = field(default_factory=list)
     """At the last looks at which both sides told it."""
     samples: float = 0.0
-    """Answers of the candidate's pods: an idle one has not filled its memory."""
+    """Answers of the candidate's pods so far, because an idle pod has not filled its memory."""
     other: float = 0.0
 
     def look(self, own: float | None, stable: float | None, samples: float, other: float) -> None:

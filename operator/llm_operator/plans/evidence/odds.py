@@ -6,7 +6,7 @@ from math import exp, inf, log
 MORE = (1.2, 1.5, 2.0, 3.0, 6.0, 20.0)
 """Odds ratios that a test for "too many" is averaged over."""
 LESS = tuple(1 / odds for odds in MORE)
-"""And one for "fewer than"."""
+"""Odds ratios that a test for "fewer than" is averaged over."""
 HALVINGS = 40
 
 
@@ -68,7 +68,7 @@ def high(count: float, total: float, error: float, clumping: float = 1.0) -> flo
 
 
 def _edge(outside: float, inside: float, refuted: Callable[[float], bool]) -> float:
-    """Where refuted shares end, on the side of the refuted ones."""
+    """The border between refuted and possible shares, on the refuted side."""
     for _ in range(HALVINGS):
         middle = (outside + inside) / 2
         if refuted(middle):

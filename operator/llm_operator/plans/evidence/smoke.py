@@ -19,7 +19,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's, where PyYAML was built with it: many times faster."""
 MAX_PROMPTS = 50
 MAX_CHARACTERS = 64 << 10
-"""Of one entry."""
+"""Largest size of one entry."""
 MAX_DEPTH = 32
 MAX_REFERENCES = 1000
 MAX_STEPS = 5000
@@ -184,12 +184,12 @@ _Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
 
 
 class _TooMuch(Exception):
-    """The schema asks for more than an answer is worth."""
+    """The schema takes more steps than an answer may."""
 
 
 def _validator(schema: dict[str, Any]) -> Any:
-    """One that takes so many steps and no more:
-    a handful of keywords can stand for any number of checks."""
+    """A validator that takes a bounded number of steps, because a handful of keywords can stand for
+    any number of checks."""
     references = itertools.count(MAX_REFERENCES, -1)
     steps = itertools.count(MAX_STEPS, -1)
 

@@ -11,13 +11,13 @@ from llm_operator.plans.evidence.clumps import LEAST_BLOCKS, Clumps
 
 QUANTILE = 0.95
 SLACK = 1.5
-"""A latency gate that passes has excluded this many times the allowed ratio."""
+"""A latency gate passes once it has excluded this many times the allowed ratio."""
 ERROR_SLACK = 2.0
-"""An error gate that passes has excluded this many times the allowed rate,"""
+"""An error gate passes once it has excluded this many times the allowed rate."""
 LEAST_RATE = 0.01
-"""or, where no error is allowed, this rate."""
+"""An error gate that allows no error passes once it has excluded this rate."""
 STEPS = 9
-"""Of the grid of ratios in a factor of SLACK: 4.6 % from one to the next."""
+"""Steps of the grid of ratios in a factor of SLACK: 4.6 % from one to the next."""
 GRID = tuple(SLACK ** (step / STEPS) for step in range(-31, 32))
 """Times the allowed ratio, a quarter to four: where the ends of the interval are looked for."""
 LEAST_REFERENCE = 20
@@ -54,9 +54,9 @@ class Answer:
     """None: nothing is excluded on this side."""
     high: float | None
     samples: float
-    """Of the candidate."""
+    """Samples of the candidate."""
     beside: float
-    """Of stable."""
+    """Samples of stable."""
     message: str
 
 
@@ -81,7 +81,7 @@ class Counts:
 
     @property
     def variance(self) -> float:
-        """Of one request's being bad."""
+        """Variance of whether one request is bad."""
         return self.share * (1 - self.share)
 
     def high(self, error: float) -> float:
@@ -114,7 +114,7 @@ class Pairs:
 
     @property
     def clumping(self) -> float:
-        """By what the evidence is divided."""
+        """The number by which the evidence is divided."""
         own = self.own
         other = self.other
         if not own.requests:
@@ -158,7 +158,7 @@ class Shared:
         self.taken = [taken + total * cost for taken, cost in zip(self.taken, costs, strict=True)]
 
     def evidence(self, clumping: float) -> float:
-        """Its log."""
+        """Log of the evidence."""
         return odds.mixed(odds.score(self.grid, self.count, self.taken), clumping)
 
 
@@ -183,7 +183,7 @@ class ErrorTrial:
     allowed: float
     rules: Rules
     switched: bool = False
-    """Stable has its traffic before the candidate's, not beside it (BlueGreen)."""
+    """Stable has its traffic before the candidate's, not beside it (Strategy.switches)."""
     bad: str = "were errors"
     """What a bad answer was."""
     own: Counts = field(default_factory=Counts)
@@ -298,7 +298,7 @@ class LatencyTrial:
     allowed: float
     rules: Rules
     switched: bool = False
-    """Stable has its traffic before the candidate's, not beside it (BlueGreen)."""
+    """Stable has its traffic before the candidate's, not beside it (Strategy.switches)."""
     ratios: tuple[float, ...] = ()
     samples: float = 0.0
     other: float = 0.0

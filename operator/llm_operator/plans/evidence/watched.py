@@ -23,16 +23,16 @@ class Running:
 
     trial: ErrorTrial | LatencyTrial | MeanTrial | MemoryTrial
     figure: str
-    """What of Figures it counts, as gates.traffic_gate says."""
+    """Field of Figures that it counts, as gates.traffic_gate says."""
     since: str
-    """When it began."""
+    """Time at which it began."""
     earlier: Figures
-    """The counts of stable's pods when it began.
-    They say what is usual where there is too little since."""
-    settled: bool
+    """Counts of stable's pods at that time.
+    They say what is usual where stable has had too few requests since."""
+    seeded: bool
     """Whether `earlier` was used, or is not needed."""
     untold: str = ""
-    """Whose runtime does not tell the figure."""
+    """The side (candidate or stable) whose runtime is too old to report the figure; empty: none."""
 
     def enter(self, own: Figures, stable: Figures, *, traffic: bool) -> None:
         """What happened in one look."""
@@ -51,15 +51,15 @@ class Running:
         if isinstance(self.trial, ErrorTrial):
             if not traffic:
                 return self.trial.before(_counts(stable))
-            if not self.settled and self.trial.other.requests < self.trial.rules.least:
+            if not self.seeded and self.trial.other.requests < self.trial.rules.least:
                 self.trial.before(_counts(self.earlier))
-            self.settled = True
+            self.seeded = True
             return self.trial.look(_counts(own), _counts(stable))
         if not traffic:
             return self.trial.before(self._buckets(stable))
-        if not self.settled and self.trial.other < self.trial.rules.least:
+        if not self.seeded and self.trial.other < self.trial.rules.least:
             self.trial.before(self._buckets(self.earlier))
-        self.settled = True
+        self.seeded = True
         return self.trial.look(self._buckets(own), self._buckets(stable))
 
     def _buckets(self, figures: Figures) -> Buckets:
@@ -102,7 +102,7 @@ class Watched:
 
     revision: str
     switched: bool
-    """Stable has its traffic before the candidate's, not beside it (BlueGreen)."""
+    """Stable has its traffic before the candidate's, not beside it (Strategy.switches)."""
     last: dict[str, Figures] = field(default_factory=dict)
     """What each pod said when it was last asked."""
     running: dict[str, Running] = field(default_factory=dict)
@@ -158,7 +158,7 @@ def _begun(spec: GateSpec, judging: int, earlier: Figures, *, switched: bool, at
         trial = MeanTrial(1 / most if figure == "token_gap" else most, rules, switched)
     else:
         trial = LatencyTrial(most, rules, switched)
-    return Running(trial, figure, at, earlier, settled=not switched)
+    return Running(trial, figure, at, earlier, seeded=not switched)
 
 
 def _told(pods: Iterable[str], now: Mapping[str, Figures]) -> Figures:
@@ -211,7 +211,7 @@ def _minus(now: Mapping[float, float], before: Mapping[float, float]) -> dict[fl
 
 
 def added(figures: Iterable[Figures]) -> Figures:
-    """Several pods' together."""
+    """The figures of several pods as one."""
     parts = tuple(figures)
     return Figures(
         requests=sum(part.requests for part in parts),
@@ -233,7 +233,7 @@ def _tell_memory(parts: Iterable[Figures]) -> bool:
 
 
 def _known(histograms: list[Mapping[float, float] | None]) -> dict[float, float] | None:
-    """Together; None where a pod does not tell it, whose part would be missing."""
+    """The histograms as one; None where a pod reports none, because its part would be missing."""
     told = [each for each in histograms if each is not None]
     return _joined(told) if len(told) == len(histograms) else None
 

@@ -1,1 +1,1 @@
-"""The objects that an LLMDeployment is made of: each a literal shaped like its YAML."""
+"""Builders of the objects that an LLMDeployment is made of: each a literal shaped like its YAML."""

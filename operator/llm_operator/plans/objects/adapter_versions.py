@@ -21,13 +21,13 @@ from llm_runtime import contract
 
 
 def versions(observed: Observed) -> tuple[AdapterVersions, ...]:
-    """Of each adapter, in the order of the specification."""
+    """The versions of each adapter, in the order of the specification."""
     known = observed.adapter_versions
     return candidates(observed) if known is None else known
 
 
 def judge(observed: Observed, now: datetime) -> tuple[AdapterVersions, ...]:
-    """The same, as the gates let them."""
+    """The versions of each adapter, as the gates let them."""
     return tuple(_judged(observed, each, now) for each in candidates(observed))
 
 

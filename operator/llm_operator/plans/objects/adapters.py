@@ -1,5 +1,5 @@
-"""The adapters of the running pods: the list that they follow,
-and what is wrong with its references."""
+"""The Secret with the list of adapters that running pods follow, and what is wrong with its
+references."""
 
 from collections.abc import Callable
 

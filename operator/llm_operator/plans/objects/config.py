@@ -71,7 +71,7 @@ def revision_id(
 
 
 def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Without sections of which nothing is left: whether they were written at all shapes no pod."""
+    """The inputs without empty sections, because an empty section shapes no pod."""
     kept = {
         name: _pruned(value) if isinstance(value, dict) else value for name, value in inputs.items()
     }
@@ -137,8 +137,8 @@ def _server(spec: ServerSpec, drain_seconds: int) -> ServerConfig:
 
 
 def _section(made: type[Made], spec: Section, **own: Any) -> Made:
-    """A section of the configuration: each field that `spec` has under the same name and says,
-    and `own` besides."""
+    """A section of the configuration. It has each field that `spec` sets under the same name, and
+    `own` beside them."""
     same = {
         name: value
         for name in made.model_fields

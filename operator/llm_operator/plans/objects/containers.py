@@ -1,4 +1,4 @@
-"""The containers of a pod: what fetches the model and the adapters, and what serves."""
+"""The containers of a pod: commands, environment, mounts, resources and probes."""
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.pod import PodSpec
@@ -79,15 +79,16 @@ def fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest) 
 
 
 def fetch_adapters(image: str, spec: LLMDeploymentSpec, resources: Manifest) -> Manifest:
-    """Stays as long as the pod, and alone has the registries' credentials."""
+    """The container that fetches adapters. It runs as long as the pod, and it alone has the
+    registries' credentials."""
     listed, registries = (
         f"{contract.ADAPTERS_MOUNT}/{f}" for f in (contract.ADAPTERS_FILE, contract.REGISTRIES_FILE)
     )
     args = [contract.ADAPTERS_FLAG, listed, contract.REGISTRIES_FLAG, registries]
     args += [contract.FETCHED_FLAG, contract.FETCHED_MOUNT]
     given = plain(spec.pod.fetch_resources) if spec.pod.fetch_resources else resources
-    # It is idle but for a moment: what it may take is the other's,
-    # what is kept for it is what it takes when idle.
+    # It is idle nearly always. So its limits are those of the init container that fetches the
+    # model, and its requests cover idling only.
     limits = {name: most for name, most in (given.get("limits") or {}).items() if name in IDLE}
     return _container(
         names.ADAPTERS_CONTAINER, image, spec.pod, contract.FETCH_ADAPTERS_COMMAND, args
@@ -105,7 +106,7 @@ def fetch_adapters(image: str, spec: LLMDeploymentSpec, resources: Manifest) -> 
 
 
 IDLE = {"cpu": "10m", "memory": "64Mi"}
-"""What the container that fetches adapters takes while it fetches none: 38 MiB."""
+"""Requests of the container that fetches adapters. It takes 38 MiB while it fetches none."""
 _CREDENTIALS = (
     contract.ENV_MLFLOW_USERNAME,
     contract.ENV_MLFLOW_PASSWORD,
@@ -120,8 +121,8 @@ STORE_VARIABLES = (
     "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCESS_KEY",
     "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID",
 )  # fmt: skip
-"""What spec.model.credentialsSecretRef may hold beside a model in MLflow:
-of the store behind it."""
+"""Variables that spec.model.credentialsSecretRef may hold for a model in MLflow: those of the
+artifact store behind it."""
 
 
 def _home() -> Manifest:

@@ -15,9 +15,11 @@ REPORT = "/dev/termination-log"
 """Where Kubernetes reads a container's last word.
 Written out: the process node has another file in its place."""
 MARGIN_SECONDS = 300
-"""Of the Job's deadline beyond the evaluation's own: for its start, the dataset and the run."""
+"""Seconds by which the Job's deadline exceeds the evaluation's own, for its start, the dataset and
+the run."""
 KEPT_SECONDS = 7 * 86_400
-"""An ended Job is deleted with its roll-out; this is for one that is forgotten."""
+"""Seconds after which Kubernetes deletes an ended Job that the operator has forgotten. Others are
+deleted with their roll-out."""
 
 
 def job(

@@ -16,7 +16,7 @@ API_KEY_FIELD = "api-key"
 REGISTRY_MOUNT = "/etc/llm-runtime/registry"
 CA_FILE = "ca.crt"
 ROOM_BYTES = (1 << 20) - 4096
-"""Of all data of the Secret together: the API server takes a mebibyte."""
+"""Largest size of all data of the Secret together: the API server takes a mebibyte."""
 
 
 def encode(data: dict[str, str]) -> dict[str, str]:
@@ -150,8 +150,8 @@ def keys_secret(
 def with_keys(
     secret: Manifest, meta: Meta, access: AccessSpec, keys: Iterable[DigestedKey]
 ) -> Manifest:
-    """The same Secret with these keys, and all else as it was;
-    `access` is for a key file that can't be read."""
+    """The Secret with these keys, and all else as it was; `access` is for a key file that can't be
+    read."""
     others = {
         name: text
         for name, text in (secret.get("data") or {}).items()

@@ -1,5 +1,4 @@
-"""What the pods are reached and protected by:
-Services, HTTPRoute, ServiceAccount, PodDisruptionBudget."""
+"""Builders of Services, HTTPRoute, ServiceAccount and PodDisruptionBudget."""
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.rollout import HttpRouteSpec
@@ -32,8 +31,8 @@ def service(meta: Meta, spec: LLMDeploymentSpec, serving: tuple[str, ...]) -> Ma
 
 
 def side_service(meta: Meta, spec: LLMDeploymentSpec, name: str, revision: str) -> Manifest:
-    """One revision by a name of its own:
-    for previews, smoke prompts and the weights of an HTTPRoute."""
+    """A Service that selects one revision: for previews, smoke prompts and the weights of an
+    HTTPRoute."""
     metadata = names.metadata(meta, name)
     metadata["labels"][names.PREVIEW_LABEL] = "true"
     return {
@@ -66,10 +65,10 @@ def selector(meta: Meta, serving: tuple[str, ...]) -> dict[str, str]:
 def http_route(
     meta: Meta, spec: LLMDeploymentSpec, route: HttpRouteSpec, weight: int, *, candidate: bool
 ) -> Manifest:
-    """Exact shares of the traffic: `weight` percent for the candidate.
+    """The HTTPRoute, with exact shares of the traffic: `weight` percent for the candidate.
 
-    The defaults of its lists are written out: each is one field of server-side apply, and else
-    never equal to what was applied.
+    Defaults inside its lists are written out: server-side apply treats a list as one field, which
+    would otherwise never equal what was applied.
     """
     backends = [_backend(names.stable_service(meta), spec, 100 - weight)]
     if candidate:

@@ -1,4 +1,5 @@
-"""The template of a revision's pods: containers, probes, volumes."""
+"""The template of a revision's pods: labels, security, volumes, and which containers. What is in
+a container: containers.py."""
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.schema import plain
@@ -14,6 +15,7 @@ from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 
 GRACE_MARGIN_SECONDS = 15
+"""Time that a stopping pod has beside spec.rollout.drainSeconds and the preStop hook."""
 
 
 def pod_template(
@@ -26,7 +28,8 @@ def pod_template(
 ) -> Manifest:
     """The pod of a new revision: fetch, then serve, under the restricted Pod Security profile.
 
-    With spec.adapters, be it empty, another container fetches these while the first serves.
+    Where spec.adapters is written, even empty, another container fetches adapters while the first
+    one serves.
 
     `fetch_resources` are those of the init container where the specification has none. `app_armor`:
     the profile to write, if any.

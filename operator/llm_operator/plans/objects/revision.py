@@ -51,11 +51,8 @@ def _id(observed: Observed, model: ModelVersion) -> str:
 
 
 def anew(observed: Observed) -> str:
-    """What tells a version from an earlier one of the same number,
-    which was deleted while it was in use.
-
-    Empty for every other version: a number is its identity then, as it always was.
-    """
+    """Mark of a version whose number was deleted while it was in use, and registered anew. Empty
+    for every other version, which its number identifies."""
     model = observed.resolution.model
     known = observed.status.model
     if model is None or known is None or not _same_number(observed, model):
@@ -81,7 +78,7 @@ def fresh(observed: Observed, model: ModelVersion) -> str:
 
 
 def mark(text: str) -> str:
-    """A short name for what tells a version from others of its number."""
+    """Digest of what distinguishes a version from others of the same number."""
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -7,8 +7,8 @@ from llm_runtime import contract
 
 
 def file(observed: Observed, decision: Decision) -> str:
-    """Its text; empty while nothing is to be copied,
-    or the candidate's Service has no address yet."""
+    """The file's text; empty while nothing is to be copied, or while the candidate's Service has no
+    address."""
     spec = observed.spec.rollout.shadow
     stable = decision.stable
     candidate = decision.candidate

@@ -1,4 +1,5 @@
-"""spec.model.uri: files that no registry numbers. What it stands for, and how the pods reach it."""
+"""spec.model.uri: which version an address outside any registry stands for, and how the pods
+reach its files."""
 
 import hashlib
 from typing import Any

@@ -1,9 +1,9 @@
-"""How the clients reach the pods: the Service, and beside it what a roll-out needs."""
+"""Which Services, budget and HTTPRoute exist at a moment of a roll-out. network.py builds them."""
 
 from llm_operator.plans import names
 from llm_operator.plans.objects import network
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.rollout import Decision
+from llm_operator.plans.rollout import Decision, strategy_named
 from llm_operator.state import Fault, Manifest, Observed
 
 
@@ -37,7 +37,9 @@ def objects(observed: Observed, decision: Decision) -> list[Manifest]:
 def routed(observed: Observed) -> bool:
     """Whether an HTTPRoute shares out the traffic, and not the numbers of pods."""
     rollout = observed.spec.rollout
-    return rollout.strategy == "Canary" and rollout.http_route is not None and observed.http_routes
+    strategy = strategy_named(rollout.strategy)
+    able = strategy is not None and strategy.routes
+    return able and rollout.http_route is not None and observed.http_routes
 
 
 def fault(observed: Observed) -> Fault | None:

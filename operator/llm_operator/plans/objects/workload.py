@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.plans import names
 from llm_operator.plans.objects.containers import STORE_VARIABLES
+from llm_operator.plans.rollout import strategy_named
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 
@@ -30,7 +31,7 @@ def _text(template: Manifest) -> str:
 
 
 def digest(template: Manifest) -> str:
-    """What tells a template from any other, as the Deployment's annotation has it."""
+    """Digest of a template, as the annotation of the Deployment holds it."""
     return hashlib.sha256(_text(template).encode()).hexdigest()
 
 
@@ -38,9 +39,10 @@ def deployment(
     meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Manifest, replicas: int
 ) -> Manifest:
     """The Deployment of one revision. Its template never changes; only `replicas` does."""
+    named = strategy_named(spec.rollout.strategy)
     strategy: Manifest = (
         {"type": "Recreate"}
-        if spec.rollout.strategy == "Recreate"
+        if named is not None and named.interrupts
         else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     )
     about = names.metadata(meta, names.child(meta, revision), revision)

@@ -19,6 +19,7 @@ from llm_operator.plans.rollout.choose import choose
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
 from llm_operator.plans.rollout.pin import pin
+from llm_operator.plans.rollout.select import named as strategy_named
 from llm_operator.plans.rollout.select import select
 from llm_operator.plans.rollout.situation import Situation, Wanted, parse, stamp
 from llm_operator.plans.rollout.steer import steer
@@ -34,4 +35,13 @@ def advance(situation: Situation) -> Decision:
     return decision
 
 
-__all__ = ["Decision", "Situation", "Wanted", "advance", "parse", "stamp", "tries_on"]
+__all__ = [
+    "Decision",
+    "Situation",
+    "Wanted",
+    "advance",
+    "parse",
+    "stamp",
+    "strategy_named",
+    "tries_on",
+]

@@ -1,5 +1,5 @@
-"""Pods per revision, who is behind the Service, and when to look again.
-It remembers nothing: what is suffices."""
+"""The step that gives pods to each revision and puts revisions behind the Service; it says when
+to look again. It remembers nothing: what exists suffices."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -119,8 +119,8 @@ def _stage(move: Move, strategy: Strategy) -> str:
         )
     waiting = (gate for gate in move.candidate.gates if gate.state == "Waiting")
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
-    # Names alone: figures would be another text, and another write, at every look.
-    # They are in candidate.gates.
+    # Only names: with figures the text would change, and the status be written, at every look.
+    # The figures are in candidate.gates.
     undecided = ", ".join(gate.name for gate in strategy.undecided(move))
     if undecided:
         parts.append(
@@ -141,8 +141,8 @@ def _undecided_until(move: Move) -> str:
 
 
 def _copies(move: Move) -> str:
-    """That it is sent copies.
-    A moment, not what is left: that would be another text at every look."""
+    """The sentence that it is sent copies. It names a moment and not the time left, which would be
+    another text at every look."""
     spec = move.situation.spec.shadow
     since = move.candidate.shadowed_since
     if spec is None or since is None or not move.shadows:

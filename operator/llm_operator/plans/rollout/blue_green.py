@@ -13,6 +13,9 @@ ALL = 100
 class BlueGreen(Strategy):
     """The candidate's weight is ALL while clients reach it and the old pods are held."""
 
+    switches = True
+    takes_copies = True
+
     def hold_seconds(self, move: Move) -> float:
         return float(move.situation.spec.switch_hold_seconds) if _switched(move.candidate) else 0.0
 

@@ -17,6 +17,8 @@ class Canary(Strategy):
     or is exact where an HTTPRoute divides the traffic."""
 
     mixes = True
+    takes_copies = True
+    routes = True
 
     def size(self, move: Move) -> int:
         step = _step(move)
@@ -41,8 +43,8 @@ class Canary(Strategy):
     def hold_over(self, move: Move) -> bool:
         return move.complete if _grows(move) else super().hold_over(move)
 
-    def interrupted(self, move: Move) -> bool:
-        return not _grows(move) and super().interrupted(move)
+    def lost_its_evidence(self, move: Move) -> bool:
+        return not _grows(move) and super().lost_its_evidence(move)
 
     def next(self, move: Move) -> Next:
         step = _step(move)
@@ -161,7 +163,8 @@ def _most_pods(move: Move, weight: int) -> int:
 
 
 def _until(move: Move, hold_seconds: int) -> str:
-    """A moment, not what is left: that would be another text, and another write, every second."""
+    """Until when the step lasts at least. It names a moment and not the time left, which would be
+    another text, and another write, every second."""
     began = move.candidate.step_started_at
     # Once the hold is over, it is the gates that are waited for, and these say until when.
     if not began or not hold_seconds or move.candidate.undecided_since:

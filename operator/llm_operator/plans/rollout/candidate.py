@@ -58,7 +58,7 @@ class Candidate:
         )
 
     def served(self, since: datetime | None) -> StableStatus:
-        """It as the revision that serves."""
+        """The candidate as the revision that serves."""
         return StableStatus(
             revision=self.revision,
             version=self.version,
@@ -69,7 +69,7 @@ class Candidate:
         )
 
     def status(self) -> CandidateStatus:
-        """For the API, where an absent field is the usual case."""
+        """The candidate as the API has it: an absent field stands for the usual case."""
         moments = {name: stamp(at) for name in _MOMENTS if (at := getattr(self, name)) is not None}
         return CandidateStatus(
             **{**vars(self), **moments, "paused": self.paused or None, "gates": self.gates or None}

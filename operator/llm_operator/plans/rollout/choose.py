@@ -1,5 +1,5 @@
-"""Chooses the revision to roll out, if any:
-the candidate is kept, begun again, or replaced by a newer one."""
+"""Which revision is rolled out, if any: the candidate is kept, begun again, or replaced by a
+newer one."""
 
 from dataclasses import replace
 
@@ -56,11 +56,11 @@ def _resume(decision: Decision, candidate: Candidate) -> Decision:
 
 
 def _stays(decision: Decision, candidate: Candidate) -> bool:
-    """Whether the candidate, though another revision is wanted,
-    answers until the stable one can again.
+    """Whether the candidate keeps answering although another revision is wanted, until the stable
+    one can answer again.
 
     Rolling stops the old pods before its last gate has judged. Pods of the stable revision that
-    have not come back when the deadline is over are waited for no longer.
+    have not come back by the deadline are waited for no longer.
     """
     move = decision.move
     if (
@@ -102,7 +102,7 @@ def _give_way(decision: Decision, candidate: Candidate) -> Decision:
         and move is not None
         and move.needed
     ):
-        # The stable revision did not come back in its time:
-        # what answers is what the wanted one is measured by.
+        # The stable revision did not come back in time, so the wanted one is compared with the
+        # one that answers.
         return replace(decision, stable=candidate.served(candidate.started_at), candidate=None)
     return replace(_replaced(decision, candidate), candidate=None)

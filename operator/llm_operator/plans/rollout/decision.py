@@ -19,12 +19,12 @@ class Decision:
     candidate: Candidate | None
     history: tuple[HistoryEntry, ...]
     strategy: Strategy | None = None
-    """Of the candidate."""
+    """The strategy of the candidate."""
     replicas: dict[str, int] = field(default_factory=dict)
     """Pods per kept revision; a revision that is not here is deleted."""
     serving: tuple[str, ...] = ()
-    """The one or two revisions that the Service selects;
-    none yet: a first one that must pass its gates."""
+    """The one or two revisions that the Service selects. Empty while a first revision has not
+    passed its gates."""
     occurrences: tuple[Occurrence, ...] = ()
     requeue_seconds: float | None = None
     directive: DirectiveStatus | None = None
@@ -39,14 +39,14 @@ class Decision:
     """Advice where the candidate's pods have no room: what it waits for, and the ways out."""
 
     def tell(self, kind: str, reason: str, message: str) -> "Decision":
-        """With an Event."""
+        """The decision with one more Event."""
         return replace(self, occurrences=(*self.occurrences, Occurrence(kind, reason, message)))
 
     def remark(self, message: str) -> "Decision":
         return replace(self, remarks=(*self.remarks, message))
 
     def ended(self, revision: RevisionStatus, outcome: str, message: str) -> "Decision":
-        """With the line that history keeps of a revision."""
+        """The decision with a line of history about how a revision ended."""
         beginning = {
             "revision": revision.revision,
             "version": revision.version,
@@ -75,7 +75,13 @@ class Decision:
         """The candidate on its way, for questions to strategies; None without a candidate."""
         if self.candidate is None:
             return None
-        return Move(self.situation, self.stable, self.candidate, skips=self.ordered("skip"))
+        return Move(
+            self.situation,
+            self.stable,
+            self.candidate,
+            skips=self.ordered("skip"),
+            takes_copies=self.strategy is not None and self.strategy.takes_copies,
+        )
 
     @property
     def copies(self) -> bool:

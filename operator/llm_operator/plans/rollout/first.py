@@ -5,7 +5,8 @@ from llm_operator.plans.rollout.strategy import Strategy
 
 
 class First(Strategy):
-    """It needs no choice, and is not written down. Where it fails, it goes on trying."""
+    """The strategy of a first revision. It is not chosen and not written down. Where the revision
+    fails, it goes on trying."""
 
     def allocate(self, move: Move) -> Allocation:
         # One good pod is better than none: the others join as they get ready, and are asked then.

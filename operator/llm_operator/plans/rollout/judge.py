@@ -1,4 +1,5 @@
-"""Is the candidate good? It is promoted, given up, or gets further on its way."""
+"""The step that promotes the candidate, gives it up, or lets it get further; and the Events of
+each."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -99,7 +100,7 @@ def _at_most(now: datetime, moment: datetime | None) -> datetime | None:
 
 
 def _refusal(move: Move, *, aborted: bool) -> Fault | None:
-    """What is held against the candidate, however far it is."""
+    """Why the candidate fails whatever its state: it is aborted, has crashed, or a gate failed."""
     if aborted:
         return Fault(Reason.Aborted, f"the annotation {STEER} says abort", terminal=True)
     crashes = move.situation.restarts(move.new) - (move.candidate.restarts or 0)
@@ -117,7 +118,8 @@ def _refusal(move: Move, *, aborted: bool) -> Fault | None:
 
 
 def _noting_undecided(move: Move, strategy: Strategy) -> Move:
-    """With the moment noted from which gates hold the candidate up though its hold is over."""
+    """The move with the moment noted since which undecided gates hold the candidate up although its
+    hold is over."""
     undecided = not move.candidate.paused and bool(strategy.undecided(move))
     since = move.candidate.undecided_since
     if (
@@ -126,7 +128,7 @@ def _noting_undecided(move: Move, strategy: Strategy) -> Move:
         and (strategy.hold_over(move) or (move.state is State.READY and move.shadow_done))
     ):
         return move.changed(undecided_since=move.situation.moment)
-    if not undecided and since is not None and not strategy.interrupted(move):
+    if not undecided and since is not None and not strategy.lost_its_evidence(move):
         # The deadline, which stood still, begins anew.
         return move.changed(undecided_since=None, progressed_at=move.situation.moment)
     return move
@@ -156,7 +158,7 @@ def _tell_undecided(decision: Decision, move: Move, strategy: Strategy, left: fl
 
 
 def _hopeless(move: Move, strategy: Strategy) -> Fault | None:
-    """Why a candidate that has not arrived is waited for no longer."""
+    """Why the candidate is waited for no longer."""
     fault = move.situation.faults.get(move.new)
     if fault is not None and fault.terminal:
         return fault

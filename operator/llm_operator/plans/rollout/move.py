@@ -1,5 +1,5 @@
-"""A candidate on its way to the traffic:
-what every strategy is asked about, and what it answers."""
+"""The typed values of a strategy's questions and answers: `Move`, a candidate on its way to the
+traffic, and `Allocation`, who gets which pods and traffic."""
 
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,9 +10,6 @@ from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.candidate import Candidate
 from llm_operator.plans.rollout.situation import Situation
 from llm_operator.plans.rollout.states import State
-
-SHADOWING = ("BlueGreen", "Canary")
-"""Strategies by which a candidate has pods and no traffic for a while."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,8 @@ class Move:
     candidate: Candidate
     skips: bool = False
     """A person has said that its holds are over."""
+    takes_copies: bool = False
+    """The candidate's strategy has it wait for copies of requests (Strategy.takes_copies)."""
 
     @property
     def old(self) -> str:
@@ -56,8 +55,7 @@ class Move:
 
     @property
     def smoke_passed(self) -> bool:
-        """Its smoke prompts, if there are any,
-        are answered as expected by every pod that is ready."""
+        """Every pod that is ready has answered all smoke prompts as expected."""
         passed = {each.name for each in self.candidate.gates if each.state == "Passed"}
         return {gates.smoke_name(name) for name in self.situation.spec.smoke_maps} <= passed
 
@@ -67,13 +65,13 @@ class Move:
         told = self.candidate.gates
         made = [gates.made(each, told) for each in self.situation.spec.evaluations]
         over = all(each is not None and each.state != "Failed" for each in made)
-        return over and not any(gates.is_evaluation(each) for each in self.unproven)
+        return over and not any(gates.is_evaluation(each) for each in self.undecided_before_traffic)
 
     @property
     def shadows(self) -> bool:
-        """It is to be sent copies of requests:
-        there is a revision that makes some, and it has no traffic yet."""
-        able = self.candidate.strategy in SHADOWING and self.stable is not None
+        """Whether the candidate is to be sent copies of requests: a stable revision makes them, and
+        the candidate has no traffic yet."""
+        able = self.takes_copies and self.stable is not None
         return able and self.state is State.READY and self.situation.spec.shadows
 
     @property
@@ -86,8 +84,8 @@ class Move:
 
     @property
     def shadow_done(self) -> bool:
-        """No copies are needed, or it was sent them for long enough and the gates that judge these
-        let it go on."""
+        """Whether copies hold nothing up: none are needed, or they were sent for long enough and
+        the gates that judge them let the candidate go on."""
         if not self.shadows or self.skips:
             return True
         if self.candidate.shadowed_since is None or self.shadow_left > 0:
@@ -103,12 +101,12 @@ class Move:
         return gates.undecided(self.candidate.gates, shadow=True)
 
     @property
-    def unproven(self) -> tuple[GateVerdict, ...]:
-        """Its evaluations and load probes that have not decided,
-        where that holds it up before it gets traffic.
+    def undecided_before_traffic(self) -> tuple[GateVerdict, ...]:
+        """Evaluations and load probes that are inconclusive and so keep the candidate from its first
+        traffic.
 
-        None do where nobody else would answer the clients,
-        or a person or the specification lets it go on.
+        Empty where nobody else would answer the clients, or where a person or the specification
+        lets the candidate go on.
         """
         if (
             self.stable is None
@@ -125,11 +123,14 @@ class Move:
     def probed(self) -> bool:
         """No load probe is awaited or holds it up."""
         probes = [each for each in self.candidate.gates if each.name == gates.LOAD_PROBE]
-        return all(each.state != "Waiting" and each not in self.unproven for each in probes)
+        return all(
+            each.state != "Waiting" and each not in self.undecided_before_traffic for each in probes
+        )
 
     @property
     def proven(self) -> bool:
-        """All that judges it before it has traffic lets it go on."""
+        """All that judges the candidate before its first traffic lets it go on: smoke prompts,
+        evaluations, load probes and copies."""
         return self.smoke_passed and self.evaluated and self.probed and self.shadow_done
 
     @property
@@ -168,13 +169,14 @@ class Move:
         return replace(self, candidate=replace(self.candidate, **change))
 
     def with_hold(self, pods: int, hold_seconds: float, *, judged: bool) -> "Move":
-        """With its hold begun or stopped: it runs while `pods` are ready and have what they are
-        judged by."""
+        """The move with the hold begun or stopped. It runs while `pods` are ready and have what
+        they are judged by."""
         runs = judged and self.situation.answering(self.new) >= pods and not self.candidate.paused
         return self._running("step_started_at", hold_seconds, runs=runs)
 
     def _running(self, hold: str, seconds: float, *, runs: bool) -> "Move":
-        """With a hold's beginning noted, or forgotten. While it ran the deadline stood still."""
+        """The move with the beginning of a hold noted or removed. While the hold ran, the deadline
+        stood still."""
         began = getattr(self.candidate, hold)
         if runs == (began is not None):
             return self
@@ -187,8 +189,8 @@ class Move:
         )
 
     def shadowed(self, pods: int) -> "Move":
-        """With the moment noted since which it is sent copies:
-        when `pods` are ready, and answer smoke prompts."""
+        """The move with the moment noted since which the candidate is sent copies: when `pods` are
+        ready and answer smoke prompts."""
         if self.state is State.TRAFFIC:
             return self
         ready = (
@@ -224,7 +226,7 @@ class Allocation:
     """With its weight."""
 
     def noted(self, move: Move) -> "Allocation":
-        """With the moment written down at which the candidate first gets traffic."""
+        """The allocation with the moment noted at which the candidate first gets traffic."""
         reached = move.new in self.serving or (self.candidate is not None and self.candidate.weight)
         if (
             self.candidate is None

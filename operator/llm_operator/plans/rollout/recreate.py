@@ -9,6 +9,7 @@ class Recreate(Strategy):
     """Whoever is to serve waits until no pod of the other is left."""
 
     waits_for_proof = False
+    interrupts = True
 
     def allocate(self, move: Move) -> Allocation:
         gone = _gone(move, move.old)

@@ -11,10 +11,11 @@ from llm_operator.plans.rollout.strategy import Next, Strategy
 
 
 class Rolling(Strategy):
-    """With one pod more at a time (surge 1),
-    or where there is no room for it with one less (surge 0)."""
+    """Pods are replaced with one more at a time (surge 1) or, where there is no room for one more,
+    with one less (surge 0)."""
 
     mixes = True
+    saves_room = True
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
         situation = move.situation
@@ -54,8 +55,8 @@ class Rolling(Strategy):
             return move.candidate
         if given >= replicas:
             return super().next(move)
-        # The next pod only when the last has left:
-        # it would find no room and be taken for a lack of it.
+        # The next pod is made only when the last old one has left. Otherwise it would find no
+        # room, which would be taken for a lack of it.
         present = move.situation.pods(move.old) + move.situation.pods(move.new)
         if present > replicas - 1 + (move.candidate.surge or 0):
             return move.candidate

@@ -1,4 +1,5 @@
-"""Whether a candidate's pods have a place to run, and whether stopping an old pod would make one.
+"""Whether a candidate's pods have a place to run, whether stopping an old pod would make one, and
+what to advise.
 
 The scheduler and the API server are the judges: they alone know taints, affinities, volumes and
 quotas. Their messages are read here, so that an old pod is stopped for a new one only where that
@@ -29,11 +30,12 @@ ADDS = ("TriggeredScaleUp", "Nominated")
 """Reasons of Events by which the cluster autoscaler and Karpenter say that a node will be there for
 the pod."""
 ADDS_NOT = ("NotTriggerScaleUp",)
-"""By which the former says that there won't."""
+"""Reasons of Events by which the cluster autoscaler says that no node will be there."""
 NOT_HELPFUL = "Preemption is not helpful"
 """The scheduler's words for a node where no pod's going would make room."""
 VICTIMS = "No preemption victims found"
-"""Its words for a node where other pods stand in the way, none of them of a lower priority."""
+"""The scheduler's words for a node where other pods stand in the way, none of them of a lower
+priority."""
 _TAKEN = re.compile(
     r"too many pods|free ports|anti-affinity|topology spread constraints(?!"
     r" .missing)|ReadWriteOncePod|volume count"
@@ -101,7 +103,7 @@ def _waited(move: Move) -> float:
     return move.situation.since(move.candidate.progressed_at or move.candidate.started_at)
 
 
-def advice(move: Move, *, makes_room: bool) -> str:
+def advice(move: Move, *, makes_room: bool, will_make_room: bool) -> str:
     """Advice about what the candidate waits for and how a person can help; empty while it has room
     or an old pod makes some."""
     found = lack(move)
@@ -121,7 +123,7 @@ def advice(move: Move, *, makes_room: bool) -> str:
             "the one pod that serves is not stopped for it: free room, add a node, or permit an"
             " interruption by name, rollout.strategy: Recreate"
         )
-    if move.situation.spec.strategy in ("Auto", "Rolling"):
+    if will_make_room:
         return f"if there is none for {PATIENCE_SECONDS:.0f} s, one old pod at a time makes room"
     return (
         "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a time "

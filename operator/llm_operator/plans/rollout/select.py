@@ -1,4 +1,4 @@
-"""By which strategy the candidate is rolled out, and why so."""
+"""All strategies by name, which one the candidate is rolled out by, and why."""
 
 from dataclasses import replace
 
@@ -19,7 +19,13 @@ STRATEGIES: dict[str, Strategy] = {
     "Canary": Canary(),
     "Recreate": Recreate(),
 }
-"""By their names in spec.rollout.strategy."""
+"""By their names in spec.rollout.strategy. Whoever wants to know how a strategy behaves asks it
+(strategy.py) and compares no name: a further strategy is one file and one line here."""
+
+
+def named(name: str | None) -> Strategy | None:
+    """The strategy of this name; None for Auto, and where none has been chosen yet."""
+    return STRATEGIES.get(name or "")
 
 
 def select(decision: Decision) -> Decision:

@@ -1,4 +1,4 @@
-"""The input of a roll-out's decision: what is wanted, and what there is of each revision."""
+"""The input of a roll-out's decision: what is wanted, and what exists of each revision."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Situation:
 
     status: LLMDeploymentStatus
     wanted: Wanted | None
-    """None while the model reference stands for nothing: hold the course."""
+    """None while the model reference resolves to nothing. Then everything stays as it is."""
     revisions: dict[str, RevisionChildren]
     faults: dict[str, Fault]
     spec: RolloutSpec
@@ -36,7 +36,7 @@ class Situation:
     settle_seconds: float
     now: datetime
     annotations: Mapping[str, str] = field(default_factory=dict)
-    """Of the custom resource."""
+    """Annotations of the custom resource."""
     kept: Mapping[str, Wanted] = field(default_factory=dict)
     """Revisions that can be gone back to."""
     evidence: Evidence = field(default_factory=Evidence)
@@ -44,7 +44,8 @@ class Situation:
     routed: bool = False
     """An HTTPRoute shares out the traffic."""
     coming: Mapping[str, str] = field(default_factory=dict)
-    """By name of a pod that finds no node: the word of a cluster autoscaler that adds one."""
+    """What a cluster autoscaler says about the node that it adds, by the name of the pod that has
+    no node."""
 
     @property
     def moment(self) -> datetime:
@@ -52,7 +53,7 @@ class Situation:
         return self.now.replace(microsecond=0)
 
     def since(self, moment: datetime | None) -> float:
-        """Seconds from a moment until now; for none, infinitely many."""
+        """Seconds from a moment until now; infinity without a moment."""
         return (self.now - moment).total_seconds() if moment else float("inf")
 
     def children(self, revision: str) -> RevisionChildren:

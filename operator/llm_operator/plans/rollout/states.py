@@ -1,4 +1,5 @@
-"""The life of a candidate. hack/generate draws TRANSITIONS in docs/rollouts.md."""
+"""The states of a candidate's life, and what leads from one to the next. hack/generate draws
+TRANSITIONS in docs/rollouts.md."""
 
 from enum import StrEnum
 

@@ -12,10 +12,10 @@ from llm_operator.plans.rollout.decision import Decision
 
 STEER = f"{GROUP}/rollout"
 LEVELS = ("pause", "resume")
-"""In force as long as they are written."""
+"""Words that are in force as long as they are written."""
 ONCE = ("skip", "abort")
-"""For the roll-out that is under way when they are first seen;
-or word:revision for that one alone."""
+"""Words for one roll-out: the one under way when they are first seen, or that of
+`word:revision`."""
 
 
 def steer(decision: Decision) -> Decision:

@@ -12,7 +12,7 @@ from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 
 Next = Candidate | Literal[State.STABLE]
-"""The candidate as it is now, or that it has arrived."""
+"""The candidate as it is now, or STABLE once it has arrived."""
 
 
 class Strategy(ABC):
@@ -20,8 +20,20 @@ class Strategy(ABC):
 
     mixes = False
     """Both revisions are behind the Service at the same time."""
+    switches = False
+    """All traffic turns to the candidate at once. So its gates compare it with what stable did
+    before the switch, not with what stable does meanwhile."""
     waits_for_proof = True
     """The candidate can wait before it gets traffic, while stable serves."""
+    takes_copies = False
+    """The candidate has pods and no traffic for a while, in which stable's pods can send it copies
+    of requests."""
+    interrupts = False
+    """Nobody serves for a while, because the old pods go before the new ones come."""
+    routes = False
+    """An HTTPRoute can divide the traffic between the two revisions."""
+    saves_room = False
+    """The strategy stops old pods where the new ones find no room."""
 
     def prepare(self, move: Move, before: Candidate) -> Candidate:
         """The candidate with what this strategy notes of it.
@@ -37,7 +49,8 @@ class Strategy(ABC):
         """Pods of both revisions, and who is behind the Service with what weight."""
 
     def retreat(self, move: Move) -> Allocation:
-        """The same once the candidate has failed: it goes at once."""
+        """Pods and traffic once the candidate has failed. By default it loses all its pods at
+        once."""
         return Allocation(
             {move.old: move.situation.replicas, move.new: 0}, (move.old,), move.candidate
         )
@@ -65,7 +78,8 @@ class Strategy(ABC):
     def advice(self, move: Move) -> str:
         """Advice about a candidate without room: what it waits for, and how a person can help.
         Empty: no help is needed."""
-        return room.advice(move, makes_room=self.stops_old_pods(move))
+        later = self.saves_room or move.situation.spec.strategy == "Auto"
+        return room.advice(move, makes_room=self.stops_old_pods(move), will_make_room=later)
 
     def hold_left(self, move: Move) -> float:
         """Seconds that the step lasts at least; 0 when it holds nothing up."""
@@ -82,7 +96,7 @@ class Strategy(ABC):
         if not move.shadow_done:
             return move.shadow_undecided
         if move.state is State.READY and self.waits_for_proof:
-            return move.unproven
+            return move.undecided_before_traffic
         if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
             return ()
         # A load probe has decided before there was traffic, or was let pass.
@@ -90,9 +104,9 @@ class Strategy(ABC):
             each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE
         )
 
-    def interrupted(self, move: Move) -> bool:
-        """Whether it has lost the pods or the traffic by which it is judged:
-        that decides nothing."""
+    def lost_its_evidence(self, move: Move) -> bool:
+        """Whether the candidate has lost the pods or the traffic by which it is judged. Then no gate
+        has decided, and the time for undecided gates goes on."""
         let_go = (
             move.candidate.paused or move.skips or move.situation.spec.on_inconclusive == "Promote"
         )

@@ -1,1 +1,2 @@
-"""What is told: conditions, their reasons, faults in words, verdicts."""
+"""What the status says: conditions, faults in words, downloads, adapters, and verdicts for the
+registry."""

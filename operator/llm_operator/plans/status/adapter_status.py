@@ -29,10 +29,10 @@ class _Served:
     adapter: AdapterStatus
     answer: tuple[str, ...]
     behind: tuple[str, ...]
-    """They answer the operator, but not for this version."""
+    """Pods that answer the operator, but not for this version."""
     silent: tuple[str, ...]
     failed: dict[str, str]
-    """Of those behind: the reason that they give."""
+    """Reason by pod, of the pods behind that give one."""
 
     @property
     def pods(self) -> int:
@@ -100,7 +100,7 @@ def _served(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> 
     return _Served(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
 
 
-def verdict(observed: Observed) -> tuple[str, str, str]:
+def finding(observed: Observed) -> tuple[str, str, str]:
     """AdaptersReady: status, reason, message.
     Never a part of Ready: the model and the others answer all the same."""
     if found := adapters.fault(observed):
@@ -125,7 +125,7 @@ def verdict(observed: Observed) -> tuple[str, str, str]:
 
 
 def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
-    """The verdict about versions that do not answer because of gates, the bad ones first."""
+    """What is found about versions that do not answer because of gates, the bad ones first."""
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
     message = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
     for each in found:

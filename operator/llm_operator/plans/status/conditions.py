@@ -25,7 +25,7 @@ REGISTRY = frozenset(
 )
 KEEPS = REGISTRY | {Reason.ModelDenied}
 """Faults that leave the last known version in force, and so stop nothing that serves."""
-Verdict = tuple[str, str, str]
+Finding = tuple[str, str, str]
 """status, reason, message"""
 
 
@@ -74,7 +74,7 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
     """All conditions, in the order in which a reader wants them."""
     stalled = _stall(picture, now)
     restarted = _restarted(picture, now)
-    verdicts: dict[str, Verdict] = {
+    findings: dict[str, Finding] = {
         "Ready": _with(restarted, _ready(picture, stalled)),
         "Reconciling": _reconciling(picture, stalled),
         "Stalled": (
@@ -92,21 +92,21 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
         "UsagePersistent": _usage(picture),
     }
     if picture.observed.spec.autoscaling is not None:
-        verdicts["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
+        findings["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
     mlflow = picture.observed.spec.model.mlflow
     if mlflow is not None and mlflow.update_policy == "Manual":
-        verdicts["UpdateAvailable"] = _update(picture.observed)
+        findings["UpdateAvailable"] = _update(picture.observed)
     if picture.observed.adapters:
-        verdicts["AdaptersReady"] = adapter_status.verdict(picture.observed)
-    return settle(
-        verdicts, picture.observed.status.conditions, picture.observed.meta.generation, now
+        findings["AdaptersReady"] = adapter_status.finding(picture.observed)
+    return from_findings(
+        findings, picture.observed.status.conditions, picture.observed.meta.generation, now
     )
 
 
-def settle(
-    verdicts: Mapping[str, Verdict], previous: Iterable[Condition], generation: int, now: datetime
+def from_findings(
+    findings: Mapping[str, Finding], previous: Iterable[Condition], generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    """Verdicts as conditions; lastTransitionTime moves only when the status does."""
+    """Findings as conditions; lastTransitionTime moves only when the status does."""
     before = {condition.type: condition for condition in previous}
     return tuple(
         Condition(
@@ -121,7 +121,7 @@ def settle(
             reason=reason,
             message=message,
         )
-        for kind, (status, reason, message) in verdicts.items()
+        for kind, (status, reason, message) in findings.items()
     )
 
 
@@ -130,41 +130,43 @@ def with_fault(
 ) -> tuple[Condition, ...]:
     """The planned conditions, corrected by what went wrong while applying."""
     planned = tuple(planned)
-    verdicts: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in planned}
-    verdict = (fault.reason, fault.message)
-    verdicts |= {"Applied": ("False", *verdict), "Ready": ("False", *verdict)}
+    findings: dict[str, Finding] = {c.type: (c.status, c.reason, c.message) for c in planned}
+    finding = (fault.reason, fault.message)
+    findings |= {"Applied": ("False", *finding), "Ready": ("False", *finding)}
     if fault.terminal:
-        verdicts |= {
-            "Stalled": ("True", *verdict),
+        findings |= {
+            "Stalled": ("True", *finding),
             "Reconciling": ("False", Reason.Settled, "nothing is under way"),
         }
     else:
-        verdicts["Reconciling"] = ("True", Reason.Retrying, fault.message)
-    return settle(verdicts, previous, planned[0].observed_generation or 0, now)
+        findings["Reconciling"] = ("True", Reason.Retrying, fault.message)
+    return from_findings(findings, previous, planned[0].observed_generation or 0, now)
 
 
 def first(generation: int, now: datetime) -> tuple[Condition, ...]:
     """The conditions before anything is known, because kstatus reads an absent Ready as done."""
-    verdicts: dict[str, Verdict] = {
+    findings: dict[str, Finding] = {
         "Ready": ("Unknown", Reason.Resolving, "the model reference is being resolved"),
         "Reconciling": ("True", Reason.Resolving, "the model reference is being resolved"),
         "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
     }
-    return settle(verdicts, (), generation, now)
+    return from_findings(findings, (), generation, now)
 
 
 def unknown(
     previous: Iterable[Condition], fault: Fault, generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    """Not everything could be looked at: whether it is ready is not known,
-    all else stands as it was last seen."""
-    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
-    verdicts = {
+    """The conditions when a look could not be finished: Ready is Unknown, and all else stays as it
+    was last seen."""
+    kept: dict[str, Finding] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    findings = {
         "Ready": ("Unknown", fault.reason, fault.message),
         "Reconciling": ("True", Reason.Retrying, fault.message),
         "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
     }
-    return settle({**{"Ready": verdicts["Ready"]}, **kept, **verdicts}, previous, generation, now)
+    return from_findings(
+        {**{"Ready": findings["Ready"]}, **kept, **findings}, previous, generation, now
+    )
 
 
 def invalid(
@@ -174,20 +176,21 @@ def invalid(
     now: datetime,
     reason: str = Reason.InvalidSpec,
 ) -> tuple[Condition, ...]:
-    """A specification that can't be read, or may not be followed;
-    everything that runs is left as it is."""
-    kept: dict[str, Verdict] = {c.type: (c.status, c.reason, c.message) for c in previous}
-    verdict: Verdict = ("False", reason, message)
-    verdicts = kept | {
-        "Ready": verdict,
+    """The conditions of a specification that can't be read or may not be followed. Everything that
+    runs stays as it is."""
+    kept: dict[str, Finding] = {c.type: (c.status, c.reason, c.message) for c in previous}
+    finding: Finding = ("False", reason, message)
+    findings = kept | {
+        "Ready": finding,
         "Reconciling": ("False", Reason.Settled, "nothing is under way"),
         "Stalled": ("True", reason, message),
     }
-    return settle(verdicts, previous, generation, now)
+    return from_findings(findings, previous, generation, now)
 
 
 def _stall(picture: Picture, now: datetime) -> Fault | None:
-    """What will not pass by itself, or has had as long as a roll-out may take to pass."""
+    """The fault that will not pass by itself, or that has lasted for as long as a roll-out may
+    take."""
     fault = picture.observed.resolution.fault
     candidate = picture.decision.candidate
     if picture.applied is not None and picture.applied.terminal:
@@ -248,8 +251,8 @@ def _restarted(picture: Picture, now: datetime) -> str:
     )
 
 
-def _with(addition: str, verdict: Verdict) -> Verdict:
-    status, reason, message = verdict
+def _with(addition: str, finding: Finding) -> Finding:
+    status, reason, message = finding
     return status, reason, "; ".join(part for part in (message, addition) if part)
 
 
@@ -278,7 +281,7 @@ def _keeps(picture: Picture) -> str:
     return f"version {stable.version} keeps serving" if stable and picture.ready else ""
 
 
-def _ready(picture: Picture, stalled: Fault | None) -> Verdict:
+def _ready(picture: Picture, stalled: Fault | None) -> Finding:
     spec = picture.observed.spec
     fault = picture.observed.resolution.fault
     if spec.suspend:
@@ -333,13 +336,13 @@ def _under_way(picture: Picture) -> str:
 
 
 def _scaling(picture: Picture) -> tuple[str, str]:
-    """Reason and message while pods of the serving revision come."""
+    """Reason and message while pods of the serving revision are starting."""
     counted = f"{picture.ready} of {picture.replicas} pods are ready"
     download = picture.download
     return (Reason.Downloading, f"{counted}; {download}") if download else (Reason.Scaling, counted)
 
 
-def _pods_ready(picture: Picture) -> Verdict:
+def _pods_ready(picture: Picture) -> Finding:
     stable = picture.decision.stable
     ready = picture.ready
     wanted = picture.replicas
@@ -355,7 +358,7 @@ def _pods_ready(picture: Picture) -> Verdict:
     return "Unknown", *_scaling(picture)
 
 
-def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
+def _reconciling(picture: Picture, stalled: Fault | None) -> Finding:
     if stalled is not None or picture.observed.spec.suspend:
         return "False", Reason.Settled, "nothing is under way"
     if picture.decision.rolling_out and picture.replicas:
@@ -374,7 +377,7 @@ def _reconciling(picture: Picture, stalled: Fault | None) -> Verdict:
     return "False", Reason.Settled, "nothing is under way"
 
 
-def _available(picture: Picture) -> Verdict:
+def _available(picture: Picture) -> Finding:
     if picture.ready:
         return "True", Reason.Serving, f"{picture.ready} ready pods are behind the Service"
     fault = picture.serving_fault
@@ -385,7 +388,7 @@ def _available(picture: Picture) -> Verdict:
     return "False", Reason.NoReadyPods, f"no pod behind the Service is ready ({look})"
 
 
-def _resolved(picture: Picture) -> Verdict:
+def _resolved(picture: Picture) -> Finding:
     model = picture.observed.resolution.model
     fault = picture.observed.resolution.fault
     if model is not None:
@@ -395,8 +398,9 @@ def _resolved(picture: Picture) -> Verdict:
     return ("False" if fault.terminal else "Unknown"), fault.reason, fault.message
 
 
-def _update(observed: Observed) -> Verdict:
-    """With updatePolicy Manual only. While the registry is silent, what waited still waits."""
+def _update(observed: Observed) -> Finding:
+    """UpdateAvailable, which exists with updatePolicy Manual only. While the registry is silent, a
+    version that waited still waits."""
     if observed.available is not None:
         return "True", Reason.ApprovalNeeded, approval.waiting_message(observed)
     if observed.resolution.last_known:
@@ -406,7 +410,7 @@ def _update(observed: Observed) -> Verdict:
     return "False", Reason.UpToDate, "the reference stands for the version in use"
 
 
-def _reachable(picture: Picture) -> Verdict:
+def _reachable(picture: Picture) -> Finding:
     fault = picture.observed.resolution.fault
     if fault is not None and fault.reason in REGISTRY:
         return "False", fault.reason, fault.message
@@ -419,18 +423,18 @@ def _reachable(picture: Picture) -> Verdict:
     )
 
 
-def _applied(picture: Picture) -> Verdict:
+def _applied(picture: Picture) -> Finding:
     if picture.applied is not None:
         return "False", picture.applied.reason, picture.applied.message
     return "True", Reason.Applied, "all children are as planned"
 
 
-def _progressing(picture: Picture) -> Verdict:
+def _progressing(picture: Picture) -> Finding:
     status, reason, progress = _progress(picture)
     return status, reason, "; ".join((progress, *picture.decision.remarks))
 
 
-def _progress(picture: Picture) -> Verdict:
+def _progress(picture: Picture) -> Finding:
     candidate = picture.decision.candidate
     stable = picture.decision.stable
     if candidate is None:
@@ -459,7 +463,7 @@ def _progress(picture: Picture) -> Verdict:
     return "True", _hindrance(picture), _under_way(picture)
 
 
-def _usage(picture: Picture) -> Verdict:
+def _usage(picture: Picture) -> Finding:
     """Where usage goes. Never a part of Ready: a pod whose Secret is missing says so by itself."""
     database = picture.observed.spec.database
     missing = picture.observed.database_missing
@@ -481,7 +485,7 @@ def _usage(picture: Picture) -> Verdict:
     return "True", Reason.DatabaseConfigured, f"usage goes to the database whose address is {where}"
 
 
-def _autoscaling(autoscaler: Manifest | None) -> Verdict:
+def _autoscaling(autoscaler: Manifest | None) -> Finding:
     conditions = ((autoscaler or {}).get("status") or {}).get("conditions") or []
     active = next((c for c in conditions if c.get("type") == "ScalingActive"), None)
     if active is None:

@@ -1,4 +1,5 @@
-"""What keeps a pod from getting ready, in words for the person who will put it right."""
+"""What is wrong with a pod, in words for the person who will put it right: not ready, restarted,
+evicted, on a lost node."""
 
 import re
 import signal
@@ -31,7 +32,7 @@ and runs again, is not why its pod is not ready now."""
 OWN_CONTAINERS = (names.FETCH_CONTAINER, names.ADAPTERS_CONTAINER, names.RUNTIME_CONTAINER)
 """Others were put into the pod by somebody else: a mesh, an agent."""
 LASTING = (names.ADAPTERS_CONTAINER, names.RUNTIME_CONTAINER)
-"""Those that run as long as the pod."""
+"""Containers that run as long as the pod."""
 KILLS_FOR_GOOD = 3
 """After so many restarts, running out of memory is not chance."""
 
@@ -277,7 +278,7 @@ class Restart:
 
     @property
     def words(self) -> str:
-        """For an Event: the same for the same restart, and for no other."""
+        """Text of the Event: the same for the same restart, another for any other."""
         return (
             f"pod {self.pod}, restart {self.count} of container {self.container}:"
             f" {self.fault.message}"
@@ -305,7 +306,7 @@ def hindered(pod: Manifest) -> bool:
 
 
 def unready_since(pod: Manifest) -> datetime | None:
-    """Since when a pod that is not ready has not been."""
+    """The moment since which a pod has not been ready."""
     changed = _condition(pod.get("status", {}), "Ready").get("lastTransitionTime")
     return _time(changed or pod["metadata"].get("creationTimestamp"))
 
@@ -325,7 +326,8 @@ def _unschedulable(pod: Manifest, message: str) -> Fault:
 
 
 def evictions(pods: Iterable[Manifest]) -> list[tuple[Fault, datetime]]:
-    """Pods that their nodes have ended, and when: as near to it as their conditions say."""
+    """Pods that their nodes have ended, each with the moment, as exactly as its conditions tell
+    it."""
     found = []
     for pod in pods:
         changes = [

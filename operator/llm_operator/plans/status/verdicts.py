@@ -17,7 +17,7 @@ BETWEEN = " | "
 VERDICTS = 6
 NEWEST_CHARACTERS = 1000
 EARLIER_CHARACTERS = 300
-"""Of one verdict in a tag."""
+"""Largest length of the newest verdict in a tag, and of each earlier one."""
 _FORMER_PARTS = ("message", "revision", "time", "verdict")
 
 
@@ -84,7 +84,8 @@ def former_tags(meta: Meta) -> tuple[str, ...]:
 
 
 def value(end: Ended, meta: Meta, have: Mapping[str, str]) -> str:
-    """The verdict in a line, and behind it those before it. `have`: the version's tags."""
+    """The value of the tag: this verdict in a line, followed by those before it. `have`: the
+    version's tags."""
     verdict = end.verdict
     line = _line(verdict.outcome, verdict.message, verdict.revision, end.at)
     before = [each for each in have.get(tag(meta), "").split(BETWEEN) if each]

@@ -1,4 +1,4 @@
-"""The registry asked no more often than it must be."""
+"""A registry that remembers answers, so that MLflow is asked no more often than needed."""
 
 import asyncio
 import time
@@ -134,7 +134,8 @@ class CachedRegistry:
 
     @asynccontextmanager
     async def _doubting(self, connection: Connection) -> AsyncIterator[None]:
-        """Silence about one model is the server's only if it says nothing of any model."""
+        """Whether the whole server is silent. Silence about one model counts only if the server
+        says nothing of any other."""
         try:
             yield
         except RegistryFault as fault:

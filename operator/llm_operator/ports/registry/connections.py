@@ -1,4 +1,4 @@
-"""From a name in a specification to a server with its credentials."""
+"""Reads a connection: from its name in a specification to a server with its credentials."""
 
 import re
 import ssl
@@ -56,7 +56,7 @@ def _read(name: str, settings: ConnectionSettings) -> Connection:
 
 
 def headers_of(connection: Connection) -> dict[str, str]:
-    """What every request to the server says beside its question."""
+    """Headers of every request to the server."""
     headers = {"X-MLFLOW-WORKSPACE": connection.workspace} if connection.workspace else {}
     return headers | ({"Authorization": f"Bearer {connection.token}"} if connection.token else {})
 
@@ -91,7 +91,7 @@ def _certificates(file: Path) -> str:
 
 
 def webhook_secrets(settings: ConnectionSettings) -> tuple[str, ...]:
-    """What signs the server's webhooks: one line, or two while one takes the place of the other."""
+    """Secrets that sign the server's webhooks: one line, or two while one replaces the other."""
     return tuple(
         line.strip()
         for line in _secret(settings.credentials_folder, "webhookSecret").splitlines()
@@ -104,5 +104,5 @@ def _secret(folder: Path | None, name: str) -> str:
     try:
         return path.read_text().strip() if path and path.is_file() else ""
     except UnicodeDecodeError:
-        # Without a byte of what is in it.
+        # The message must not have a byte of what is in the file.
         raise ValueError(f"{path} is not text in UTF-8") from None

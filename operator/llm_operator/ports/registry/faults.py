@@ -167,7 +167,7 @@ SHOWN = 10
 
 
 def listed(choices: Choices, reference: Reference, *, model: bool) -> str:
-    """What there is, those nearest to what was written first."""
+    """The names that exist, those most like the written one first."""
     if not choices.names:
         push = f": llm-runtime push FOLDER --name {reference.name} registers one"
         return f"there is none{push if reference.version or model else ''}"
@@ -194,5 +194,6 @@ def _near(names: Iterable[str], wanted: str) -> list[str]:
 
 
 def _versions_near(versions: Iterable[str], wanted: str) -> list[str]:
-    """Their numbers, the nearest first: of a number that is too high these are the newest."""
+    """Numbers of the versions, the nearest to the wanted one first. For a number that is too high
+    these are the newest."""
     return sorted(versions, key=lambda version: (abs(int(version) - int(wanted)), -int(version)))

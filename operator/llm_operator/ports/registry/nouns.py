@@ -1,4 +1,4 @@
-"""The port to model registries, and the nouns of its questions and answers."""
+"""The port to model registries (`RegistryClient`), and the types of its questions and answers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Choices:
     """Names, versions, aliases or stages,
     and for the latter two the version that each stands for."""
     more: bool = False
-    """There are others beside these."""
+    """Whether more names exist than these."""
 
 
 @dataclass(frozen=True)

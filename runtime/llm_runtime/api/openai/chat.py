@@ -21,9 +21,10 @@ from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.answer import chunks, completion
 from llm_runtime.api.openai.common import OpenAIBody
-from llm_runtime.api.openai.fields import IDLE_IN_CHAT
+from llm_runtime.api.openai.fields import NEUTRAL_IN_CHAT
 from llm_runtime.api.openai.messages import ChatMessage, Structure, for_template
 from llm_runtime.api.openai.offer import Answers, Offer, ToolFields, check_template, offer_of
+from llm_runtime.contract import CHAT_PATH
 from llm_runtime.pipeline import NOT_ASKED, Job
 from llm_runtime.request import TextCodec
 from llm_runtime.tools.forms import begins_inside, reading_of
@@ -32,11 +33,10 @@ router = APIRouter(
     route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
 )
 
-PATH = "/v1/chat/completions"
 SET_HERE = frozenset(
     {"messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now"}
 )
-"""Of a chat template's variables; and its special tokens."""
+"""Variables of a chat template that clients can't set; nor can they set its special tokens."""
 
 
 def _not_ours(options: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class ChatBody(OpenAIBody, ToolFields):
         default_factory=dict
     )
     """Variables for the chat template, such as `enable_thinking`."""
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_CHAT
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL_IN_CHAT
 
     @model_validator(mode="after")
     def _agree(self) -> "ChatBody":
@@ -156,7 +156,7 @@ class ChatBody(OpenAIBody, ToolFields):
         )
 
 
-@router.post(PATH, summary="Continue a conversation", responses=JSON_OR_EVENTS)
+@router.post(CHAT_PATH, summary="Continue a conversation", responses=JSON_OR_EVENTS)
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline = pipeline_of(request)

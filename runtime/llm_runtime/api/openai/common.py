@@ -145,7 +145,7 @@ class OpenAIBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Annotated[Text, Field(max_length=512)] | None = None
-    """Of its value only a hash reaches the usage log."""
+    """The client's own name of its user. Only a hash of it reaches the usage log."""
     safety_identifier: Annotated[Text, Field(max_length=512)] | None = None
     """OpenAI's newer name of `user`."""
     presence_penalty: Penalty = 0.0

@@ -24,8 +24,9 @@ from llm_runtime.api.body import whole
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import Chunks, OpenAIBody, fingerprint, logprob, usage
-from llm_runtime.api.openai.fields import IDLE_IN_COMPLETIONS
+from llm_runtime.api.openai.fields import NEUTRAL_IN_COMPLETIONS
 from llm_runtime.api.spelled import Spelled, spelled
+from llm_runtime.contract import COMPLETIONS_PATH
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, text_of
 from llm_runtime.request import TextCodec, TokenEvent
 
@@ -33,7 +34,6 @@ router = APIRouter(
     route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
 )
 
-PATH = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
 """The default in OpenAI's API."""
 
@@ -83,7 +83,7 @@ class CompletionBody(OpenAIBody):
 
     prompt: Prompts
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_COMPLETIONS
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL_IN_COMPLETIONS
 
     def job(self, request: Request, adapter: str) -> Job:
         return job(
@@ -105,7 +105,7 @@ class CompletionBody(OpenAIBody):
         )
 
 
-@router.post(PATH, summary="Continue a text", responses=JSON_OR_EVENTS)
+@router.post(COMPLETIONS_PATH, summary="Continue a text", responses=JSON_OR_EVENTS)
 async def completions(request: Request, body: CompletionBody) -> Response:
     """Continue each prompt, whole or as server-sent events."""
     pipeline = pipeline_of(request)

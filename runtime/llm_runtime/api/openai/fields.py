@@ -21,9 +21,9 @@ HINTS = frozenset(
         "request_id",
     }
 )  # fmt: skip
-"""Of both endpoints."""
+"""Fields of both endpoints that can't change an answer."""
 
-IDLE: dict[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     # vLLM's defaults.
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
@@ -45,10 +45,10 @@ IDLE: dict[str, tuple[Any, ...]] = {
     "no_stop_trim": (False,),
     "return_hidden_states": (False,),
 }
-"""Of both endpoints, with the values that ask for nothing."""
+"""Fields of both endpoints, with the values that ask for nothing."""
 
-IDLE_IN_CHAT: dict[str, tuple[Any, ...]] = {
-    **IDLE,
+NEUTRAL_IN_CHAT: dict[str, tuple[Any, ...]] = {
+    **NEUTRAL_VALUES,
     "max_completion_tokens": (-1,),
     "modalities": (["text"],),
     "functions": ([],),
@@ -64,13 +64,13 @@ IDLE_IN_CHAT: dict[str, tuple[Any, ...]] = {
     "thinking": ({"type": "disabled"},),
 }
 
-IDLE_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
-    **IDLE,
+NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
+    **NEUTRAL_VALUES,
     "suffix": ("",),
     "add_special_tokens": (True,),
 }
 
-IDLE_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+NEUTRAL_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     # To go on with a message instead of answering it,
     # as DeepSeek's, Mistral's and Qwen's servers do.
     "prefix": (False,),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from llm_runtime.api.body import MAX_MESSAGES, Baggage, Text
-from llm_runtime.api.openai.fields import IDLE_IN_MESSAGES
+from llm_runtime.api.openai.fields import NEUTRAL_IN_MESSAGES
 from llm_runtime.request import Message
 
 MAX_DEPTH = 64
@@ -125,7 +125,7 @@ class ChatMessage(Baggage):
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] = Field(default_factory=list)
     """What the assistant called."""
     tool_call_id: Text | None = None
-    """Whose result a tool's message is."""
+    """Id of the call whose result a tool's message is."""
     name: Text | None = None
     """The tool's, or whose message it is."""
     reasoning_content: Thought = ""
@@ -135,7 +135,7 @@ class ChatMessage(Baggage):
     """Other names of it."""
     refusal: Text | None = None
     """What the assistant said instead of an answer."""
-    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = IDLE_IN_MESSAGES
+    no_effect: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL_IN_MESSAGES
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, what is wrong) of fields that don't fit the role."""

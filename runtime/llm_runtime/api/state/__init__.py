@@ -1,1 +1,1 @@
-"""The server about itself: health, status, metrics, and how fast it is under load."""
+"""Routes about the server itself: health, status, metrics, and how fast it is under load."""

@@ -20,12 +20,12 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from llm_runtime import errors
+from llm_runtime import contract, errors
 from llm_runtime.api.body import Body
 from llm_runtime.api.guard import BodyRoute
 from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import authenticate, offered
-from llm_runtime.contract import LOAD_PROBE_PATH, LoadFigures
+from llm_runtime.contract import LoadFigures
 from llm_runtime.machine.memory import server_bytes
 from llm_runtime.request import Engine, GenerationRequest, Sampling
 
@@ -36,16 +36,17 @@ a step that has just begun makes one wait for a look or two."""
 PRIORITY = -1000
 """Below every tier's."""
 LATE_SECONDS = 30.0
-"""For requests that run when the time is over: cut ones would leave out the slow."""
+"""Seconds for requests that still run when the time of the probe is over. To cut them would leave
+out the slow ones."""
 
 
 class ProbeBody(Body):
     """How much load, and for how long."""
 
-    concurrency: Annotated[int, Field(ge=1, le=16)]
-    seconds: Annotated[float, Field(ge=0.1, le=120)]
-    prompt_tokens: Annotated[int, Field(ge=1, le=32_768)]
-    max_tokens: Annotated[int, Field(ge=2, le=4096)]
+    concurrency: Annotated[int, Field(ge=1, le=contract.PROBE_MAX_CONCURRENCY)]
+    seconds: Annotated[float, Field(ge=0.1, le=contract.PROBE_MAX_SECONDS)]
+    prompt_tokens: Annotated[int, Field(ge=1, le=contract.PROBE_MAX_PROMPT_TOKENS)]
+    max_tokens: Annotated[int, Field(ge=2, le=contract.PROBE_MAX_TOKENS)]
 
 
 class ProbeRoute(BodyRoute):
@@ -69,7 +70,7 @@ class ProbeRoute(BodyRoute):
 router = APIRouter(include_in_schema=False, route_class=ProbeRoute)
 
 
-@router.post(LOAD_PROBE_PATH, summary="A short load, for the operator")
+@router.post(contract.LOAD_PROBE_PATH, summary="A short load, for the operator")
 async def probe(request: Request, body: ProbeBody) -> LoadFigures:
     """Speed and waiting times of the loaded model.
     409 while another probe runs, 503 without a model."""
