@@ -17,7 +17,7 @@ from habits.figures import module_name
 
 WALKS = (
     ("llm_operator.plans.rollout", "advance", "situation"),
-    ("llm_operator.plans", "deployment", "observed"),
+    ("llm_operator.plans.llmdeployment", "deployment", "observed"),
 )
 NOUNS = ("situation", "move", "candidate", "decision", "state", "states", "names", "reasons")
 STRATEGY = "canary"
