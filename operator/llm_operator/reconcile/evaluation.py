@@ -147,7 +147,7 @@ async def outcomes(
     }
     found = dict[str, EvaluationOutcome]()
     for name, (subject, gate) in wanted.items():
-        if (known := gates.made(gate, subject.told)) is not None:
+        if (known := gates.decided_before(gate, subject.told)) is not None:
             found[name] = EvaluationOutcome(kept=known)
     open_ = wanted.keys() - found.keys()
     try:

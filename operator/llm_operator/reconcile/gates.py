@@ -1,4 +1,5 @@
-"""The I/O of gates: asks the candidate's pods and Prometheus, so that plans/evidence can judge."""
+"""Gathers the evidence of gates from the candidate's pods, Prometheus and Jobs. The verdicts are
+made of it in plans/evidence/gates.py."""
 
 import asyncio
 import secrets

@@ -40,7 +40,7 @@ async def outcome(
         # Asked before it had traffic, perhaps by another process of the operator.
         # With Recreate the traffic came before there was a pod to ask.
         same = (each for each in observed.spec.rollout.gates or () if each.load_probe == probe)
-        kept = gates.made(next(same), candidate.gates or ())
+        kept = gates.decided_before(next(same), candidate.gates or ())
         return ProbeOutcome(kept=kept, message="it was not made before the candidate had traffic")
     if known in memory.probing:
         return before or ProbeOutcome(waiting="the load probe runs")

@@ -91,7 +91,7 @@ def steps(sim: Sim, decision: Decision, before: Candidate | None) -> None:
     candidate = decision.candidate
     known = gates.judge(sim.spec.gates or (), sim.evidence)
     if before is not None and before.traffic_since:
-        known = gates.kept(known, before.gates)
+        known = gates.with_shadow_verdicts_kept(known, before.gates)
     bad = {each.name for each in known if each.state in ("Waiting", "Failed")}
     if any(each.reason == "RolledOut" for each in decision.occurrences):
         assert not bad

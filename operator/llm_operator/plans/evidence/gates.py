@@ -1,5 +1,4 @@
-"""What a candidate must show.
-Pure: figures, answers and thresholds in, a verdict for each gate out."""
+"""The verdict of each gate, from figures, answers and thresholds; and which gates object. Pure."""
 
 import hashlib
 import math
@@ -66,7 +65,7 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
 
 
 def traffic_gate(gate: GateSpec) -> tuple[str, float, str]:
-    """Name and threshold of a gate that judges by traffic, and what of Figures it counts."""
+    """Name and threshold of a gate that judges by traffic, and the field of Figures it counts."""
     if gate.max_error_rate is not None:
         return "maxErrorRate", gate.max_error_rate, "requests"
     if gate.max_time_to_first_token_p95_ratio is not None:
@@ -98,52 +97,54 @@ def key(gate: GateSpec) -> str:
 
 
 def digest(gate: GateSpec) -> str:
-    """The same in a verdict, which is kept in the status."""
+    """Digest of the key, for verdicts, which are kept in the status."""
     return hashlib.sha256(key(gate).encode()).hexdigest()[:16]
 
 
-def made(gate: GateSpec, told: Iterable[GateVerdict]) -> GateVerdict | None:
-    """What was told of the gate as it is written now; None where it had not decided."""
+def decided_before(gate: GateSpec, told: Iterable[GateVerdict]) -> GateVerdict | None:
+    """The verdict among `told` on the gate as it is written now; None where it had not decided."""
     mark = digest(gate)
     return next(
         (each for each in told if each.gate_digest == mark and each.state != "Waiting"), None
     )
 
 
-def failed(verdict: Iterable[GateVerdict]) -> GateVerdict | None:
+def failed(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
     """The first gate that the candidate does not pass."""
-    return next((each for each in verdict if each.state == "Failed"), None)
+    return next((each for each in verdicts if each.state == "Failed"), None)
 
 
-def settled(verdict: Iterable[GateVerdict]) -> bool:
-    """Whether no gate objects or is awaited."""
-    return all(each.state in ("Passed", "Inconclusive") for each in verdict)
+def none_objects(verdicts: Iterable[GateVerdict]) -> bool:
+    """Whether no gate has failed or is awaited. An inconclusive one does not object."""
+    return all(each.state in ("Passed", "Inconclusive") for each in verdicts)
 
 
-def undecided(verdict: Iterable[GateVerdict], *, shadow: bool = False) -> tuple[GateVerdict, ...]:
+def undecided(verdicts: Iterable[GateVerdict], *, shadow: bool = False) -> tuple[GateVerdict, ...]:
     """The gates that are neither surely passed nor surely failed:
     those that judge copies, or the others."""
     return tuple(
-        each for each in verdict if each.state == "Inconclusive" and by_shadow(each) == shadow
+        each for each in verdicts if each.state == "Inconclusive" and by_shadow(each) == shadow
     )
 
 
-def kept(verdict: Iterable[GateVerdict], before: Iterable[GateVerdict]) -> tuple[GateVerdict, ...]:
+def with_shadow_verdicts_kept(
+    verdicts: Iterable[GateVerdict], before: Iterable[GateVerdict]
+) -> tuple[GateVerdict, ...]:
     """The verdicts, with those of gates that judge copies as they were before the candidate had
     traffic, because there are no copies since then."""
     known = {(each.name, each.threshold): each for each in before if by_shadow(each)}
-    return tuple(known.get((each.name, each.threshold), each) for each in verdict)
+    return tuple(known.get((each.name, each.threshold), each) for each in verdicts)
 
 
 def by_shadow(verdict: GateVerdict) -> bool:
-    """Whether it is of a gate that judges copies of requests."""
+    """Whether it is the verdict of a gate that judges copies of requests."""
     return verdict.name.startswith(f"{SHADOW} ")
 
 
-def summary(verdict: Iterable[GateVerdict]) -> str:
+def summary(verdicts: Iterable[GateVerdict]) -> str:
     """Which gates judged and which did not, in one line; empty without gates."""
     said = {"passed": "", "not judged": ""}
-    for each in verdict:
+    for each in verdicts:
         part = "passed" if each.state == "Passed" else "not judged"
         said[part] += f"{', ' if said[part] else ''}{describe(each)}"
     return "; ".join(f"{part}: {gates}" for part, gates in said.items() if gates)
@@ -225,12 +226,13 @@ def _query(gate: PrometheusQuery, found: Measured) -> GateVerdict:
 
 
 def is_evaluation(verdict: GateVerdict) -> bool:
-    """Whether it is of a gate that traffic will not decide."""
+    """Whether it is the verdict of an evaluation, which traffic will not decide."""
     return verdict.name.startswith(_EVALUATION)
 
 
 def without_traffic(verdict: GateVerdict) -> bool:
-    """Whether it is of a gate that makes its own evidence, before the candidate gets traffic."""
+    """Whether it is the verdict of a gate with evidence of its own, made before the candidate gets
+    traffic: an evaluation or a load probe."""
     return is_evaluation(verdict) or verdict.name == LOAD_PROBE
 
 

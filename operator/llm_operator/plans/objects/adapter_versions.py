@@ -133,7 +133,7 @@ def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> Adapte
     evidence = observed.adapter_evidence.get(alias(candidate), Evidence())
     smoke = {name: _outcome(found, evidence, name) for name in adapter.spec.smoke_maps}
     verdict = gates.judge(adapter.spec.checks, replace(evidence, smoke=smoke))
-    open_ = found.spread is None or bool(found.spread.behind) or not gates.settled(verdict)
+    open_ = found.spread is None or bool(found.spread.behind) or not gates.none_objects(verdict)
     undecided = bool(gates.undecided(verdict))
     since = (parse(candidate.undecided_since) if undecided else None) or (
         now if undecided and not open_ else None

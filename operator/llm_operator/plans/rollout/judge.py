@@ -60,7 +60,7 @@ def _tried_on(decision: Decision, move: Move) -> Decision:
         return _fail(
             decision, candidate, Fault(Reason.GateFailed, gates.describe(verdict), terminal=True)
         )
-    if move.complete and gates.settled(candidate.gates):
+    if move.complete and gates.none_objects(candidate.gates):
         return _promote(decision, candidate)
     return replace(decision, candidate=candidate)
 
@@ -79,7 +79,7 @@ def _seen(move: Move, *, paused: bool) -> Candidate:
     now = move.situation.moment
     judged = _judged(move)
     if candidate.traffic_since is not None:
-        judged = gates.kept(judged, candidate.gates)
+        judged = gates.with_shadow_verdicts_kept(judged, candidate.gates)
     candidate = replace(candidate, gates=judged)
     if paused != candidate.paused:
         candidate = replace(

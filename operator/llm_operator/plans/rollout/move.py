@@ -63,7 +63,7 @@ class Move:
     def evaluated(self) -> bool:
         """No evaluation is awaited or holds it up."""
         told = self.candidate.gates
-        made = [gates.made(each, told) for each in self.situation.spec.evaluations]
+        made = [gates.decided_before(each, told) for each in self.situation.spec.evaluations]
         over = all(each is not None and each.state != "Failed" for each in made)
         return over and not any(gates.is_evaluation(each) for each in self.undecided_before_traffic)
 
@@ -91,7 +91,7 @@ class Move:
         if self.candidate.shadowed_since is None or self.shadow_left > 0:
             return False
         judged = [each for each in self.candidate.gates if gates.by_shadow(each)]
-        return gates.settled(judged) and not self.shadow_undecided
+        return gates.none_objects(judged) and not self.shadow_undecided
 
     @property
     def shadow_undecided(self) -> tuple[GateVerdict, ...]:

@@ -117,7 +117,7 @@ class Strategy(ABC):
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
-        return gates.settled(move.candidate.gates) and not self.undecided(move)
+        return gates.none_objects(move.candidate.gates) and not self.undecided(move)
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""
