@@ -17,9 +17,10 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 QUICK_CAP_SECONDS = 4.0
+"""Longest pause between retries, before the jitter, of quick items, and of others while few of a
+tenant fail."""
 SLOW_CAP_SECONDS = 30.0
-"""The longest pauses between retries, before the jitter:
-of a few failing or quick items, and of many."""
+"""The same of slow items, however many fail."""
 EACH_SECONDS = 0.5
 """Seconds by which each failing slow item lengthens the pause of all of them: together they are
 tried twice a second."""
@@ -40,8 +41,8 @@ class Backlog(Generic[Item]):
     so a test lives through a week in a millisecond."""
 
     base_seconds: float = 0.5
-    cap_seconds: float = 300.0
-    each_seconds: float = 300.0
+    cap_seconds: float = SLOW_CAP_SECONDS
+    each_seconds: float = EACH_SECONDS
     jitter: Callable[[], float] = random.random
     tenant: Callable[[Item], Hashable] = lambda _: None
     most_of_one: int | None = None

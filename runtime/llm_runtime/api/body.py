@@ -16,6 +16,7 @@ MAX_MESSAGES = 2048
 """Largest number of messages of a conversation, and of parts of a message: as many as OpenAI's API
 takes."""
 MAX_STOPS = 4
+"""Stop strings of one request, as in OpenAI's API."""
 MAX_STOP_CHARACTERS = 256
 
 

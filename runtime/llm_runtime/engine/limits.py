@@ -7,7 +7,8 @@ from llm_runtime.errors import InvalidRequest
 from llm_runtime.request import GenerationRequest, Sampling
 
 MAX_LOGPROBS = 20
-MAX_STOPS = 16
+ENGINE_STOPS = 16
+"""Stop strings that the engine takes. Dialects let fewer through: `api/body.py`."""
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
@@ -104,9 +105,9 @@ class RequestLimits:
                 )
 
     def _check_stops(self, sampling: Sampling) -> None:
-        if len(sampling.stop) > MAX_STOPS:
+        if len(sampling.stop) > ENGINE_STOPS:
             raise InvalidRequest(
-                f"at most {MAX_STOPS} stop strings, not {len(sampling.stop)}", param="stop"
+                f"at most {ENGINE_STOPS} stop strings, not {len(sampling.stop)}", param="stop"
             )
         for stop in sampling.stop:
             if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:

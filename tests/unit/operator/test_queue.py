@@ -15,7 +15,7 @@ from llm_operator.state import Key
 
 
 def backlog() -> Backlog[str]:
-    return Backlog(jitter=lambda: 0.0)
+    return Backlog(cap_seconds=300.0, each_seconds=300.0, jitter=lambda: 0.0)
 
 
 def test_a_key_waits_at_most_once() -> None:
