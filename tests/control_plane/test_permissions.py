@@ -30,6 +30,8 @@ from control_plane.operator_fixtures import (
     settings,
 )
 from devstack.gateway import http_route_crd
+from llm_operator.plans.names import DEPLOYMENT_LABEL, MANAGED_SELECTOR
+from llm_operator.ports.cluster import path_of
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -94,6 +96,10 @@ def empty(
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     yield Place(api, name, kubelet, models)
     api.call("DELETE", f"/api/v1/namespaces/{name}")
+
+
+UNLABELLED = {DEPLOYMENT_LABEL: None, MANAGED_SELECTOR.partition("=")[0]: None}
+"""A patch of labels."""
 
 
 def operator_with(rules: list[Json], place: Place, models: Models, folder: Path) -> Operator:
@@ -193,6 +199,14 @@ def test_every_verb_is_used(
             eventually(
                 lambda: empty.get("Secret", "moved") and not empty.get("Secret", "team-llm-key")
             )
+            # What has lost our labels is not seen any more, and asked for by its name.
+            for kind, name in children(empty):
+                empty.api.patch(kind, empty.name, name, {"metadata": {"labels": UNLABELLED}})
+            eventually(lambda: all(labelled(empty, *child) for child in children(empty)))
+            empty.deploy("gone", model=model)
+            eventually(lambda: empty.status("gone").get("observedGeneration"))
+            for kind, name in (("LLMDeployment", "gone"), ("ApiKey", "team")):
+                empty.api.call("DELETE", path_of(kind, empty.name, name))
             # Its node is doubted at once, as it has not been ready for long,
             # and only Events say why it waits.
             since = {"status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -228,6 +242,22 @@ def test_every_verb_is_used(
         finally:
             operator.stop()
     assert not granted() - used
+
+
+def children(place: Place) -> list[tuple[str, str]]:
+    """What the deployment has, but pods and Secrets."""
+    revision = place.status()["stable"]["revision"]
+    once = ("ServiceAccount", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler")
+    monitored = ("ServiceMonitor", "HTTPRoute")
+    return [
+        *((kind, "bot") for kind in (*once, *monitored)),
+        *((kind, f"bot-{revision}") for kind in ("Deployment", "ConfigMap")),
+    ]
+
+
+def labelled(place: Place, kind: str, name: str) -> bool:
+    live = place.get(kind, name) or {"metadata": {}}
+    return UNLABELLED.keys() <= (live["metadata"].get("labels") or {}).keys()
 
 
 def granted() -> set[tuple[str, str]]:
