@@ -94,15 +94,15 @@ class Memory:
     watched: Bounded[str, Watched] = field(default_factory=Bounded)
     """What gates have seen of a candidate's traffic, by deployment uid.
     Counted anew after a restart."""
-    copies: Bounded[str, Copies] = field(default_factory=Bounded)
-    """What gates have seen of the copies for a candidate, by deployment uid. Counted anew after a
-    restart."""
+    copies: Bounded[tuple[str, str], Copies] = field(default_factory=Bounded)
+    """What gates have seen of the copies for a candidate, by (deployment uid, candidate). Counted
+    anew after a restart. A candidate is a revision, or a version of an adapter by its name in the
+    pods."""
     shadow_tokens: Bounded[str, tuple[str, str]] = field(default_factory=Bounded)
     """By deployment uid: a candidate and what copies for it carry. Another one after a restart."""
     smoke: Bounded[tuple[str, str, str, str, str], SmokeOutcome] = field(default_factory=Bounded)
     """What each pod last made of smoke prompts, by (deployment uid, candidate, ConfigMap, digest of
-    its content, pod uid and restarts). A candidate is a revision, or a version of an adapter by its
-    name in the pods."""
+    its content, pod uid and restarts)."""
     asking: dict[tuple[str, str, str, str, str], "asyncio.Task[None]"] = field(default_factory=dict)
     """Tasks that ask these prompts now."""
     places: defaultdict[str, asyncio.Semaphore] = field(
@@ -150,9 +150,9 @@ class Memory:
 
     def end_rollout(self, uid: str) -> None:
         """Drop what was gathered for the gates of a roll-out that is over."""
-        for gathered in (self.watched, self.copies, self.shadow_tokens):
-            gathered.pop(uid, None)
-        self._end_smoke(uid, lambda candidate: not is_candidate(candidate))
+        self.watched.pop(uid, None)
+        self.shadow_tokens.pop(uid, None)
+        self._end_answers(uid, lambda candidate: not is_candidate(candidate))
         for query in [known for known in self.measured if known[0] == uid]:
             del self.measured[query]
         for probe in [known for known in self.probes if known[0] == uid]:
@@ -162,9 +162,13 @@ class Memory:
 
     def end_adapters(self, uid: str, judged: Collection[str] = ()) -> None:
         """Drop what was gathered for candidates of adapters but those that are `judged` still."""
-        self._end_smoke(uid, lambda candidate: is_candidate(candidate) and candidate not in judged)
+        self._end_answers(
+            uid, lambda candidate: is_candidate(candidate) and candidate not in judged
+        )
 
-    def _end_smoke(self, uid: str, over: Callable[[str], bool]) -> None:
+    def _end_answers(self, uid: str, over: Callable[[str], bool]) -> None:
+        for copied in [known for known in self.copies if known[0] == uid and over(known[1])]:
+            del self.copies[copied]
         for outcome in [known for known in self.smoke if known[0] == uid and over(known[1])]:
             del self.smoke[outcome]
         for prompts in [known for known in self.asking if known[0] == uid and over(known[1])]:

@@ -137,11 +137,9 @@ class Download:
 
 @dataclass(frozen=True)
 class Shadowed:
-    """What one stable pod says of the copies that it sent to `candidate`,
+    """What one pod says of the copies that it sent to one candidate,
     counted since it began with these."""
 
-    candidate: str = ""
-    """Beginning of the names of the candidate's pods."""
     results: Mapping[str, float] = field(default_factory=dict)
     """Copies, by how they ended."""
     compared: Mapping[str, float] = field(default_factory=dict)
@@ -171,8 +169,9 @@ class Figures:
     """Count of times to the first token up to each bound, in seconds."""
     inter_token: Mapping[float, float] = field(default_factory=dict)
     """Count of times between two tokens up to each bound, in seconds."""
-    shadowed: Shadowed = field(default_factory=Shadowed)
-    """What became of the copies that the pod has sent."""
+    shadowed: Mapping[str, Shadowed] = field(default_factory=dict)
+    """What came of the copies that the pod has sent, by candidate: the beginning of the names of
+    another revision's pods, or the name by which pods know a candidate of an adapter."""
     token_gap: Mapping[float, float] | None = None
     """Count of times between two tokens up to each of the fine bounds, in seconds. None: an older
     runtime, which has no fine bounds."""

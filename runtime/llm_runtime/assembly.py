@@ -103,9 +103,14 @@ def assemble(
         sessions=_sessions(config, database, parts),
         adapters=adapters,
         tracing=tracing.from_environment(),
-        shadow=Orders(key_file.parent / SHADOW_FILE, _pod()) if key_file else None,
+        shadow=_orders(key_file, adapters) if key_file else None,
         parts=parts,
     )
+
+
+def _orders(key_file: Path, adapters: Adapters | None) -> Orders:
+    shadowed = (lambda: adapters.shadowed) if adapters else tuple
+    return Orders(key_file.parent / SHADOW_FILE, _pod(), shadowed)
 
 
 def _pod() -> str:

@@ -567,6 +567,25 @@ class CandidateAdapter(PinnedAdapter):
     """Name under which the operator asks for it."""
 
 
+class ShadowedAdapter(_Additive):
+    """A candidate of an adapter that is sent copies of its adapter's requests,
+    by the pods that answer these and have both loaded."""
+
+    candidate: Annotated[str, Field(pattern=CANDIDATE_NAME)]
+    """Name of the candidate."""
+    pods: str
+    """Beginning of the names of the pods that copy."""
+    percent: Annotated[float, Field(ge=0, le=100)] = 100
+    """Share of the requests that is copied."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 4
+    """Copies of one pod that may be on their way; others are dropped."""
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter."""
+        return self.candidate.partition(CANDIDATE_MARK)[0]
+
+
 class AdapterFile(_Additive):
     """The adapters that a server has loaded beside its model.
     Changed while it serves, nothing restarts.
@@ -583,6 +602,8 @@ class AdapterFile(_Additive):
     candidates: tuple[CandidateAdapter, ...] = ()
     """Versions that are loaded beside the adapters, for the operator's own key alone. A list of
     their own: a server that does not know it must not show them to clients."""
+    shadowed: tuple[ShadowedAdapter, ...] = ()
+    """Candidates that are sent copies. Apart from `candidates`: none is loaded anew for it."""
     default_adapter: str = ""
     """Adapter that answers for the bare name of the model, over the configuration's.
     Empty: the configuration's."""

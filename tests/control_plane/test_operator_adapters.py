@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import count
 from typing import Any
 
 import pytest
 
 from control_plane.operator_fixtures import Place
 from control_plane.pod_metrics import pod_metrics
+from llm_runtime import contract
 from waiting import eventually
 
 pytestmark = pytest.mark.control_plane
@@ -23,6 +25,12 @@ def versions(place: Place) -> dict[str, str]:
         base64.b64decode(data.get("adapters.json", "e30="))
     ).get("adapters", [])
     return {adapter["name"]: adapter["version"] for adapter in listed}
+
+
+def listed(place: Place) -> contract.AdapterFile:
+    data = (place.get("Secret", "bot-adapters") or {}).get("data", {})
+    text = base64.b64decode(data.get("adapters.json", "e30="))
+    return contract.AdapterFile.model_validate_json(text)
 
 
 def pods(place: Place) -> dict[str, str]:
@@ -75,6 +83,45 @@ def test_adapters_come_move_and_go_in_the_pods_that_run(place: Place) -> None:
         eventually(lambda: versions(place) == {})
         assert place.ready()["stable"]["revision"] == revision
         assert pods(place).keys() == before.keys()
+
+
+def test_running_pods_copy_requests_to_a_version_and_their_count_refuses_it(place: Place) -> None:
+    place.model()
+    name = f"{place.name}-legal"
+    place.models.create(name)
+    reference = {"name": name, "alias": "champion"}
+    adapter: dict[str, Any] = {"name": "legal", "mlflow": reference}
+    with pod_metrics() as pod:
+        place.kubelet.fate[place.name, "1"] = pod.ready
+        place.deploy(adapters=[adapter])
+        pod.loaded(legal="1")
+        eventually(lambda: versions(place) == {"legal": "1"})
+        place.ready()
+        before = pods(place).keys()
+        gate = {"shadowAgreement": {"minExact": 0.95}, "minRequests": 50}
+        adapter |= {"gates": [gate], "shadow": {"percent": 50, "holdSeconds": 3600}}
+        place.deploy(adapters=[adapter])
+        place.models.promote(name, 2)
+        [candidate] = eventually(lambda: listed(place).candidates)
+        assert listed(place).shadowed == ()
+        pod.loaded(**{"legal": "1", candidate.name: "2"})
+        [order] = eventually(lambda: listed(place).shadowed)
+        assert (order.candidate, order.percent) == (candidate.name, 50)
+        assert order.pods == f"bot-{place.status()['stable']['revision']}"
+        loaded = pod.text
+        asked = count(1)
+
+        def refused() -> bool:
+            number = next(asked)
+            pod.copied(candidate.name, 20 * number, 10 * number)
+            pod.text += loaded
+            return place.condition("AdaptersReady")["reason"] == "AdapterRefused"
+
+        eventually(refused)
+        told = place.condition("AdaptersReady")["message"]
+        assert "was refused by gate shadowAgreement minExact is 0.5" in told
+        assert (versions(place), listed(place).shadowed) == ({"legal": "1"}, ())
+        assert pods(place).keys() == before
 
 
 def test_an_alias_that_is_not_there_is_told_and_keeps_what_the_pods_have(place: Place) -> None:

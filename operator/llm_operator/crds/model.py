@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from llm_operator.crds.common import IntegerText, ObjectName
-from llm_operator.crds.rollout import EvaluationSpec, GateSpec, SmokePrompts
+from llm_operator.crds.rollout import (
+    EvaluationSpec,
+    GateSpec,
+    ShadowAgreement,
+    ShadowSpec,
+    SmokePrompts,
+)
 from llm_operator.crds.schema import Section, described_by, one_of, rules
 from llm_runtime.contract import AdapterConfig, EngineConfig, ModelConfig
 
@@ -182,31 +188,60 @@ class AdapterGate(Section):
     """A check that a version of the adapter must pass before it answers clients.
     Write exactly one kind of check per entry."""
 
-    model_config = ConfigDict(json_schema_extra=rules(one_of("smokePrompts evaluation", "entry")))
+    model_config = ConfigDict(
+        json_schema_extra=rules(one_of("smokePrompts evaluation shadowAgreement", "entry"))
+    )
     smoke_prompts: SmokePrompts | None = None
     """Prompts whose answers must be as expected, by the new version on every ready pod."""
     evaluation: EvaluationSpec | None = None
     """Records of an evaluation dataset, answered by the new version and by the one that serves."""
+    shadow_agreement: ShadowAgreement | None = None
+    """A bound on how far answers to copies differ from those of the version that serves. Needs the
+    adapter's shadow."""
+    min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Fewest copies by which shadowAgreement is judged."""
 
 
 @described_by(AdapterConfig)
 class AdapterSpec(Section):
     """A LoRA adapter that running pods load beside the model."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.gates) || !self.gates.exists(gate, has(gate.shadowAgreement)) || "
+                "(has(self.shadow) && (!has(self.shadow.percent) || self.shadow.percent > 0))",
+                (
+                    "a gate shadowAgreement judges copies: write the adapter's shadow with a"
+                    " percent above 0"
+                ),
+            )
+        )
+    )
     name: AdapterName
     mlflow: MlflowModel
     """Registered model in MLflow whose artifacts are the adapter in PEFT's format."""
     gates: Annotated[tuple[AdapterGate, ...], Field(max_length=4)] | None = None
     """Checks that each version must pass before it answers clients, the first one too. Until then
     the version before answers. Absent or empty: a version answers as soon as it is loaded."""
+    shadow: ShadowSpec | None = None
+    """Copies of the adapter's requests for its new version, by the pods that answer these.
+    A version answers clients when it has been sent them for long enough. Absent: none."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether a version has to show something before it answers clients."""
+        return bool(self.gates) or self.shadows
+
+    @property
+    def shadows(self) -> bool:
+        """Whether new versions are sent copies."""
+        return self.shadow is not None and self.shadow.percent > 0
 
     @property
     def checks(self) -> tuple[GateSpec, ...]:
         """The gates as those of a roll-out."""
-        return tuple(
-            GateSpec(smoke_prompts=gate.smoke_prompts, evaluation=gate.evaluation)
-            for gate in self.gates or ()
-        )
+        return tuple(GateSpec(**dict(gate)) for gate in self.gates or ())
 
     @property
     def smoke_maps(self) -> tuple[str, ...]:

@@ -249,12 +249,12 @@ class ShadowSpec(Section):
     before it gets traffic."""
 
     percent: Annotated[int, Field(ge=0, le=100)] = contract.SHADOW_PERCENT
-    """Share of the stable revision's requests that is copied, in percent.
+    """Share of the requests to what serves that is copied, in percent.
     0: none, as without this section."""
     max_in_flight: Annotated[int, Field(ge=1, le=256)] = contract.SHADOW_IN_FLIGHT
-    """Copies that each stable pod has on their way at a time; it drops any more."""
+    """Copies that each serving pod has on their way at a time; it drops any more."""
     hold_seconds: Annotated[int, Field(ge=0, le=86_400)] = JUDGED_SECONDS
-    """Seconds for which the candidate is sent copies at least, once its pods are ready."""
+    """Seconds for which the candidate is sent copies at least, once it can answer in all pods."""
 
 
 class ShadowAgreement(Section):

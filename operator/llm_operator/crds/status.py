@@ -182,6 +182,9 @@ class AdapterCandidate(AdapterStatus):
     """Number of ready pods that have loaded the version."""
     gates: Annotated[tuple[GateVerdict, ...], Field(max_length=4)] = ()
     """Result of each gate for the version."""
+    shadowed_since: Time | None = None
+    """Time since which the version is sent copies of requests;
+    the adapter's shadow.holdSeconds counts from here."""
     undecided_since: Time | None = None
     """Time at which a gate was inconclusive and none was awaited any more;
     rollout.maxHoldSeconds counts from here."""

@@ -20,8 +20,10 @@ from llm_runtime.contract import LoadFigures
 
 TIMEOUT_SECONDS = 2.0
 MAX_BYTES = 4 << 20
-MAX_FIGURES_BYTES = 256 << 10
-"""A bound on the lines that are read,
+MAX_FIGURES_BYTES = 512 << 10
+"""Eight adapters whose candidates are sent copies have up to 460 KiB.
+
+A bound on the lines that are read,
 because the author of a pod's image chooses what it says of itself."""
 AT_ONCE = 32
 """Pods asked at the same time, over all reconciles."""
@@ -242,16 +244,22 @@ def read(text: str) -> Figures:
     )
 
 
-def _shadowed(samples: Mapping[str, list[Sample]]) -> Shadowed:
-    def totals(name: str, label: str) -> dict[str, float]:
-        return {
-            s.labels[label]: s.value for s in samples.get(name, ()) if s.name.endswith("_total")
-        }
+def _shadowed(samples: Mapping[str, list[Sample]]) -> dict[str, Shadowed]:
+    copies = samples.get(contract.METRIC_SHADOW_COPIES, ())
+    candidates = dict.fromkeys(s.labels["candidate"] for s in copies)
+    return {each: _shadowed_of(each, samples) for each in candidates}
 
-    fine = samples.get(contract.METRIC_SHADOW_FINE, ())
+
+def _shadowed_of(candidate: str, samples: Mapping[str, list[Sample]]) -> Shadowed:
+    def mine(name: str) -> list[Sample]:
+        return [s for s in samples.get(name, ()) if s.labels["candidate"] == candidate]
+
+    def totals(name: str, label: str) -> dict[str, float]:
+        return {s.labels[label]: s.value for s in mine(name) if s.name.endswith("_total")}
+
+    fine = mine(contract.METRIC_SHADOW_FINE)
     kinds = sorted({(s.labels["side"], s.labels["what"]) for s in fine})
     return Shadowed(
-        candidate=next(iter(totals(contract.METRIC_SHADOW_COPIES, "candidate")), ""),
         results=totals(contract.METRIC_SHADOW_COPIES, "result"),
         compared=totals(contract.METRIC_SHADOW_COMPARED, "what"),
         difference=totals(contract.METRIC_SHADOW_DIFFERENCE, "what"),

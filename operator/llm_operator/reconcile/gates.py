@@ -3,12 +3,13 @@ made of it in plans/evidence/gates.py."""
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 
 from llm_operator.crds import CandidateStatus, GateVerdict
-from llm_operator.crds.rollout import PrometheusQuery
+from llm_operator.crds.rollout import GateSpec, PrometheusQuery
 from llm_operator.memory import GONE, Written
 from llm_operator.observe import Outside
 from llm_operator.plans import names
@@ -133,18 +134,33 @@ def _copies(
     outside: Outside, observed: Observed, candidate: CandidateStatus
 ) -> dict[str, GateVerdict]:
     """What the gates say of the copies that stable's pods have sent up to now."""
-    uid = observed.meta.uid
-    known = outside.memory.copies.get(uid)
-    if known is None or known.revision != candidate.revision:
-        known = outside.memory.copies[uid] = Copies(candidate.revision)
     stable = observed.status.stable.revision if observed.status.stable else ""
-    figures = observed.figures
-    return known.look(
+    return _looked_at(
+        outside,
+        observed,
+        candidate.revision,
         observed.spec.rollout.gates or (),
-        {pod: figures[pod].shadowed for pod in _names(observed, stable) if pod in figures},
-        candidate=names.child(observed.meta, candidate.revision),
-        at=stamp(outside.clock()),
+        names.child(observed.meta, candidate.revision),
+        _names(observed, stable),
     )
+
+
+def _looked_at(
+    outside: Outside,
+    observed: Observed,
+    candidate: str,
+    specs: Iterable[GateSpec],
+    told_as: str,
+    pods: Iterable[str],
+) -> dict[str, GateVerdict]:
+    """What the gates say of the copies of `pods` to a candidate, which these know as `told_as`."""
+    key = observed.meta.uid, candidate
+    known = outside.memory.copies.get(key)
+    if known is None:
+        known = outside.memory.copies[key] = Copies()
+    figures = {pod: observed.figures[pod].shadowed for pod in pods if pod in observed.figures}
+    said = {pod: copies[told_as] for pod, copies in figures.items() if told_as in copies}
+    return known.look(specs, said, at=stamp(outside.clock()))
 
 
 def _shadow_token(outside: Outside, uid: str, candidate: str) -> str:
@@ -187,13 +203,18 @@ async def _adapters(
     missing: str,
 ) -> dict[str, Evidence]:
     """What versions of adapters that are behind their gates are judged by."""
-    prompts = {each.name: each.smoke_maps for each in observed.spec.adapters or ()}
+    specs = {each.name: each for each in observed.spec.adapters or ()}
     asked = dict[smoke.Candidate, tuple[str, ...]]()
+    copied = dict[str, Mapping[str, GateVerdict]]()
     for each in versions:
         if each.judged is not None and each.spread is not None:
             name = adapter_versions.alias(each.judged)
             candidate = smoke.Candidate(name, f"{observed.meta.name}:{name}", each.spread.loaded)
-            asked[candidate] = prompts[each.judged.name]
+            spec = specs[each.judged.name]
+            asked[candidate] = spec.smoke_maps
+            if spec.shadows and each.serves is not None:
+                pods = [pod["metadata"]["name"] for pod in chain(*each.spread.loaded.values())]
+                copied[name] = _looked_at(outside, observed, name, spec.checks, name, pods)
     outside.memory.end_adapters(observed.meta.uid, [each.name for each in asked])
 
     found = await asyncio.gather(
@@ -203,7 +224,11 @@ async def _adapters(
         )
     )
     return {
-        candidate.name: Evidence(smoke=outcomes, evaluations=evaluations.get(candidate.name, {}))
+        candidate.name: Evidence(
+            smoke=outcomes,
+            evaluations=evaluations.get(candidate.name, {}),
+            shadow=copied.get(candidate.name, {}),
+        )
         for candidate, outcomes in zip(asked, found, strict=True)
     }
 
@@ -250,7 +275,7 @@ async def _operator_key(
     asks = rollout.asks and observed.spec.access.authentication == "Required"
     # Without the operator's key, clients could not be told from the operator, and candidates of
     # adapters and load probes are not for clients.
-    known = any(each.gates for each in observed.spec.adapters or ()) or rollout.load_probes
+    known = any(each.gated for each in observed.spec.adapters or ()) or rollout.load_probes
     if not asks and not known:
         await _forget_key(outside, meta, name)
         return "", None

@@ -19,7 +19,13 @@ from typing import Any, Literal
 from llm_runtime import errors
 from llm_runtime.adapters.delivery import LOOK_SECONDS, identity
 from llm_runtime.adapters.file import AdapterList
-from llm_runtime.contract import FatalReport, PinnedAdapter, RegistryAccess, is_candidate
+from llm_runtime.contract import (
+    FatalReport,
+    PinnedAdapter,
+    RegistryAccess,
+    ShadowedAdapter,
+    is_candidate,
+)
 from llm_runtime.request import Engine
 
 log = logging.getLogger(__name__)
@@ -159,6 +165,11 @@ class Adapters:
     def default(self) -> str:
         """The adapter that answers for the bare name of the model; "" when the list names none."""
         return self._list.wanted.default_adapter
+
+    @property
+    def shadowed(self) -> tuple[ShadowedAdapter, ...]:
+        """Candidates that are to be sent copies, and can answer them."""
+        return tuple(each for each in self._list.wanted.shadowed if self.version(each.candidate))
 
     def version(self, name: str) -> str | None:
         """The version that answers for `name`."""

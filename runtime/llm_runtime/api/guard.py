@@ -10,6 +10,7 @@ straight to the endpoint, without solving dependencies, and is parsed in one pas
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 from fastapi import Depends, Request
@@ -38,6 +39,8 @@ SECURITY = [
 
 SHADOW = Caller("shadow", "shadow", Tier(name="shadow", max_concurrent=None, priority=-100))
 """The caller of copied requests. Every request of a client goes before them."""
+OWN_SHADOW = replace(SHADOW, operator=True)
+"""The same of copies that this server sends to a candidate of an adapter: no client has one."""
 
 
 class KeyedRoute(APIRoute):
@@ -103,17 +106,23 @@ class GenerationRoute(BodyRoute):
             await server.limiter.count(caller)
         if server.copier:
             state.listener = state.copy = server.copier.choose(
-                self.path, request.headers.get("host", "")
+                self.path,
+                request.headers.get("host", ""),
+                _own_address(request),
+                server.config.model.name,
             )
 
     def _admit_copy(self, request: Request, copier: Copier) -> None:
         """Admit a copy of a request to stable.
         It counts against nobody's limits, and is refused where it would have to wait."""
-        copier.orders.check(request.headers[SHADOW_HEADER])
-        request.state.caller = SHADOW
+        own = copier.orders.check(request.headers[SHADOW_HEADER])
+        request.state.caller = OWN_SHADOW if own else SHADOW
         request.state.unbilled = True
         request.state.listener = Heard()
-        if server_of(request).serving.full:
+        serving = server_of(request).serving
+        # Where it answers clients, too, the places that are left are theirs.
+        taken = serving.half_full if own else serving.full
+        if taken:
             raise errors.QueueFull("A copy does not wait for a place; this server has none.")
 
     def prepare(self, request: Request, *body: BaseModel) -> None:
@@ -126,6 +135,12 @@ class GenerationRoute(BodyRoute):
         request.state.pipeline = server.serving.pipeline
         if server.tracing:
             server.tracing.requested(*body)
+
+
+def _own_address(request: Request) -> str:
+    """Where this server got the request; empty where that is no address of a network."""
+    host, port = request.scope.get("server") or ("", None)
+    return "" if not port else f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def read_body(request: Request, model: type[BaseModel]) -> BaseModel:

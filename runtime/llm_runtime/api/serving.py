@@ -173,10 +173,18 @@ class Serving:
     @property
     def full(self) -> bool:
         """Whether one more request would wait for a place."""
+        return self._taken(self.config.engine.max_batch_size)
+
+    @property
+    def half_full(self) -> bool:
+        """Whether one more request would leave fewer than half of the places."""
+        return self._taken(self.config.engine.max_batch_size // 2)
+
+    def _taken(self, places: int) -> bool:
         if self.loaded is None:
             return True
         stats = self.loaded.engine.stats()
-        return bool(stats.waiting) or stats.running >= self.config.engine.max_batch_size
+        return bool(stats.waiting) or stats.running >= places
 
     @property
     def version(self) -> str:

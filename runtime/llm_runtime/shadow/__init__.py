@@ -1,7 +1,8 @@
 """Shadow traffic: stable pods copy requests to a candidate behind their clients' backs,
-and compare the answers.
+and compare the answers. The candidate is another revision, or a version of an adapter in the same
+pod.
 
-orders     the mounted file that says who copies to whom, and this pod's part in it
+orders     the mounted files that say who copies to whom, and this pod's part in it
 copies     sends copies and drops them before they would cost a client anything
 exchange   one request over HTTP
 agreement  what two answers to one request have in common; pure

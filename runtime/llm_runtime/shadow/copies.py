@@ -1,4 +1,4 @@
-"""Sends copies of answered requests to a candidate. A copy that would wait, or that is too
+"""Sends copies of answered requests to candidates. A copy that would wait, or that is too
 large, is dropped."""
 
 import asyncio
@@ -11,14 +11,14 @@ from typing import Any
 import orjson
 
 from llm_runtime.common.aside import aside
-from llm_runtime.contract import CHAT_PATH, COMPLETIONS_PATH, SHADOW_HEADER, ShadowFile
+from llm_runtime.contract import CHAT_PATH, COMPLETIONS_PATH, SHADOW_HEADER
 from llm_runtime.generation import Choice
 from llm_runtime.job import NOT_ASKED, Job
 from llm_runtime.request import Caller
 from llm_runtime.shadow import agreement, exchange
 from llm_runtime.shadow.agreement import ModelAnswer
-from llm_runtime.shadow.orders import Orders
-from llm_runtime.shadow.tally import Tally
+from llm_runtime.shadow.orders import Order, Orders
+from llm_runtime.shadow.tally import Counts, Tally
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ TIMES = 10.0
 BUSY = frozenset({401, 403, 408, 429, 503})
 """Answers of a candidate that has no room, is starting or was not told yet:
 they say nothing of its version."""
+UNLOADED = 404
+"""The same of a candidate of an adapter: the pod had it loaded, and has not any more."""
 
 
 @dataclass(slots=True)
@@ -79,6 +81,16 @@ class Copy(Heard):
     path: str = ""
     host: str = ""
     """As the client wrote it: a server may answer to some only."""
+    server: str = ""
+    """Address at which this server got the request; empty where it has none."""
+    model: str = ""
+    """Name of this server's model."""
+    draw: float = 0.0
+    """0 to 100: it is copied where a larger share is wanted."""
+    adapter: str = ""
+    """Who answered; empty for the model itself."""
+    under_way: int = 0
+    """Copies of it that have not ended."""
     most_tokens: Callable[[Caller], int | None] = field(default=lambda caller: None)
     """What a caller's limits leave for one request."""
     body: bytes | bytearray = b""
@@ -86,6 +98,7 @@ class Copy(Heard):
     def answered(self, job: Job, choices: Sequence[Choice], seconds: float) -> None:
         # A caller's limits may have cut the answer, and the candidate knows nothing of them.
         if job.sampling.max_tokens != NOT_ASKED or self.most_tokens(job.caller) is None:
+            self.adapter = job.adapter
             Heard.answered(self, job, choices, seconds)
 
 
@@ -101,25 +114,37 @@ class Copier:
         self.orders = orders
         self._tally = tally
         self._most_tokens = most_tokens
-        self._sending = set[asyncio.Task[None]]()
+        self._sending = dict[str, set[asyncio.Task[None]]]()
+        """By candidate."""
         self.held_bytes = 0
 
     async def __aenter__(self) -> "Copier":
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for task in self._sending:
+        running = [task for tasks in self._sending.values() for task in tasks]
+        for task in running:
             task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
-    def choose(self, path: str, host: str) -> Copy | None:
-        """What follows a request that has just come, if it is one to be copied."""
-        order = self.orders.copying
-        if order is None or path not in PATHS or random() * 100 >= order.percent:
+    def choose(self, path: str, host: str, server: str = "", model: str = "") -> Copy | None:
+        """What follows a request that has just come, if it is one to be copied.
+
+        `server`: the address of this one. `model`: what it serves.
+        """
+        orders = self.orders.copying if path in PATHS else ()
+        draw = random() * 100
+        if all(draw >= order.percent for order in orders):
             return None
-        if self._tally.candidate != order.candidate:
-            self._tally.begin(order.candidate)
-        return Copy(path=path, host=host, most_tokens=self._most_tokens)
+        self._tally.follow([order.candidate for order in orders])
+        return Copy(
+            path=path,
+            host=host,
+            server=server,
+            model=model,
+            draw=draw,
+            most_tokens=self._most_tokens,
+        )
 
     def hold(self, copy: Copy, body: bytes | bytearray) -> None:
         """Keep the request's body, where there is room for it. `send` lets go of it."""
@@ -128,37 +153,48 @@ class Copier:
             copy.body = body
 
     def send(self, copy: Copy) -> None:
-        """The request is answered, or was not: send its copy, or drop it."""
-        order = self.orders.copying
-        wanted = (
-            copy.said is not None and order is not None and order.candidate == self._tally.candidate
-        )
-        room = order is not None and len(self._sending) < order.max_in_flight and copy.body
-        if order and wanted and room:
-            task = asyncio.create_task(self._follow(copy, order))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-            return
-        self.held_bytes -= len(copy.body)
-        if wanted:
-            self._tally.result("dropped")
+        """The request is answered, or was not: send its copies, or drop them."""
+        for order in self.orders.copying if copy.said else ():
+            counts = self._tally.of(order.candidate)
+            if counts and _asked_for(copy, order):
+                self._begin(copy, order, counts)
+        if not copy.under_way:
+            self.held_bytes -= len(copy.body)
 
-    async def _follow(self, copy: Copy, order: ShadowFile) -> None:
+    def _begin(self, copy: Copy, order: Order, counts: Counts) -> None:
+        sending = self._sending.setdefault(order.candidate, set())
+        if not copy.body or len(sending) >= order.max_in_flight:
+            counts.result("dropped")
+            return
+
+        def over(task: asyncio.Task[None]) -> None:
+            sending.discard(task)
+            if not sending:
+                self._sending.pop(order.candidate, None)
+            copy.under_way -= 1
+            if not copy.under_way:
+                self.held_bytes -= len(copy.body)
+
+        task = asyncio.create_task(self._follow(copy, order, counts))
+        sending.add(task)
+        copy.under_way += 1
+        task.add_done_callback(over)
+
+    async def _follow(self, copy: Copy, order: Order, counts: Counts) -> None:
         """Send one copy and note what came of it."""
         try:
             result, candidate = await self._ask(copy, order)
-            if result != "skipped" and order.candidate == self._tally.candidate:
-                await self._note(copy, result, candidate)
+            if result != "skipped":
+                await self._note(copy, counts, result, candidate)
         except Exception:
             log.exception("A copy for %s failed", order.candidate)
-        finally:
-            self.held_bytes -= len(copy.body)
 
-    async def _ask(self, copy: Copy, order: ShadowFile) -> tuple[str, ModelAnswer | None]:
+    async def _ask(self, copy: Copy, order: Order) -> tuple[str, ModelAnswer | None]:
         """How it ended, and what the candidate said."""
         stable = copy.said
         assert stable is not None
-        body = await _beside(len(copy.body), without_stream, copy.body)
+        model = f"{copy.model}:{order.candidate}" if order.adapter else None
+        body = await _beside(len(copy.body), without_stream, copy.body, model)
         if body is None:
             return "skipped", None
         headers = {"host": copy.host, SHADOW_HEADER: order.token}
@@ -166,31 +202,39 @@ class Copier:
         deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
-                status, content = await exchange.post(order.url, PATHS[copy.path], headers, body)
+                url = order.url or copy.server
+                status, content = await exchange.post(url, PATHS[copy.path], headers, body)
         except (OSError, ValueError):
             return (
                 ("late", ModelAnswer("", "", 0, seconds)) if deadline.expired() else ("lost", None)
             )
-        if status in BUSY:
+        if status in BUSY or (order.adapter and status == UNLOADED):
             return "refused", None
         answer = read(content) if status == 200 else None
         return ("compared", answer) if answer else ("failed", None)
 
-    async def _note(self, copy: Copy, result: str, candidate: ModelAnswer | None) -> None:
+    async def _note(
+        self, copy: Copy, counts: Counts, result: str, candidate: ModelAnswer | None
+    ) -> None:
         stable = copy.said
         assert stable is not None
-        tally = self._tally
-        tally.result(result)
+        counts.result(result)
         if result == "compared" and candidate:
             length = len(stable.text) + len(candidate.text)
-            tally.compared(
+            counts.compared(
                 await _beside(length, agreement.differences, stable, candidate, greedy=copy.greedy)
             )
-            tally.sized(stable, candidate)
+            counts.sized(stable, candidate)
         elif result in ("failed", "late"):
-            tally.compared(agreement.failure(stable, greedy=copy.greedy))
+            counts.compared(agreement.failure(stable, greedy=copy.greedy))
         if candidate:
-            tally.timed(stable, candidate)
+            counts.timed(stable, candidate)
+
+
+def _asked_for(copy: Copy, order: Order) -> bool:
+    """Whether the order is about this request."""
+    own = not order.adapter or (order.adapter == copy.adapter and bool(copy.server))
+    return own and copy.draw < order.percent
 
 
 async def _beside(size: int, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -198,13 +242,15 @@ async def _beside(size: int, work: Callable[..., Any], *args: Any, **kwargs: Any
     return await aside(work, *args, **kwargs) if size > LARGE_CHARACTERS else work(*args, **kwargs)
 
 
-def without_stream(body: bytes | bytearray) -> bytes | None:
-    """The request, for a whole answer;
+def without_stream(body: bytes | bytearray, model: str | None = None) -> bytes | None:
+    """The request, for a whole answer, of another `model` where one is given;
     None for one that continues a session, which the candidate does not have."""
     fields = orjson.loads(body)
     if fields.get("session_id") is not None:
         return None
-    return orjson.dumps({name: value for name, value in fields.items() if name not in NOT_COPIED})
+    named = {} if model is None else {"model": model}
+    kept = {name: value for name, value in fields.items() if name not in NOT_COPIED}
+    return orjson.dumps(kept | named)
 
 
 def read(content: bytes) -> ModelAnswer | None:

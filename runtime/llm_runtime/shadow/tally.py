@@ -1,7 +1,7 @@
-"""What became of the copies to one candidate, as metrics. Another candidate begins at zero."""
+"""What became of the copies to each candidate, as metrics."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -20,29 +20,24 @@ from llm_runtime.shadow.agreement import ModelAnswer
 BOUNDS = tuple(floatToGoString(bound) for bound in (*FINE_BOUNDS_SECONDS, inf))  # type: ignore[no-untyped-call]
 
 
-class Tally(Collector):
-    """Counts of one candidate. It is used by one thread, and so has no lock."""
+class Counts:
+    """The counts of one candidate. One thread uses them, so they have no lock."""
 
     def __init__(self) -> None:
-        self.begin("")
-
-    def begin(self, candidate: str) -> None:
-        """Count anew, for this candidate."""
-        self.candidate = candidate
-        self._results = dict[str, int]()
-        self._compared = dict[str, int]()
-        self._differing = dict[str, float]()
-        self._fine = dict[tuple[str, str, int], int]()
+        self.results = dict[str, int]()
+        self.comparisons = dict[str, int]()
+        self.differing = dict[str, float]()
+        self.fine = dict[tuple[str, str, int], int]()
 
     def result(self, result: str) -> None:
         """Note how one copy ended."""
-        self._results[result] = self._results.get(result, 0) + 1
+        self.results[result] = self.results.get(result, 0) + 1
 
     def compared(self, differences: Mapping[str, float]) -> None:
         """Note one comparison."""
         for what, difference in differences.items():
-            self._compared[what] = self._compared.get(what, 0) + 1
-            self._differing[what] = self._differing.get(what, 0.0) + difference
+            self.comparisons[what] = self.comparisons.get(what, 0) + 1
+            self.differing[what] = self.differing.get(what, 0.0) + difference
 
     def sized(self, stable: ModelAnswer, candidate: ModelAnswer) -> None:
         """Note how long both answers were."""
@@ -56,10 +51,26 @@ class Tally(Collector):
 
     def _note(self, side: str, what: str, value: float) -> None:
         key = side, what, bisect_left(FINE_BOUNDS_SECONDS, value)
-        self._fine[key] = self._fine.get(key, 0) + 1
+        self.fine[key] = self.fine.get(key, 0) + 1
+
+
+class Tally(Collector):
+    """The counts of all candidates that copies are sent to, or were last."""
+
+    def __init__(self) -> None:
+        self._counts = dict[str, Counts]()
+
+    def follow(self, candidates: Collection[str]) -> None:
+        """Count for these. What was counted for others is dropped;
+        one that comes back begins at nothing."""
+        if self._counts.keys() != set(candidates):
+            self._counts = {each: self._counts.get(each) or Counts() for each in candidates}
+
+    def of(self, candidate: str) -> Counts | None:
+        """The counts; None for one that is not followed."""
+        return self._counts.get(candidate)
 
     def collect(self) -> Iterable[Metric]:
-        candidate = self.candidate
         copies = CounterMetricFamily(
             METRIC_SHADOW_COPIES,
             "Copies of requests for a candidate.",
@@ -80,11 +91,12 @@ class Tally(Collector):
             "Compared answers by time or thousands of tokens, in buckets of 5 %, not cumulative.",
             labels=["candidate", "side", "what", "le"],
         )
-        for result, count in self._results.items():
-            copies.add_metric([candidate, result], count)
-        for what, count in self._compared.items():
-            compared.add_metric([candidate, what], count)
-            differing.add_metric([candidate, what], self._differing[what])
-        for (side, what, bucket), count in sorted(self._fine.items()):
-            fine.add_metric([candidate, side, what, BOUNDS[bucket]], count)
+        for candidate, counts in self._counts.items():
+            for result, count in counts.results.items():
+                copies.add_metric([candidate, result], count)
+            for what, count in counts.comparisons.items():
+                compared.add_metric([candidate, what], count)
+                differing.add_metric([candidate, what], counts.differing[what])
+            for (side, what, bucket), count in sorted(counts.fine.items()):
+                fine.add_metric([candidate, side, what, BOUNDS[bucket]], count)
         yield from (copies, compared, differing, fine)

@@ -184,16 +184,14 @@ def test_a_clock_that_is_set_back_begins_the_hold_anew() -> None:
 
 def counted(compared: int, difference: float, **more: Any) -> Shadowed:
     shares = {"compared": {"exact": compared}, "difference": {"exact": difference}}
-    return Shadowed("bot-new", {"compared": compared}, **{**shares, **more})
+    return Shadowed({"compared": compared}, **{**shares, **more})
 
 
 def looked(spec: dict[str, Any], *looks: Shadowed) -> GateVerdict:
-    seen = Copies("new")
+    seen = Copies()
     found: dict[str, GateVerdict] = {}
     for each in looks:
-        found = seen.look(
-            [GateSpec.model_validate(spec)], {"old-1": each}, candidate="bot-new", at=AT
-        )
+        found = seen.look([GateSpec.model_validate(spec)], {"old-1": each}, at=AT)
     return next(iter(found.values()))
 
 
@@ -229,7 +227,7 @@ def test_similarity_is_judged_by_its_mean() -> None:
         ]
         return looked(
             spec,
-            *(Shadowed("bot-new", {"compared": 40 * n}, **each) for n, each in enumerate(shares)),
+            *(Shadowed({"compared": 40 * n}, **each) for n, each in enumerate(shares)),
         ).state
 
     assert [shown(mean) for mean in (0.95, 0.5)] == ["Passed", "Failed"]
@@ -255,7 +253,7 @@ def test_lengths_and_times_are_compared_with_stable_s_of_the_same_requests(
             (side, what): {b: sum(v <= b for v in values) for b in bounds}
             for side, values in samples.items()
         }
-        looks.append(Shadowed("bot-new", {"compared": len(samples["stable"])}, fine=fine))
+        looks.append(Shadowed({"compared": len(samples["stable"])}, fine=fine))
     assert looked({"shadowAgreement": {bound: 1.5}}, *looks).state == state
 
 
@@ -270,22 +268,13 @@ def test_equal_versions_are_taken_back_in_one_of_a_hundred_roll_outs_at_most() -
                 counts[0] += 1
                 counts[1] += chance.random() < 0.05
             looks.append(counted(*counts))
-        seen = Copies("new")
+        seen = Copies()
         spec = GateSpec.model_validate(EXACT)
         states = [
-            seen.look([spec], {"old-1": each}, candidate="bot-new", at=AT)[gates.key(spec)].state
-            for each in looks
+            seen.look([spec], {"old-1": each}, at=AT)[gates.key(spec)].state for each in looks
         ]
         failed += "Failed" in states
     assert failed <= 2
-
-
-def test_counts_of_another_candidate_are_none_of_this_one_s() -> None:
-    seen = Copies("new")
-    spec = GateSpec.model_validate(EXACT)
-    now = {"old-1": Shadowed("bot-before", {"compared": 500}, {"exact": 500}, {"exact": 500})}
-    found = seen.look([spec], now, candidate="bot-new", at=AT)
-    assert found[gates.key(spec)].samples == 0
 
 
 def test_a_pod_that_began_anew_counts_from_its_start() -> None:
@@ -294,22 +283,27 @@ def test_a_pod_that_began_anew_counts_from_its_start() -> None:
     assert since(counted(107, 6), before).compared == {"exact": 7}
     # Another mix of requests since its start:
     # more copies than before, and fewer answers of one kind.
-    assert since(Shadowed("bot-new", {"compared": 107}, {"exact": 3}), before).compared == {
-        "exact": 0
-    }
+    assert since(Shadowed({"compared": 107}, {"exact": 3}), before).compared == {"exact": 0}
 
 
 def test_the_operator_reads_what_the_runtime_tells() -> None:
     tally = Tally()
-    tally.begin("bot-new")
-    tally.result("compared")
-    tally.compared({"exact": 1.0, "similarity": 0.25})
-    tally.sized(ModelAnswer("a", "stop", 100, 0.5), ModelAnswer("b", "stop", 300, 0.7))
-    tally.timed(ModelAnswer("a", "stop", 100, 0.5), ModelAnswer("b", "stop", 300, 0.7))
+    tally.follow(["bot-new", "legal@4.a"])
+    counts = tally.of("bot-new")
+    assert counts is not None
+    counts.result("compared")
+    counts.compared({"exact": 1.0, "similarity": 0.25})
+    counts.sized(ModelAnswer("a", "stop", 100, 0.5), ModelAnswer("b", "stop", 300, 0.7))
+    counts.timed(ModelAnswer("a", "stop", 100, 0.5), ModelAnswer("b", "stop", 300, 0.7))
+    beside = tally.of("legal@4.a")
+    assert beside is not None
+    beside.result("refused")
     registry = CollectorRegistry()
     registry.register(tally)
-    found = read(generate_latest(registry).decode()).shadowed
-    assert (found.candidate, found.results) == ("bot-new", {"compared": 1})
+    told = read(generate_latest(registry).decode()).shadowed
+    assert told["legal@4.a"] == Shadowed({"refused": 1})
+    found = told["bot-new"]
+    assert found.results == {"compared": 1}
     assert (found.compared, found.difference) == (
         {"exact": 1, "similarity": 1},
         {"exact": 1, "similarity": 0.25},
@@ -386,7 +380,10 @@ async def test_copies_that_differ_take_the_candidate_back_before_any_traffic() -
     for count in range(12):
         shares = {"compared": {"exact": 40 * count}, "difference": {"exact": 20 * count}}
         world.pods.known[f"{old}-played-0"] = Figures(
-            shadowed=Shadowed(new, {"compared": 40 * count}, **shares)
+            shadowed={
+                "legal@4.a": counted(40 * count, 0),
+                new: Shadowed({"compared": 40 * count}, **shares),
+            }
         )
         await reconcile(KEY, world.outside, PACE)
     candidate = world.status()["candidate"]

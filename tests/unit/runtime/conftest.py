@@ -15,6 +15,7 @@ import uvicorn
 
 from fakes import ScriptedEngine
 from harness import EXPIRED, KEY, SUSPENDED, Harness, Rows, config, key_file, record
+from llm_runtime.adapters import Adapters
 from llm_runtime.api.server import make_server
 from llm_runtime.api.serving import State, WarmModel
 from llm_runtime.app import create_app
@@ -122,12 +123,19 @@ def live(keys_path: Path) -> Callable[..., Any]:
         engine: ScriptedEngine | None = None,
         server: ServerConfig | None = None,
         shadow: Orders | None = None,
+        adapters: Adapters | None = None,
     ) -> Iterator[Harness]:
         engine = engine or ScriptedEngine()
         rows = Rows()
         loaded = WarmModel(engine, engine.codec)
         made = make_server(
-            config(server), in_thread(lambda: loaded), KeyRing(keys_path), usage=rows, shadow=shadow
+            config(server),
+            in_thread(lambda: loaded),
+            KeyRing(keys_path),
+            usage=rows,
+            shadow=shadow,
+            adapters=adapters,
+            parts=[adapters] if adapters else [],
         )
         running = uvicorn.Server(
             uvicorn.Config(

@@ -408,6 +408,7 @@ def test_a_copy_asks_for_a_whole_answer() -> None:
     ).encode()
     assert json.loads(without_stream(body) or b"") == {"model": "m", "temperature": 0}
     assert without_stream(b'{"session_id": "s"}') is None
+    assert without_stream(b'{"prompt": "a"}', "m:a@2.x") == b'{"prompt":"a","model":"m:a@2.x"}'
 
 
 @pytest.mark.parametrize(
@@ -423,9 +424,9 @@ def test_a_file_that_is_broken_copies_nothing_and_takes_nothing(tmp_path: Path) 
     stable = orders(file, STABLE)
     candidate = orders(file, CANDIDATE)
     assert stable.copying
-    assert candidate.copying is None
-    candidate.check(TOKEN)
+    assert candidate.copying == ()
+    assert candidate.check(TOKEN) is False
     file.write_text('{"token": "short"}')
-    assert stable.copying is None
+    assert stable.copying == ()
     with pytest.raises(errors.Unauthorized):
         candidate.check(TOKEN)

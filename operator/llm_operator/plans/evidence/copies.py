@@ -1,5 +1,5 @@
 """What the gates of one candidate have seen of the copies that it was sent,
-as stable's pods count them. Pure."""
+as the pods count them that sent these. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ SHARES = {
     "minSameFinishReason": ("finishReason", "ended for another reason"),
     "minJsonValid": ("json", "were no JSON"),
 }
-"""By bound: what stable's pods count for it, and what a bad answer was."""
+"""By bound: what pods count for it, and what a bad answer was."""
 SIZES = {"maxTokensP95Ratio": "tokens", "maxSecondsP95Ratio": "seconds"}
 NOTHING = Shadowed()
 K = TypeVar("K", str, float)
@@ -30,20 +30,18 @@ class Copies:
     """All gates of one candidate that judge copies.
     In memory: an operator that restarts counts anew."""
 
-    revision: str
     last: dict[str, Shadowed] = field(default_factory=dict)
-    """What each of stable's pods said when it was last asked."""
+    """What each pod said when it was last asked."""
     trials: dict[str, ErrorTrial | LatencyTrial] = field(default_factory=dict)
     """By gates.key."""
     began: dict[str, str] = field(default_factory=dict)
 
     def look(
-        self, specs: Iterable[GateSpec], now: Mapping[str, Shadowed], *, candidate: str, at: str
+        self, specs: Iterable[GateSpec], now: Mapping[str, Shadowed], *, at: str
     ) -> dict[str, GateVerdict]:
-        """One look at what stable's pods say. `candidate`: how the names of its pods begin."""
-        mine = {pod: found for pod, found in now.items() if found.candidate == candidate}
-        new = [since(found, self.last.get(pod, NOTHING)) for pod, found in mine.items()]
-        self.last |= mine
+        """One look at what pods say of this candidate."""
+        new = [since(found, self.last.get(pod, NOTHING)) for pod, found in now.items()]
+        self.last |= now
         specs = tuple(specs)
         judging = {gates.key(each): each for each in specs if each.shadow_agreement}
         verdicts = dict[str, GateVerdict]()
@@ -56,7 +54,7 @@ class Copies:
                 self.trials[key] = _trial(spec.shadow_agreement, rules)
                 self.began[key] = at
                 # One that is added later judges what was counted before, too.
-                seen: Iterable[Shadowed] = mine.values()
+                seen: Iterable[Shadowed] = now.values()
             else:
                 seen = new
             _enter(self.trials[key], spec.shadow_agreement, list(seen))
@@ -120,7 +118,7 @@ def since(now: Shadowed, before: Shadowed) -> Shadowed:
     """What was counted since `before`.
     Counters that went back belong to a new process, which counts from its start."""
     went_back = any(now.results.get(name, 0) < count for name, count in before.results.items())
-    if went_back or before.candidate != now.candidate:
+    if went_back:
         return now
     return replace(
         now,

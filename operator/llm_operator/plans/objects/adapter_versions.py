@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 
-from llm_operator.crds import AdapterCandidate, AdapterStatus
+from llm_operator.crds import AdapterCandidate, AdapterStatus, GateVerdict
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import revision
 from llm_operator.plans.rollout import parse, stamp
@@ -18,6 +18,10 @@ from llm_operator.state import (
     SmokeOutcome,
 )
 from llm_runtime import contract
+
+
+_REMEMBERED = ("gates", "shadowed_since", "undecided_since", "outcome")
+"""What is known of a candidate from look to look."""
 
 
 def versions(observed: Observed) -> tuple[AdapterVersions, ...]:
@@ -101,15 +105,15 @@ def _versions(
 ) -> AdapterVersions:
     if adapter.resolution.fault is not None:
         # The version of the reference is not known, so nothing is promoted and nothing forgotten.
-        return AdapterVersions(serving, candidate if adapter.spec.gates else None)
+        return AdapterVersions(serving, candidate if adapter.spec.gated else None)
     found = _pin(adapter, filter(None, (candidate, serving)))
-    if not adapter.spec.gates or (serving is not None and found.identity == serving.identity):
+    if not adapter.spec.gated or (serving is not None and found.identity == serving.identity):
         return AdapterVersions(found if serving is None else _as_before(found, serving))
     same = candidate if candidate and candidate.identity == found.identity else None
     begun = AdapterCandidate.model_validate(found.model_dump())
     if same is None or _other_gates(adapter, same):
         return AdapterVersions(serving, begun)
-    known = {name: getattr(same, name) for name in ("gates", "undecided_since", "outcome")}
+    known = {name: getattr(same, name) for name in _REMEMBERED}
     return AdapterVersions(serving, begun.model_copy(update=known))
 
 
@@ -134,12 +138,18 @@ def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> Adapte
     smoke = {name: _outcome(found, evidence, name) for name in adapter.spec.smoke_maps}
     verdict = gates.judge(adapter.spec.checks, replace(evidence, smoke=smoke))
     open_ = found.spread is None or bool(found.spread.behind) or not gates.none_objects(verdict)
-    undecided = bool(gates.undecided(verdict))
+    shadowed, left = _shadowed(found, adapter, verdict, now)
+    open_ = open_ or left > 0
+    undecided = any(each.state == "Inconclusive" for each in verdict)
     since = (parse(candidate.undecided_since) if undecided else None) or (
         now if undecided and not open_ else None
     )
     candidate = candidate.model_copy(
-        update={"gates": verdict, "undecided_since": stamp(min(since, now)) if since else None}
+        update={
+            "gates": verdict,
+            "shadowed_since": stamp(shadowed) if shadowed else None,
+            "undecided_since": stamp(min(since, now)) if since else None,
+        }
     )
     # An inconclusive gate holds up no version that clients have no other of.
     rollout = observed.spec.rollout
@@ -155,6 +165,28 @@ def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> Adapte
         "judged": gates.summary(verdict),
     }
     return AdapterVersions(AdapterStatus.model_validate(fields))
+
+
+def _shadowed(
+    found: AdapterVersions,
+    adapter: ResolvedAdapter,
+    verdict: Iterable[GateVerdict],
+    now: datetime,
+) -> tuple[datetime | None, float]:
+    """Since when it is sent copies, and the seconds for which it is at least.
+
+    It is, while it is loaded in all pods and has answered its prompts there. Without a version that
+    answers clients there is nothing to copy.
+    """
+    spec = adapter.spec.shadow
+    if spec is None or not adapter.spec.shadows or found.serves is None or found.candidate is None:
+        return None, 0.0
+    passed = {each.name for each in verdict if each.state == "Passed"}
+    answers = {gates.smoke_name(each) for each in adapter.spec.smoke_maps} <= passed
+    if found.spread is None or found.spread.behind or not answers:
+        return None, float(spec.hold_seconds)
+    since = min(parse(found.candidate.shadowed_since) or now, now)
+    return since, spec.hold_seconds - (now - since).total_seconds()
 
 
 def _outcome(found: AdapterVersions, evidence: Evidence, config_map: str) -> SmokeOutcome:

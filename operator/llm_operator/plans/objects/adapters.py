@@ -1,7 +1,7 @@
 """The Secret with the list of adapters that running pods follow, and what is wrong with its
 references."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from llm_operator.crds import AdapterStatus
 from llm_operator.plans import names
@@ -47,9 +47,26 @@ def _file(observed: Observed, access: Callable[[Connection], contract.RegistryAc
             contract.CandidateAdapter(name=adapter_versions.alias(each), **_version(each))
             for each in adapter_versions.judged(observed)
         ),
+        shadowed=tuple(_shadowed(observed)),
         default_adapter=observed.spec.default_adapter or "",
     )
     return _text(file)
+
+
+def _shadowed(observed: Observed) -> Iterator[contract.ShadowedAdapter]:
+    """Candidates that are sent copies, by the pods that are asked for them as well."""
+    specs = {each.name: each.shadow for each in observed.spec.adapters or () if each.shadows}
+    stable = observed.status.stable
+    pods = names.child(observed.meta, stable.revision) if stable else observed.meta.name
+    for each in adapter_versions.judged(observed):
+        spec = specs.get(each.name)
+        if spec is not None and each.shadowed_since is not None:
+            yield contract.ShadowedAdapter(
+                candidate=adapter_versions.alias(each),
+                pods=pods,
+                percent=spec.percent,
+                max_in_flight=spec.max_in_flight,
+            )
 
 
 def _version(adapter: AdapterStatus) -> dict[str, str]:

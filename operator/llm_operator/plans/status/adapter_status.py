@@ -127,7 +127,7 @@ def finding(observed: Observed) -> tuple[str, str, str]:
 def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
     """What is found about versions that do not answer because of gates, the bad ones first."""
     found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
-    message = "; ".join(_behind_gates(each, observed.spec.rollout) for each in found)
+    message = "; ".join(_behind_gates(observed, each) for each in found)
     for each in found:
         if each.judged and each.spread and each.spread.failed:
             return "False", _reason(each.spread.failed), message
@@ -144,12 +144,35 @@ def _refused_at(candidate: AdapterCandidate, rollout: RolloutSpec) -> datetime |
     return since + timedelta(seconds=rollout.max_hold_seconds)
 
 
-def _behind_gates(versions: AdapterVersions, rollout: RolloutSpec) -> str:
+def _shadowed_until(observed: Observed, candidate: AdapterCandidate) -> datetime | None:
+    """Until when a version is sent copies at least."""
+    since = parse(candidate.shadowed_since)
+    spec = next(
+        (each.shadow for each in observed.spec.adapters or () if each.name == candidate.name), None
+    )
+    if since is None or spec is None or candidate.outcome is not None:
+        return None
+    return since + timedelta(seconds=spec.hold_seconds)
+
+
+def _copies(observed: Observed, candidate: AdapterCandidate) -> str:
+    """Words that tell of the copies which a version is sent.
+    A moment, not what is left: that would be another text at every look."""
+    until = _shadowed_until(observed, candidate)
+    if until is None:
+        return ""
+    return f", is sent copies of requests, at least until {until:%H:%M:%S} UTC"
+
+
+def _behind_gates(observed: Observed, versions: AdapterVersions) -> str:
+    rollout = observed.spec.rollout
     candidate = versions.candidate
     assert candidate is not None
     if versions.judged is None:
         failed = gates.failed(candidate.gates)
-        undecided = "; ".join(gates.describe(each) for each in gates.undecided(candidate.gates))
+        undecided = "; ".join(
+            gates.describe(each) for each in candidate.gates if each.state == "Inconclusive"
+        )
         what = "was refused by " + (
             gates.describe(failed)
             if failed
@@ -160,6 +183,7 @@ def _behind_gates(versions: AdapterVersions, rollout: RolloutSpec) -> str:
         behind = versions.spread.behind if versions.spread else ""
         open_ += [behind] if behind and not any(behind in each for each in open_) else []
         what = f"is behind its gates: {', '.join(open_)}" if open_ else "is behind its gates"
+        what += _copies(observed, candidate)
         if (until := _refused_at(candidate, rollout)) is not None:
             what += f", held until {stamp(until)} at most"
     serves = versions.serves
@@ -222,6 +246,8 @@ def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) ->
     moments += [condition.last_transition_time] if condition else []
     newest = max((moment for each in moments if (moment := parse(each))), default=now)
     soon = min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
+    if any(each.shadowed_since for each in adapter_versions.judged(observed)):
+        soon = FIRST_LOOK_SECONDS
     ends = (_refused_at(each, observed.spec.rollout) for each in after.adapter_candidates)
     left = [(each - now).total_seconds() + 0.5 for each in ends if each is not None]
     return max(1.0, min([soon, *left]))
@@ -246,13 +272,13 @@ def events(observed: Observed, after: LLMDeploymentStatus) -> list[Occurrence]:
             )
     return (
         found
-        + _candidate_events(observed.spec.rollout, before, after)
+        + _candidate_events(observed, before, after)
         + _condition_events(_condition(before), _condition(after))
     )
 
 
 def _candidate_events(
-    rollout: RolloutSpec, before: LLMDeploymentStatus, after: LLMDeploymentStatus
+    observed: Observed, before: LLMDeploymentStatus, after: LLMDeploymentStatus
 ) -> list[Occurrence]:
     known = {each.name: each for each in before.adapter_candidates}
     serving = {each.name: each for each in after.adapters}
@@ -264,7 +290,7 @@ def _candidate_events(
             message = f"adapter {each.name}: {_what(each)} has to pass its gates before it answers"
             found.append(Occurrence("Normal", "AdapterCandidate", message))
         if each.outcome is not None and not (same and old and old.outcome is not None):
-            message = _behind_gates(AdapterVersions(serving.get(each.name), each), rollout)
+            message = _behind_gates(observed, AdapterVersions(serving.get(each.name), each))
             found.append(Occurrence("Warning", Reason.AdapterRefused, message))
     return found
 
