@@ -155,10 +155,6 @@ class Memory:
         self._end_answers(uid, lambda candidate: not is_candidate(candidate))
         for query in [known for known in self.measured if known[0] == uid]:
             del self.measured[query]
-        for probe in [known for known in self.probes if known[0] == uid]:
-            del self.probes[probe]
-        for running in [known for known in self.probing if known[0] == uid]:
-            self.probing.pop(running).cancel()
 
     def end_adapters(self, uid: str, judged: Collection[str] = ()) -> None:
         """Drop what was gathered for candidates of adapters but those that are `judged` still."""
@@ -169,6 +165,10 @@ class Memory:
     def _end_answers(self, uid: str, over: Callable[[str], bool]) -> None:
         for copied in [known for known in self.copies if known[0] == uid and over(known[1])]:
             del self.copies[copied]
+        for probe in [known for known in self.probes if known[0] == uid and over(known[1])]:
+            del self.probes[probe]
+        for running in [known for known in self.probing if known[0] == uid and over(known[1])]:
+            self.probing.pop(running).cancel()
         for outcome in [known for known in self.smoke if known[0] == uid and over(known[1])]:
             del self.smoke[outcome]
         for prompts in [known for known in self.asking if known[0] == uid and over(known[1])]:

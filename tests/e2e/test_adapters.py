@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 from devstack.load import RequestLoop
 from devstack.registry import push, set_alias
 from e2e.world import MODEL, World
+from llm_runtime import contract
 from unit.runtime import lora_models
 
 pytestmark = pytest.mark.e2e
@@ -289,6 +291,76 @@ def test_a_version_that_answers_a_dataset_worse_is_refused_and_its_twin_passes(
     assert run.data.metrics["drop"] > 0.5
     judged = world.llmd(NAME)["status"]["adapters"][0]["judged"]
     assert judged.startswith("passed: gate evaluation legal-golden")
+
+
+def test_copies_refuse_a_version_that_answers_otherwise_and_prove_its_twin_to_nobody_s_cost(
+    client: httpx.Client, world: World, versions: str
+) -> None:
+    before = pods(world)
+    legal = f"{NAME}:legal"
+    reference = first_version(client, world, versions)
+    world.until(lambda: serving(world) == "1", "the first version")
+    world.until(
+        lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
+    )
+    load = {"seconds": 10, "concurrency": 1, "promptTokens": 8, "maxTokens": 8}
+    judged = [
+        {"shadowAgreement": {"minExact": 0.9}, "minRequests": 20},
+        {"loadProbe": {**load, "maxInterTokenRatio": 5}},
+    ]
+    shadow = {"percent": 100, "maxInFlight": 2, "holdSeconds": 5}
+    adapt(world, {"name": "legal", "mlflow": reference, "gates": judged, "shadow": shadow})
+    counted = answers(world)
+    loop = RequestLoop(
+        str(client.base_url).rstrip("/"), key(world), legal, "hello", clients=2, max_tokens=8
+    ).start()
+    try:
+        world.until(lambda: loop.tally.requests >= 40, "requests before the move")
+        alone = len(loop.tally.seconds)
+        moved = time.monotonic()
+        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
+        world.until(
+            lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
+            "it to be refused",
+        )
+        refused = time.monotonic()
+        beside = len(loop.tally.seconds)
+        told = world.condition("AdaptersReady", NAME)["message"]
+        assert serving(world) == "1"
+        set_alias(world.stack.mlflow.uri, versions, "champion", "3")
+        world.until(lambda: serving(world) == "3", "the good version to pass")
+        passed = time.monotonic()
+    finally:
+        tally = loop.stop()
+    print(
+        f"refused {refused - moved:.1f} s after the alias moved: {told}\n"
+        f"its twin passed after {passed - refused:.1f} s; {tally.requests} requests, median"
+        f" {median(tally.seconds[:alone]):.3f} s, {median(tally.seconds[alone:beside]):.3f} s with"
+        " a version beside that is loaded and sent copies"
+    )
+    assert "was refused by gate shadowAgreement minExact" in told
+    assert "had another text" in told
+    assert tally.failures == []
+    assert len(tally.answers) == 1
+    # No pod has counted a copy, or the load of the probe, as a request.
+    assert answers(world) - counted == tally.requests
+    judged_by = world.llmd(NAME)["status"]["adapters"][0]["judged"]
+    assert judged_by.startswith("passed: gate shadowAgreement minExact is 1")
+    assert "gate loadProbe" in judged_by
+    assert pods(world) == before
+
+
+def answers(world: World) -> int:
+    """Requests that all pods together have counted."""
+    selector = f"llm-operator.dev/deployment={NAME}"
+    listed = json.loads(world.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    total = 0.0
+    for pod in listed:
+        url = f"http://{pod['status']['podIP']}:{contract.PORT}{contract.METRICS_PATH}"
+        for line in httpx.get(url, trust_env=False).text.splitlines():
+            if line.startswith(f"{contract.METRIC_API_REQUESTS}_total"):
+                total += float(line.rpartition(" ")[2])
+    return int(total)
 
 
 def said(client: httpx.Client, model: str, question: str) -> str:

@@ -8,6 +8,7 @@ from llm_operator.crds.common import IntegerText, ObjectName
 from llm_operator.crds.rollout import (
     EvaluationSpec,
     GateSpec,
+    LoadProbe,
     ShadowAgreement,
     ShadowSpec,
     SmokePrompts,
@@ -189,12 +190,17 @@ class AdapterGate(Section):
     Write exactly one kind of check per entry."""
 
     model_config = ConfigDict(
-        json_schema_extra=rules(one_of("smokePrompts evaluation shadowAgreement", "entry"))
+        json_schema_extra=rules(
+            one_of("smokePrompts evaluation loadProbe shadowAgreement", "entry")
+        )
     )
     smoke_prompts: SmokePrompts | None = None
     """Prompts whose answers must be as expected, by the new version on every ready pod."""
     evaluation: EvaluationSpec | None = None
     """Records of an evaluation dataset, answered by the new version and by the one that serves."""
+    load_probe: LoadProbe | None = None
+    """A short load on one pod for the new version, in turns with the same for the version that
+    serves."""
     shadow_agreement: ShadowAgreement | None = None
     """A bound on how far answers to copies differ from those of the version that serves. Needs the
     adapter's shadow."""
@@ -248,6 +254,11 @@ class AdapterSpec(Section):
         """The ConfigMaps with smoke prompts, each once."""
         found = (gate.smoke_prompts.config_map for gate in self.checks if gate.smoke_prompts)
         return tuple(dict.fromkeys(found))
+
+    @property
+    def load_probes(self) -> tuple[LoadProbe, ...]:
+        """The load probes, each once."""
+        return tuple(dict.fromkeys(gate.load_probe for gate in self.checks if gate.load_probe))
 
     @property
     def evaluations(self) -> tuple[GateSpec, ...]:

@@ -107,12 +107,12 @@ def of_adapter(observed: Observed, versions: AdapterVersions) -> Subject:
             f"adapter {judged.name} version {version}", version, f"{observed.meta.name}:{name}"
         )
 
-    def answers(pod: Manifest) -> bool:
-        figures = observed.figures.get(pod["metadata"]["name"])
-        known = figures.adapters.get(judged.name) if figures else None
-        return serves is not None and known == serves.version
-
-    before = {revision: list(filter(answers, pods)) for revision, pods in loaded.items()}
+    before = {
+        revision: [
+            pod for pod in pods if serves and adapter_versions.answers(observed, serves, pod)
+        ]
+        for revision, pods in loaded.items()
+    }
     model = adapter.resolution.model
     return Subject(
         alias,

@@ -3,12 +3,12 @@ made of it in plans/evidence/gates.py."""
 
 import asyncio
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 
-from llm_operator.crds import CandidateStatus, GateVerdict
+from llm_operator.crds import AdapterSpec, CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import GateSpec, PrometheusQuery
 from llm_operator.memory import GONE, Written
 from llm_operator.observe import Outside
@@ -23,6 +23,7 @@ from llm_operator.reconcile.apikey import new_key
 from llm_operator.reconcile.put import update
 from llm_operator.state import (
     NO_POD,
+    AdapterSpread,
     AdapterVersions,
     DigestedKey,
     Evidence,
@@ -78,7 +79,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         else []
     )
     probes = [
-        loadprobe.outcome(outside, observed, candidate, each, key, missing)
+        loadprobe.of_revision(outside, observed, candidate, each, key, missing)
         for each in spec.load_probes
     ]
     revision = smoke.Candidate(
@@ -204,33 +205,38 @@ async def _adapters(
 ) -> dict[str, Evidence]:
     """What versions of adapters that are behind their gates are judged by."""
     specs = {each.name: each for each in observed.spec.adapters or ()}
-    asked = dict[smoke.Candidate, tuple[str, ...]]()
-    copied = dict[str, Mapping[str, GateVerdict]]()
-    for each in versions:
-        if each.judged is not None and each.spread is not None:
-            name = adapter_versions.alias(each.judged)
-            candidate = smoke.Candidate(name, f"{observed.meta.name}:{name}", each.spread.loaded)
-            spec = specs[each.judged.name]
-            asked[candidate] = spec.smoke_maps
-            if spec.shadows and each.serves is not None:
-                pods = [pod["metadata"]["name"] for pod in chain(*each.spread.loaded.values())]
-                copied[name] = _looked_at(outside, observed, name, spec.checks, name, pods)
-    outside.memory.end_adapters(observed.meta.uid, [each.name for each in asked])
-
-    found = await asyncio.gather(
-        *(
-            _smokes(outside, observed, candidate, maps, key, missing)
-            for candidate, maps in asked.items()
-        )
-    )
-    return {
-        candidate.name: Evidence(
-            smoke=outcomes,
-            evaluations=evaluations.get(candidate.name, {}),
-            shadow=copied.get(candidate.name, {}),
-        )
-        for candidate, outcomes in zip(asked, found, strict=True)
+    judged = {
+        adapter_versions.alias(each.judged): (each, specs[each.judged.name], each.spread)
+        for each in versions
+        if each.judged is not None and each.spread is not None
     }
+    outside.memory.end_adapters(observed.meta.uid, judged.keys())
+
+    async def evidence(
+        name: str, each: AdapterVersions, spec: AdapterSpec, spread: AdapterSpread
+    ) -> Evidence:
+        candidate = smoke.Candidate(name, f"{observed.meta.name}:{name}", spread.loaded)
+        probes = [
+            loadprobe.of_adapter(outside, observed, each, probe, key, missing)
+            for probe in spec.load_probes
+        ]
+        outcomes, probed = await asyncio.gather(
+            _smokes(outside, observed, candidate, spec.smoke_maps, key, missing),
+            asyncio.gather(*probes),
+        )
+        copied = dict[str, GateVerdict]()
+        if spec.shadows and each.serves is not None:
+            pods = [pod["metadata"]["name"] for pod in chain(*spread.loaded.values())]
+            copied = _looked_at(outside, observed, name, spec.checks, name, pods)
+        return Evidence(
+            smoke=outcomes,
+            probes=dict(zip(spec.load_probes, probed, strict=True)),
+            evaluations=evaluations.get(name, {}),
+            shadow=copied,
+        )
+
+    found = await asyncio.gather(*(evidence(name, *about) for name, about in judged.items()))
+    return dict(zip(judged, found, strict=True))
 
 
 async def _smokes(

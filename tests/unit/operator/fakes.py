@@ -372,7 +372,7 @@ class FakePods:
         self.asked: list[tuple[str, str, Any]] = []
         self.speed: LoadFigures | Answer = loaded(1.0)
         self.speeds: dict[str, LoadFigures | Answer] = {}
-        """By pod name: another one than the others'."""
+        """By pod name, or by an adapter's candidate: another one than the others'."""
         self.probed: list[tuple[str, str, Any]] = []
 
     async def ask(self, pod: Manifest, key: str, body: dict[str, Any]) -> Answer:
@@ -381,7 +381,8 @@ class FakePods:
 
     async def probe(self, pod: Manifest, key: str, body: dict[str, Any]) -> LoadFigures | Answer:
         self.probed.append((pod["metadata"]["name"], key, body))
-        return self.speeds.get(pod["metadata"]["name"], self.speed)
+        named = (body.get("adapter"), pod["metadata"]["name"])
+        return next((self.speeds[name] for name in named if name in self.speeds), self.speed)
 
     async def figures(self, pod: Manifest) -> Figures | None:
         return self.known.get(pod["metadata"]["name"])

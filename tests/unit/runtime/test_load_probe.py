@@ -87,3 +87,19 @@ async def test_only_the_operators_key_may_probe_and_nothing_of_it_is_billed(
             "/load-probe", json={**LOAD, "prompt_tokens": 5000}, headers=mine
         )
         assert too_long.status_code == 400
+
+
+async def test_an_adapter_or_a_candidate_of_one_is_probed_by_its_name(
+    run: Any, operators: None
+) -> None:
+    async with run(ScriptedEngine(adapters=("legal", "legal@4.a"))) as api:
+        mine = {"Authorization": f"Bearer {OPERATORS}"}
+        for adapter in ("legal", "legal@4.a"):
+            api.engine.requests.clear()
+            answer = await api.client.post(
+                "/load-probe", json={**LOAD, "adapter": adapter}, headers=mine
+            )
+            assert answer.json()["answers"] > 0
+            assert {request.adapter for request in api.engine.requests} == {adapter}
+        away = await api.client.post("/load-probe", json={**LOAD, "adapter": "x"}, headers=mine)
+        assert (away.status_code, "x is not loaded" in away.text) == (503, True)

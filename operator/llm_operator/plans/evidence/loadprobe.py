@@ -28,7 +28,8 @@ LEAST_BLOCKS = 5
 LEAST = 1e-9
 """Smallest figure that counts, in seconds or tokens per second: nothing is measured more finely."""
 BUSY = 0.1
-"""Share of stable's looks with clients' requests above which the message tells of them."""
+"""By how much the share of looks with clients' requests may be larger for stable;
+beyond it the message tells of them."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
         return GateVerdict(name=NAME, state="Inconclusive", load=load, message=said)
     order = ("Failed", "Inconclusive", "Passed")
     worst = min(compared, key=lambda each: (order.index(each.state), -each.ratio / each.allowed))
-    beside = [stable for _, stable in found.blocks if stable is not None]
+    pairs = [(own, stable) for own, stable in found.blocks if stable is not None]
     return GateVerdict.model_validate(
         {
             "name": NAME,
@@ -88,22 +89,23 @@ def verdict(gate: LoadProbe, found: ProbeOutcome) -> GateVerdict:
             "low": f"{worst.low:.4g}",
             "high": f"{worst.high:.4g}",
             "samples": sum(own.answers for own, _ in found.blocks),
-            "stable_samples": sum(each.answers for each in beside) if beside else None,
+            "stable_samples": sum(stable.answers for _, stable in pairs) if pairs else None,
             "load": load,
-            "message": "; ".join(each.told for each in compared) + _note(beside),
+            "message": "; ".join(each.told for each in compared) + _note(pairs),
         }
     )
 
 
-def _note(beside: Sequence[LoadFigures]) -> str:
+def _note(pairs: Sequence[tuple[LoadFigures, LoadFigures]]) -> str:
     """What the reader has to know of stable's side."""
-    if not beside:
+    if not pairs:
         return (
             "; stable has no pod to ask, and is compared by the figures of its own promotion: to"
             f" fail, the candidate must be {SLACK:g} times worse than allowed"
         )
-    busy = fmean(each.busy for each in beside)
-    if busy <= BUSY:
+    busy = fmean(stable.busy for _, stable in pairs)
+    # Clients who are there in both sides' blocks favour neither.
+    if busy - fmean(own.busy for own, _ in pairs) <= BUSY:
         return ""
     return f"; stable's pod answered clients in {busy:.0%} of the time, which makes it look slower"
 

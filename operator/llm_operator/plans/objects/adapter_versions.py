@@ -66,6 +66,12 @@ def alias(candidate: AdapterStatus) -> str:
     return f"{candidate.name}{contract.CANDIDATE_MARK}{candidate.version[:40]}.{mark}"
 
 
+def answers(observed: Observed, adapter: AdapterStatus, pod: Manifest) -> bool:
+    """Whether clients get this version of the adapter from the pod."""
+    figures = observed.figures.get(pod["metadata"]["name"])
+    return figures is not None and figures.adapters.get(adapter.name) == adapter.version
+
+
 def _pods(observed: Observed) -> list[tuple[str, Manifest]]:
     """The ready pods of the stable revision, or of all where there is none, each with its revision.
 

@@ -47,6 +47,8 @@ class ProbeBody(Body):
     seconds: Annotated[float, Field(ge=0.1, le=contract.PROBE_MAX_SECONDS)]
     prompt_tokens: Annotated[int, Field(ge=1, le=contract.PROBE_MAX_PROMPT_TOKENS)]
     max_tokens: Annotated[int, Field(ge=2, le=contract.PROBE_MAX_TOKENS)]
+    adapter: str = ""
+    """Who answers: an adapter or a candidate of one; empty for the model itself."""
 
 
 class ProbeRoute(BodyRoute):
@@ -72,12 +74,16 @@ router = APIRouter(include_in_schema=False, route_class=ProbeRoute)
 
 @router.post(contract.LOAD_PROBE_PATH, summary="A short load, for the operator")
 async def probe(request: Request, body: ProbeBody) -> LoadFigures:
-    """Speed and waiting times of the loaded model.
-    409 while another probe runs, 503 without a model."""
+    """Speed and waiting times of the loaded model, or of an adapter.
+    409 while another probe runs, 503 without the model or the adapter."""
     server = server_of(request)
     loaded = server.serving.loaded
     if loaded is None:
         raise errors.ServiceUnavailable("no model is loaded; ask again when the server is ready")
+    if body.adapter and body.adapter not in loaded.engine.adapters:
+        raise errors.ServiceUnavailable(
+            f"the adapter {body.adapter[:200]} is not loaded; ask again when it is"
+        )
     if server.probing.locked():
         raise errors.Conflict(
             "another load probe runs on this server; ask again when it is over",
@@ -152,7 +158,12 @@ class Probe:
         sent = before = self.clock()
         stream = self.engine.generate(
             GenerationRequest(
-                f"probe-{uuid4()}", prompt, sampling, priority=PRIORITY, tenant="load-probe"
+                f"probe-{uuid4()}",
+                prompt,
+                sampling,
+                adapter=self.asked.adapter,
+                priority=PRIORITY,
+                tenant="load-probe",
             )
         )
         self.open += 1
