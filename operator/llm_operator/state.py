@@ -390,6 +390,8 @@ class AdapterSpread:
     """Why it is not loaded in all pods; empty where it is."""
     failed: Mapping[str, str]
     """Reason by pod, of those that can't load it."""
+    ready: int
+    """Pods that are to load it."""
 
     @property
     def pods(self) -> int:
@@ -406,6 +408,8 @@ class AdapterVersions:
     """The version that is judged, or was refused."""
     spread: AdapterSpread | None = None
     """Where the judged version is loaded."""
+    late: bool = False
+    """Whether the judged version has got no further in the time that it had, and is tried on."""
 
     @property
     def judged(self) -> AdapterCandidate | None:

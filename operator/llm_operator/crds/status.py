@@ -182,6 +182,9 @@ class AdapterCandidate(AdapterStatus):
     """Number of ready pods that have loaded the version."""
     gates: Annotated[tuple[GateVerdict, ...], Field(max_length=4)] = ()
     """Result of each gate for the version."""
+    waiting_since: Time | None = None
+    """Time since which the version waits and gets no further, as a pod does not load it or a gate
+    has no result; rollout.progressDeadlineSeconds counts from here."""
     shadowed_since: Time | None = None
     """Time since which the version is sent copies of requests;
     the adapter's shadow.holdSeconds counts from here."""
@@ -191,6 +194,9 @@ class AdapterCandidate(AdapterStatus):
     outcome: Literal["Failed"] | None = None
     """Failed: the version was refused. It is judged anew when the reference has stood for another
     version, or when the adapter's gates are changed."""
+    message: Annotated[str, Field(max_length=1024), cut(1024)] | None = None
+    """By what the version was refused: a gate, rollout.onInconclusive or
+    rollout.progressDeadlineSeconds."""
 
 
 class CandidateStatus(RevisionStatus):

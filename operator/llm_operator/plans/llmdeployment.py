@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from llm_operator.crds import LLMDeploymentStatus, ModelStatus
 from llm_operator.plans import approval, events, names, rollout
 from llm_operator.plans.objects import (
-    adapter_versions,
+    adapter_judgement,
     adapters,
     autoscale,
     keys,
@@ -41,7 +41,7 @@ and knows their names."""
 def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> Plan:
     """The plan for one LLMDeployment."""
     observed = approval.as_approved(observed)
-    observed = replace(observed, adapter_versions=adapter_versions.judge(observed, now))
+    observed = replace(observed, adapter_versions=adapter_judgement.judge(observed, now))
     replicas = 0 if observed.spec.suspend else observed.spec.replicas
     decision = rollout.advance(
         rollout.Situation(

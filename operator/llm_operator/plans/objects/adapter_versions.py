@@ -2,25 +2,28 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime
 
-from llm_operator.crds import AdapterCandidate, AdapterStatus, GateVerdict
+from llm_operator.crds import AdapterCandidate, AdapterStatus
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import revision
-from llm_operator.plans.rollout import parse, stamp
 from llm_operator.state import (
     AdapterSpread,
     AdapterVersions,
-    Evidence,
     Manifest,
     Observed,
     ResolvedAdapter,
-    SmokeOutcome,
 )
 from llm_runtime import contract
 
-
-_REMEMBERED = ("gates", "shadowed_since", "undecided_since", "outcome")
+_REMEMBERED = (
+    "gates",
+    "ready_replicas",
+    "waiting_since",
+    "shadowed_since",
+    "undecided_since",
+    "outcome",
+    "message",
+)
 """What is known of a candidate from look to look."""
 
 
@@ -28,11 +31,6 @@ def versions(observed: Observed) -> tuple[AdapterVersions, ...]:
     """The versions of each adapter, in the order of the specification."""
     known = observed.adapter_versions
     return candidates(observed) if known is None else known
-
-
-def judge(observed: Observed, now: datetime) -> tuple[AdapterVersions, ...]:
-    """The versions of each adapter, as the gates let them."""
-    return tuple(_judged(observed, each, now) for each in candidates(observed))
 
 
 def pinned(observed: Observed) -> tuple[AdapterStatus, ...]:
@@ -98,12 +96,13 @@ def _spread(
         behind.append(named)
         if figures is not None and name in figures.adapter_failures:
             failed[named] = figures.adapter_failures[name]
+    ready = len(behind) + sum(map(len, loaded.values()))
     if not behind:
-        return AdapterSpread(loaded, "" if loaded else "no pod is ready", failed)
+        return AdapterSpread(loaded, "" if loaded else "no pod is ready", failed, ready)
     first = next(iter(failed), behind[0])
     why = f": {failed[first]}" if first in failed else " yet"
     more = f", and in {len(behind) - 1} more" if len(behind) > 1 else ""
-    return AdapterSpread(loaded, f"not loaded in pod {first}{why}{more}", failed)
+    return AdapterSpread(loaded, f"not loaded in pod {first}{why}{more}", failed, ready)
 
 
 def _versions(
@@ -131,80 +130,6 @@ def _as_before(found: AdapterStatus, serving: AdapterStatus) -> AdapterStatus:
 def _other_gates(adapter: ResolvedAdapter, candidate: AdapterCandidate) -> bool:
     wanted = {gates.digest(gate) for gate in adapter.spec.checks}
     return bool(candidate.gates) and wanted != {each.gate_digest for each in candidate.gates}
-
-
-def _judged(observed: Observed, found: AdapterVersions, now: datetime) -> AdapterVersions:
-    candidate = found.judged
-    adapter = next(
-        (each for each in observed.adapters if candidate and each.spec.name == candidate.name), None
-    )
-    if candidate is None or adapter is None or adapter.resolution.fault is not None:
-        return found
-    evidence = observed.adapter_evidence.get(alias(candidate), Evidence())
-    smoke = {name: _outcome(found, evidence, name) for name in adapter.spec.smoke_maps}
-    verdict = gates.judge(adapter.spec.checks, replace(evidence, smoke=smoke))
-    open_ = found.spread is None or bool(found.spread.behind) or not gates.none_objects(verdict)
-    shadowed, left = _shadowed(found, adapter, verdict, now)
-    open_ = open_ or left > 0
-    undecided = any(each.state == "Inconclusive" for each in verdict)
-    since = (parse(candidate.undecided_since) if undecided else None) or (
-        now if undecided and not open_ else None
-    )
-    candidate = candidate.model_copy(
-        update={
-            "gates": verdict,
-            "shadowed_since": stamp(shadowed) if shadowed else None,
-            "undecided_since": stamp(min(since, now)) if since else None,
-        }
-    )
-    # An inconclusive gate holds up no version that clients have no other of.
-    rollout = observed.spec.rollout
-    waits = undecided and found.serves is not None and rollout.on_inconclusive != "Promote"
-    most = rollout.max_hold_seconds if rollout.on_inconclusive == "Hold" else 0
-    late = waits and since is not None and (now - since).total_seconds() >= most
-    if gates.failed(verdict) is not None or late:
-        return AdapterVersions(found.serves, candidate.model_copy(update={"outcome": "Failed"}))
-    if open_ or waits:
-        return replace(found, candidate=candidate)
-    fields = {
-        **candidate.model_dump(include=set(AdapterStatus.model_fields)),
-        "judged": gates.summary(verdict),
-    }
-    return AdapterVersions(AdapterStatus.model_validate(fields))
-
-
-def _shadowed(
-    found: AdapterVersions,
-    adapter: ResolvedAdapter,
-    verdict: Iterable[GateVerdict],
-    now: datetime,
-) -> tuple[datetime | None, float]:
-    """Since when it is sent copies, and the seconds for which it is at least.
-
-    It is, while it is loaded in all pods and has answered its prompts there. Without a version that
-    answers clients there is nothing to copy.
-    """
-    spec = adapter.spec.shadow
-    if spec is None or not adapter.spec.shadows or found.serves is None or found.candidate is None:
-        return None, 0.0
-    passed = {each.name for each in verdict if each.state == "Passed"}
-    answers = {gates.smoke_name(each) for each in adapter.spec.smoke_maps} <= passed
-    if found.spread is None or found.spread.behind or not answers:
-        return None, float(spec.hold_seconds)
-    since = min(parse(found.candidate.shadowed_since) or now, now)
-    return since, spec.hold_seconds - (now - since).total_seconds()
-
-
-def _outcome(found: AdapterVersions, evidence: Evidence, config_map: str) -> SmokeOutcome:
-    """What became of the prompts, with regard to pods that could not be asked."""
-    assert found.spread is not None
-    known = evidence.smoke.get(config_map)
-    behind = found.spread.behind
-    if known is not None and found.spread.loaded and (known.failures or known.waiting):
-        return known
-    if behind or known is None:
-        return SmokeOutcome(waiting=behind or "not asked yet", pods=known.pods if known else 0)
-    return known
 
 
 def _pin(adapter: ResolvedAdapter, known: Iterable[AdapterStatus]) -> AdapterStatus:

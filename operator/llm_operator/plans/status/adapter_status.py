@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from llm_operator.crds import AdapterCandidate, AdapterStatus, Condition, LLMDeploymentStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.evidence import gates
-from llm_operator.plans.objects import adapter_versions, adapters
+from llm_operator.plans.objects import adapter_judgement, adapter_versions, adapters
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import parse, stamp
 from llm_operator.state import AdapterVersions, Observed, Occurrence
@@ -133,6 +133,8 @@ def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
             return "False", _reason(each.spread.failed), message
     if any(each.judged is None for each in found):
         return "False", Reason.AdapterRefused, message
+    if any(each.late for each in found):
+        return "False", Reason.ProgressDeadlineExceeded, message
     return ("Unknown", Reason.AdapterJudged, message) if found else None
 
 
@@ -169,15 +171,7 @@ def _behind_gates(observed: Observed, versions: AdapterVersions) -> str:
     candidate = versions.candidate
     assert candidate is not None
     if versions.judged is None:
-        failed = gates.failed(candidate.gates)
-        undecided = "; ".join(
-            gates.describe(each) for each in candidate.gates if each.state == "Inconclusive"
-        )
-        what = "was refused by " + (
-            gates.describe(failed)
-            if failed
-            else f"rollout.onInconclusive, neither surely good nor surely bad: {undecided}"
-        )
+        what = f"was refused by {candidate.message or 'its gates'}"
     else:
         open_ = [gates.describe(each) for each in candidate.gates if each.state != "Passed"]
         behind = versions.spread.behind if versions.spread else ""
@@ -186,6 +180,9 @@ def _behind_gates(observed: Observed, versions: AdapterVersions) -> str:
         what += _copies(observed, candidate)
         if (until := _refused_at(candidate, rollout)) is not None:
             what += f", held until {stamp(until)} at most"
+        if versions.late:
+            seconds = rollout.progress_deadline_seconds
+            what += f", got no further in {seconds} s and is tried on"
     serves = versions.serves
     keeps = (
         f"version {serves.version} of {serves.model} goes on answering"
@@ -248,8 +245,10 @@ def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) ->
     soon = min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
     if any(each.shadowed_since for each in adapter_versions.judged(observed)):
         soon = FIRST_LOOK_SECONDS
-    ends = (_refused_at(each, observed.spec.rollout) for each in after.adapter_candidates)
-    left = [(each - now).total_seconds() + 0.5 for each in ends if each is not None]
+    rollout = observed.spec.rollout
+    ends = [_refused_at(each, rollout) for each in after.adapter_candidates]
+    ends += [adapter_judgement.deadline(rollout, each) for each in after.adapter_candidates]
+    left = [(each - now).total_seconds() + 0.5 for each in ends if each is not None and each >= now]
     return max(1.0, min([soon, *left]))
 
 
