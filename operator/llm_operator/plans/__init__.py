@@ -7,6 +7,7 @@ from llm_operator.plans.llmdeployment import (
     deployment,
     prune,
     recorded,
+    replaced,
 )
 
-__all__ = ["CHILD_KINDS", "Applied", "after_apply", "deployment", "prune", "recorded"]
+__all__ = ["CHILD_KINDS", "Applied", "after_apply", "deployment", "prune", "recorded", "replaced"]

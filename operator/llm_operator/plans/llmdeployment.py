@@ -42,27 +42,11 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
     """The plan for one LLMDeployment."""
     observed = approval.as_approved(observed)
     observed = replace(observed, adapter_versions=adapter_judgement.judge(observed, now))
-    replicas = 0 if observed.spec.suspend else observed.spec.replicas
-    decision = rollout.advance(
-        rollout.Situation(
-            status=revision.recovered(observed),
-            wanted=revision.wanted(observed),
-            revisions=observed.revisions,
-            faults=observed.faults,
-            spec=observed.spec.rollout,
-            replicas=replicas,
-            settle_seconds=settle_seconds,
-            now=now,
-            annotations=observed.meta.annotations,
-            kept=revision.kept(observed),
-            evidence=observed.evidence,
-            routed=traffic.routed(observed),
-            coming=observed.coming,
-        )
-    )
+    situation = _situation(observed, settle_seconds, now)
+    decision = rollout.advance(situation)
     objects, lost = _objects(observed, decision)
     fault = _fault(observed, lost)
-    picture = conditions.Picture(observed, decision, replicas, fault)
+    picture = conditions.Picture(observed, decision, situation.replicas, fault)
     status = _status(observed, decision, picture, now)
     stalls_in = conditions.stalls_in(picture, now)
     deadline = (
@@ -82,6 +66,30 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
             *events.mishaps(observed, now),
         ),
         requeue_seconds=min(looks, default=None),
+    )
+
+
+def replaced(observed: Observed, now: datetime) -> bool:
+    """Whether another revision is wanted than the candidate of the status."""
+    return rollout.replaced(_situation(approval.as_approved(observed), 0.0, now))
+
+
+def _situation(observed: Observed, settle_seconds: float, now: datetime) -> rollout.Situation:
+    """What the roll-out is decided from; `observed`: as approved."""
+    return rollout.Situation(
+        status=revision.recovered(observed),
+        wanted=revision.wanted(observed),
+        revisions=observed.revisions,
+        faults=observed.faults,
+        spec=observed.spec.rollout,
+        replicas=0 if observed.spec.suspend else observed.spec.replicas,
+        settle_seconds=settle_seconds,
+        now=now,
+        annotations=observed.meta.annotations,
+        kept=revision.kept(observed),
+        evidence=observed.evidence,
+        routed=traffic.routed(observed),
+        coming=observed.coming,
     )
 
 

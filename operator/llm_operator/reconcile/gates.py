@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 
+from llm_operator import plans
 from llm_operator.crds import AdapterSpec, CandidateStatus, GateVerdict
 from llm_operator.crds.rollout import GateSpec, PrometheusQuery
 from llm_operator.memory import GONE, Written
@@ -54,6 +55,9 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=digested)
     over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
+    # One that is replaced may go on answering clients: what is asked for its gates ends all the
+    # same.
+    over = over or plans.replaced(observed, outside.clock())
     if over or not (spec.gates or spec.shadows):
         candidate = None
     adapters = [each for each in adapter_versions.candidates(observed) if each.judged]

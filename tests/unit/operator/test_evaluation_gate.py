@@ -351,6 +351,40 @@ async def test_the_jobs_of_a_replaced_candidate_and_of_a_changed_gate_are_delete
     assert jobs(world) == []
 
 
+async def test_the_job_of_a_replaced_candidate_ends_though_it_is_all_that_answers_clients() -> None:
+    """After a switch, while the pods of stable are away."""
+    rollout = {"strategy": "BlueGreen", "blueGreen": {"holdSeconds": 600}}
+    watched = {"maxErrorRate": 0.1}
+    world = World()
+    installed(world)
+    await world.deploy(rollout={**rollout, "gates": [watched]})
+    await look(world, 3)
+    world.registry.aliases["bot"]["champion"] = "2"
+    await look(world, 4)
+    assert "trafficSince" in world.status()["candidate"]
+    evaluation = {"evaluation": {**SPEC, "minScore": 0.9}}
+    await world.deploy(rollout={**rollout, "gates": [watched, evaluation]})
+    stable = f"bot-{world.status()['stable']['revision']}"
+
+    async def looked(times: int) -> None:
+        for _ in range(times):
+            await reconcile(KEY, world.outside, PACE)
+            for name in world.cluster.named("Deployment"):
+                world.cluster.play(name, 0 if name == stable else None)
+
+    await looked(2)
+    [job] = jobs(world)
+    world.registry.aliases["bot"]["champion"] = "3"
+    await looked(3)
+    assert world.status()["candidate"]["version"] == "2"
+    assert world.selected() == candidate(world)
+    assert jobs(world) == []
+    world.registry.aliases["bot"]["champion"] = "2"
+    await looked(2)
+    [again] = jobs(world)
+    assert again["metadata"]["uid"] != job["metadata"]["uid"]
+
+
 async def test_without_the_charts_template_the_gate_says_so() -> None:
     world = World()
     await world.deploy()

@@ -22,6 +22,7 @@ from llm_operator.plans.rollout.pin import pin
 from llm_operator.plans.rollout.select import named as strategy_named
 from llm_operator.plans.rollout.select import select
 from llm_operator.plans.rollout.situation import Situation, Wanted, parse, stamp
+from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.steer import steer
 
 
@@ -35,12 +36,24 @@ def advance(situation: Situation) -> Decision:
     return decision
 
 
+def replaced(situation: Situation) -> bool:
+    """Whether another revision is wanted than the candidate.
+
+    It may go on answering for a while; what it is asked for its gates' sake is for nothing.
+    """
+    candidate = Candidate.read(situation.status.candidate) if situation.status.candidate else None
+    known = situation.status
+    move = pin(Decision(situation, known.stable, candidate, known.history)).move
+    return move is not None and move.state is State.REPLACED
+
+
 __all__ = [
     "Decision",
     "Situation",
     "Wanted",
     "advance",
     "parse",
+    "replaced",
     "stamp",
     "strategy_named",
     "tries_on",
