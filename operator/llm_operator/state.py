@@ -17,7 +17,7 @@ from llm_operator.crds import (
     LLMDeploymentSpec,
     LLMDeploymentStatus,
 )
-from llm_operator.crds.rollout import LoadProbe
+from llm_operator.crds.rollout import LoadProbe, PrometheusQuery
 from llm_operator.crds.status import LoadStatus
 from llm_runtime.contract import KeyRecord, LoadFigures
 
@@ -293,8 +293,7 @@ class Evidence:
     """By gates.key: results of the gates that judge by traffic."""
     smoke: Mapping[str, SmokeOutcome] = field(default_factory=dict)
     """By ConfigMap."""
-    queries: Mapping[str, Measured] = field(default_factory=dict)
-    """By query as it is written in the gate."""
+    queries: Mapping[PrometheusQuery, Measured] = field(default_factory=dict)
     evaluations: Mapping[str, EvaluationOutcome] = field(default_factory=dict)
     """By gates.key."""
     shadow: Mapping[str, GateVerdict] = field(default_factory=dict)

@@ -101,7 +101,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
             traffic=_traffic(outside, observed, candidate),
             smoke=outcomes,
             probes=dict(zip(spec.load_probes, probed, strict=True)),
-            queries={each.query: answer for each, answer in zip(asked, answers, strict=True)},
+            queries=dict(zip(asked, answers, strict=True)),
             evaluations=evaluations.get(candidate.revision, {}),
             shadow=_copies(outside, observed, candidate),
         ),

@@ -153,7 +153,8 @@ async def test_a_figure_that_may_be_another_namespaces_is_not_told(
     for bound in (False, True):
         found, _ = await asked(httpx.Response(200, json=SCALAR), bound=bound)
         gate = GateSpec.model_validate({"prometheusQuery": query})
-        (verdict,) = gates.judge([gate], Evidence(queries={"sum(payments_total)": found}))
+        assert gate.prometheus_query is not None
+        (verdict,) = gates.judge([gate], Evidence(queries={gate.prometheus_query: found}))
         assert verdict.state == state
         assert ("1.235e+05" in verdict.model_dump_json()) is bound
         assert bound or said in (verdict.message or "")

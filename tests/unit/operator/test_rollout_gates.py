@@ -70,10 +70,23 @@ def test_a_gate_without_a_figure_says_on_which_side_of_the_threshold_it_is(
 
 def test_a_query_without_samples_is_not_judged_and_one_without_an_answer_is_awaited() -> None:
     spec = gate(prometheusQuery={"query": "up", "max": 1})
-    assert state(spec, queries={"up": Measured(2.0)}) == "Failed"
-    assert state(spec, queries={"up": Measured(1.0)}) == "Passed"
-    assert state(spec, queries={"up": Measured()}) == "Inconclusive"
-    assert state(spec, queries={"up": Measured(waiting="down")}) == "Waiting"
+    up = spec.prometheus_query
+    assert state(spec, queries={up: Measured(2.0)}) == "Failed"
+    assert state(spec, queries={up: Measured(1.0)}) == "Passed"
+    assert state(spec, queries={up: Measured()}) == "Inconclusive"
+    assert state(spec, queries={up: Measured(waiting="down")}) == "Waiting"
+
+
+def test_two_queries_that_differ_in_their_server_alone_have_each_their_own_figure() -> None:
+    query = {"query": "up", "max": 1}
+    specs = [gate(prometheusQuery={**query, "server": f"http://{name}"}) for name in "ab"]
+    figures = {
+        spec.prometheus_query: Measured(value)
+        for spec, value in zip(specs, (0.0, 2.0), strict=True)
+        if spec.prometheus_query
+    }
+    found = gates.judge(specs, Evidence(queries=figures))
+    assert [each.state for each in found] == ["Passed", "Failed"]
 
 
 def test_smoke_prompts_pass_only_when_all_do() -> None:

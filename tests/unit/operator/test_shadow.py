@@ -29,6 +29,8 @@ PACE = Pace(verify_seconds=60, settle_seconds=5)
 KEY = Key("LLMDeployment", NAMESPACE, "bot")
 AT = "2026-11-28T12:00:00Z"
 EXACT = {"shadowAgreement": {"minExact": 0.95}}
+ONE = GateSpec.model_validate(EXACT)
+STATES = ("Passed", "Inconclusive")
 SHADOW = {"percent": 100, "holdSeconds": 30}
 
 
@@ -154,6 +156,17 @@ def test_what_the_copies_have_shown_outlives_an_operator_that_restarts() -> None
     road.evidence = said("Inconclusive")  # It counts anew, and no copies come any more.
     road.step()
     assert [each.state for each in road.candidate.gates] == ["Passed"]
+
+
+def test_gates_with_one_bound_that_differ_otherwise_keep_each_their_own_result() -> None:
+    specs = [GateSpec.model_validate({**EXACT, "minRequests": least}) for least in (20, 500)]
+    told = {gates.key(spec): said(state) for spec, state in zip(specs, STATES, strict=True)}
+    shown = Evidence("new", shadow={key: each.shadow[gates.key(ONE)] for key, each in told.items()})
+    before = gates.judge(specs, shown)
+    for order in (specs, specs[::-1]):
+        kept = gates.with_shadow_verdicts_kept(gates.judge(order, Evidence("new")), before)
+        states = dict(zip(map(gates.key, order), (each.state for each in kept), strict=True))
+        assert [states[gates.key(spec)] for spec in specs] == list(STATES)
 
 
 @pytest.mark.parametrize(

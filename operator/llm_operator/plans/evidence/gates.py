@@ -40,7 +40,7 @@ def _judge(gate: GateSpec, evidence: Evidence) -> GateVerdict:
         probed = evidence.probes.get(gate.load_probe)
         return loadprobe.verdict(gate.load_probe, probed or ProbeOutcome(waiting=NO_POD))
     if gate.prometheus_query is not None:
-        asked = evidence.queries.get(gate.prometheus_query.query)
+        asked = evidence.queries.get(gate.prometheus_query)
         return _query(gate.prometheus_query, asked or Measured(waiting="not asked yet"))
     if gate.evaluation is not None:
         made = evidence.evaluations.get(key(gate))
@@ -132,8 +132,8 @@ def with_shadow_verdicts_kept(
 ) -> tuple[GateVerdict, ...]:
     """The verdicts, with those of gates that judge copies as they were before the candidate had
     traffic, because there are no copies since then."""
-    known = {(each.name, each.threshold): each for each in before if by_shadow(each)}
-    return tuple(known.get((each.name, each.threshold), each) for each in verdicts)
+    known = {each.gate_digest: each for each in before if by_shadow(each)}
+    return tuple(known.get(each.gate_digest, each) for each in verdicts)
 
 
 def by_shadow(verdict: GateVerdict) -> bool:
