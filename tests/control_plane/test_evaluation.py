@@ -292,6 +292,27 @@ def test_a_judge_gives_marks_and_one_that_gives_none_is_told(
     assert evaluation.state == state
 
 
+def test_a_judge_whose_reason_has_no_end_is_asked_for_the_mark_alone(
+    evaluation: Evaluation, dataset: str
+) -> None:
+    judge = task.Judge(f"http://{NOBODY}:{contract.PORT}/v1", "judge")
+    scorers = [{"type": "Judge", "judge": {"url": judge.url, "model": "judge"}}]
+    asked = list[Any]()
+
+    def rambles(_: str) -> tuple[int, str]:
+        [*_, (_, body)] = asked
+        wanted = body["response_format"]["json_schema"]["schema"]["required"]
+        return 200, '{"mark": 5}' if wanted == ["mark"] else '{"reason": "and so on and so on'
+
+    with answering(CANDIDATE, right), answering(NOBODY, rambles, asked):
+        found = evaluation.run(
+            stable=None, judge=judge, dataset=dataset, scorers=scorers, minScore=0.5, sample=4
+        )
+    assert found.score is not None
+    assert found.score.figure == 1
+    assert len(asked) == 8
+
+
 def test_an_mlflow_that_is_away_is_told(tmp_path: Path) -> None:
     evaluation = Evaluation("http://127.77.1.9:1", tmp_path)
     assert "does not answer" in evaluation.run(dataset="golden", minScore=0.5).waiting

@@ -8,6 +8,9 @@ from devstack.registry import set_alias
 from devstack.stack import Stack
 
 MODEL = "support-bot"
+JUDGE_ADDRESS = "127.96.200.1"
+"""Of a Service that a test makes in front of a judge's pods."""
+JUDGE_URL = f"http://{JUDGE_ADDRESS}:8080/v1"
 
 
 class World:
