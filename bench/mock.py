@@ -16,6 +16,7 @@ from llm_runtime import __main__ as runtime
 from llm_runtime.api.serving import WarmModel
 from llm_runtime.assembly import ModelSource
 from llm_runtime.contract import RuntimeConfig
+from llm_runtime.engine.process import Spawned
 from llm_runtime.request import (
     Constraint,
     Detokenizer,
@@ -121,7 +122,9 @@ class MockCodec:
         raise NotImplementedError("nobody asks the mock for log probabilities")
 
 
-def without(models: Path, fetched: Path | None = None) -> ModelSource:
+def without(
+    models: Path, fetched: Path | None = None, spawned: Spawned | None = None
+) -> ModelSource:
     """A model source with the mock, in place of the runtime's functions that load a model.
     It has no adapters."""
 
@@ -136,4 +139,5 @@ def without(models: Path, fetched: Path | None = None) -> ModelSource:
 
 if __name__ == "__main__":
     runtime._models = without
+    runtime._spawned = lambda config: None
     runtime.main()

@@ -50,6 +50,10 @@ class Process:
             time.sleep(0.25)
         raise NotStarted(f"not ready after {START_SECONDS:.0f} s: {self._tail()}")
 
+    @property
+    def running(self) -> bool:
+        return self._root.poll() is None
+
     def pids(self) -> list[int]:
         """The process and its descendants, parents first."""
         return descendants(self._root.pid, parents())

@@ -34,9 +34,10 @@ from llm_runtime.contract import (
 )
 
 if TYPE_CHECKING:
-    from llm_runtime.api.serving import WarmModel
+    from llm_runtime.api.serving import Start, WarmModel
     from llm_runtime.assembly import ModelSource
     from llm_runtime.engine.client import EngineClient
+    from llm_runtime.engine.process import Spawned
     from llm_runtime.fetching.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,10 @@ def serve(
     with _fatal_is_last_line():
         loaded = _settings(config, managed=keys is not None)
         address = host or loaded.host, loaded.port if port is None else port
-        failure = _serve(loaded, keys, adapters, partial(_models, models, fetched), *address)
+        _refuse_taken(*address)
+        # Before anything long is imported here: it imports meanwhile, and takes longer.
+        source = partial(_models, models, fetched, _spawned(loaded.config))
+        failure = _serve(loaded, keys, adapters, source, *address)
     if failure:
         logs.report_fatal(failure)
         raise typer.Exit(1)
@@ -175,7 +179,6 @@ def _serve(
     host: str,
     port: int,
 ) -> FatalReport | None:
-    _refuse_taken(host, port)
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
@@ -235,7 +238,16 @@ def _refusal(
     return None
 
 
-def _models(models: Path, fetched: Path | None = None) -> "ModelSource":
+def _spawned(config: RuntimeConfig) -> "Spawned | None":
+    """The engine's process, before its model is known; None where the first request starts it."""
+    from llm_runtime.engine.process import spawn_engine
+
+    return None if config.server.lazy_load else spawn_engine(config)
+
+
+def _models(
+    models: Path, fetched: Path | None = None, spawned: "Spawned | None" = None
+) -> "ModelSource":
     from llm_runtime.adapters import Delivered
     from llm_runtime.assembly import ModelSource
     from llm_runtime.common.aside import in_thread
@@ -248,7 +260,7 @@ def _models(models: Path, fetched: Path | None = None) -> "ModelSource":
         fetch=lambda config, progress, hub_token: in_thread(
             lambda: hold(_fetch(config, models, tell=progress, hub_token=hub_token))
         )(),
-        start=_start,
+        start=_starter(spawned),
         fetch_adapter=delivered
         or (lambda adapter, access: in_thread(lambda: _fetch_adapter(adapter, access, models))()),
         **({"adapter_news": delivered.news} if delivered else {}),
@@ -261,10 +273,17 @@ def _fetch_adapter(adapter: PinnedAdapter, access: RegistryAccess, models: Path)
     return fetch_adapter(adapter, access, models)
 
 
-async def _start(config: RuntimeConfig, folder: Path) -> "WarmModel":
-    from llm_runtime.engine.process import start_engine
+def _starter(spawned: "Spawned | None") -> "Start":
+    """Starts engines; the first one in the process that was spawned ahead."""
+    ahead = [spawned] if spawned else []
 
-    return _loaded(await start_engine(config, folder), folder)
+    async def start(config: RuntimeConfig, folder: Path) -> "WarmModel":
+        from llm_runtime.engine.process import start_engine
+
+        engine = await start_engine(config, folder, spawned=ahead.pop() if ahead else None)
+        return _loaded(engine, folder)
+
+    return start
 
 
 def _loaded(engine: "EngineClient", folder: Path) -> "WarmModel":

@@ -11,14 +11,17 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from llm_runtime import logs, settings
+from llm_runtime.contract import RuntimeConfig
 from llm_runtime.engine.loop import StepLoop
 from llm_runtime.engine.messages import Frames, Report, frame
-from llm_runtime.engine.model import Build
+from llm_runtime.engine.model import Build, Model
 from llm_runtime.engine.trace import StepTrace, TracedLoop
+from llm_runtime.machine.steps import SLOW_SECONDS
 
 READ_BYTES = 1 << 18
 
@@ -27,9 +30,33 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point."""
-    from llm_runtime.loading.build import build_model
+    imports = threading.Thread(target=_import, name="imports", daemon=True)
+    imports.start()
 
-    run(build_model)
+    def build(config: RuntimeConfig, folder: Path) -> Model:
+        # One thread imports: two that need each other's modules might see half of one.
+        imports.join()
+        from llm_runtime.loading.build import build_model
+
+        return build_model(config, folder)
+
+    run(build)
+
+
+def _import() -> None:
+    """What every model needs, while the other process still prepares.
+    Whatever fails here fails again when a model is built, and is told then."""
+    began = time.monotonic()
+    try:
+        from llm_runtime.loading.lean import import_lean
+
+        import_lean()
+        from llm_runtime.loading import build, load, runners  # noqa: F401
+    except Exception as error:
+        log.info("Importing ahead failed", exc_info=error)
+        return
+    if (seconds := time.monotonic() - began) > SLOW_SECONDS:
+        log.info("torch and Transformers are imported", extra={"seconds": round(seconds, 1)})
 
 
 def run(build: Build) -> None:

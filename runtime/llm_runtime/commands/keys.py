@@ -4,16 +4,16 @@ keys in the database, which running servers follow."""
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
-from llm_runtime.auth.store import Issued, KeyStore, NewKey, StoredKey
 from llm_runtime.commands.database import Config, DatabaseUrl, with_store
 from llm_runtime.contract import STANDARD_TIER, Limits
+
+if TYPE_CHECKING:
+    from llm_runtime.auth.store import Issued, KeyStore, StoredKey
 
 cli = typer.Typer(help="API keys in the database.", no_args_is_help=True)
 
@@ -42,12 +42,15 @@ def create(
     config: Config = None,
 ) -> None:
     """Make a key and print it: the only time that it is seen."""
+    # Here, as the database's libraries would keep `serve` waiting, which is one of these commands.
+    from llm_runtime.auth.store import NewKey
+
     if not 0 < len(name) <= 200:
         raise typer.BadParameter("must have 1 to 200 characters", param_hint="NAME")
     end = _end(expires, datetime.now(UTC)) if expires else None
     wish = NewKey(name, owner, role, _limits(limit or []), tuple(adapter or ()), admin, end)
 
-    async def work(store: KeyStore) -> tuple[Issued, bool]:
+    async def work(store: "KeyStore") -> "tuple[Issued, bool]":
         return await store.create(wish), role in {"", STANDARD_TIER.name, *await store.roles()}
 
     issued, known = with_store(work, config, database_url)
@@ -66,7 +69,7 @@ def list_keys(
 ) -> None:
     """All keys: who holds them, their state, their limits."""
 
-    async def work(store: KeyStore) -> list[StoredKey]:
+    async def work(store: "KeyStore") -> "list[StoredKey]":
         return await store.stored()
 
     found = [_described(key, datetime.now(UTC)) for key in with_store(work, config, database_url)]
@@ -76,6 +79,9 @@ def list_keys(
     if not found:
         typer.echo("No keys yet: `llm-runtime keys create NAME` makes one.")
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("ID", "NAME", "OWNER", "ROLE", "STATE", "EXPIRES", "LIMITS", "ADAPTERS")
     for key in found:
         limits = " ".join(f"{name}={value}" for name, value in key["limits"].items())
@@ -122,7 +128,7 @@ def rotate(
     _show_once(issued, as_json)
 
 
-def _show_once(issued: Issued, as_json: bool) -> None:
+def _show_once(issued: "Issued", as_json: bool) -> None:
     """Print only the key to standard output, so that a script can read it."""
     if as_json:
         wish = issued.wish
@@ -134,7 +140,7 @@ def _show_once(issued: Issued, as_json: bool) -> None:
     typer.echo(issued.key)
 
 
-def _described(key: StoredKey, now: datetime) -> dict[str, Any]:
+def _described(key: "StoredKey", now: datetime) -> dict[str, Any]:
     record = key.record
     return {
         "id": record.id,
@@ -151,7 +157,7 @@ def _described(key: StoredKey, now: datetime) -> dict[str, Any]:
     }
 
 
-def _state(key: StoredKey, now: datetime) -> str:
+def _state(key: "StoredKey", now: datetime) -> str:
     end = key.record.expires_at
     if key.revoked_at:
         return "revoked"

@@ -1,16 +1,16 @@
 """`llm-runtime roles list|set|remove`: tiers in the database, over those of the configuration."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
-from llm_runtime.auth.store import KeyStore
 from llm_runtime.commands.database import Config, DatabaseUrl, with_store
 from llm_runtime.contract import STANDARD_TIER, Tier
+
+if TYPE_CHECKING:
+    from llm_runtime.auth.store import KeyStore
 
 cli = typer.Typer(help="Roles of the key holders: what they may use.", no_args_is_help=True)
 
@@ -27,13 +27,16 @@ def list_roles(
 ) -> None:
     """The roles in the database; the configuration may have more."""
 
-    async def work(store: KeyStore) -> dict[str, Tier]:
+    async def work(store: "KeyStore") -> dict[str, Tier]:
         return await store.roles()
 
     found = with_store(work, config, database_url)
     if as_json:
         typer.echo(json.dumps([tier.model_dump() for tier in found.values()]))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("NAME", *(name.replace("_", " ").upper() for name in LIMITS))
     for tier in found.values():
         values = tier.model_dump()

@@ -2,13 +2,14 @@
 
 Weights are reordered once. On processors that MKL was not tuned for, torch's plain float32 product
 runs at a third of the packed one's speed. The operations are private to torch's compiler; if they
-are missing, no layer is changed.
+are missing, no layer is changed. A clear result is remembered for this kind of machine.
 """
 
 import logging
 import math
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llm_runtime.machine.heap import Replaced
+from llm_runtime.machine.remembered import Remembered, cache_folder, cpu_flags, cpu_name
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,13 @@ ROWS = (8, 32, 128)
 """Numbers of rows measured: few streams, many streams, a chunk of a prompt.
 A single row is bound by memory anyway."""
 _REPEATS = 12
+_LEAST_REPEATS = 3
+_SECONDS = 0.02
+"""After so long no further repeats: those of a large product differ by less than small ones'."""
 _LEAST_GAIN = 1.05
+_CLEAR = 1.15
+"""A gain that is this factor off 1, up or down, is remembered. What is close may be noise, and is
+measured again at the next start."""
 _NAMES = ("_reorder_linear_weight", "_linear_pointwise")
 
 
@@ -65,7 +73,7 @@ def pack_linears(model: Any) -> None:
     weights = {shape: linear.weight for shape, linear in keyed}
     del keyed
     with torch.inference_mode():
-        gains = {shape: _gain(weights[shape].detach()) for shape in shapes}
+        gains = _gains(weights)
         del weights
         # `pop` and `del` drop the references to each layer,
         # so that its old weight is freed as soon as it is packed.
@@ -86,6 +94,39 @@ def pack_linears(model: Any) -> None:
             "gains": {f"{n}x{k}": round(g, 2) for (n, k, _), g in gains.items()},
         },
     )
+
+
+def _gains(weights: dict[tuple[int, int, Any], Any]) -> dict[tuple[int, int, Any], float]:
+    """The gain of each shape: remembered, or measured now."""
+    memory = _memory()
+    known = memory.read()
+    gains = {shape: known.get(_name(shape)) or _gain(weights[shape].detach()) for shape in weights}
+    memory.add(
+        {
+            name: gain
+            for shape, gain in gains.items()
+            if (name := _name(shape)) not in known and not 1 / _CLEAR < gain < _CLEAR
+        }
+    )
+    return gains
+
+
+def _memory() -> Remembered:
+    """What the gains depend on: the processor, its threads, torch's libraries, and this code."""
+    depends_on = (
+        cpu_name(),
+        " ".join(sorted(cpu_flags())),
+        torch.backends.cpu.get_cpu_capability(),
+        str(torch.get_num_threads()),
+        torch.__version__,
+        Path(__file__).read_text(encoding="utf-8"),
+    )
+    return Remembered("linears", depends_on, cache_folder("measured"))
+
+
+def _name(shape: tuple[int, int, Any]) -> str:
+    outputs, inputs, dtype = shape
+    return f"{outputs}x{inputs} {str(dtype).removeprefix('torch.')}"
 
 
 def _gain(weight: Any) -> float:
@@ -111,8 +152,11 @@ def _speedup(inputs: Any, weight: Any, packed: Any) -> float:
     """Best time of the plain product divided by that of the packed one.
     Noise only adds time, so the best is truest."""
     plain_seconds = packed_seconds = float("inf")
-    for _ in range(_REPEATS):
+    began = time.perf_counter()
+    for repeat in range(_REPEATS):
         started = time.perf_counter()
+        if repeat >= _LEAST_REPEATS and started - began > _SECONDS:
+            break
         F.linear(inputs, weight)
         between = time.perf_counter()
         torch.ops.mkldnn._linear_pointwise(inputs, packed, None, "none", [], "")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from llm_runtime.engine.blocks import BLOCK_TOKENS
+from llm_runtime.machine.remembered import cache_folder, cpu_flags
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ def main() -> None:
 
 
 def _built() -> Path | None:
-    flags = _cpu_flags()
+    flags = cpu_flags()
     levels = (
         [level for level, needed in LEVELS.items() if needed <= flags]
         if platform.machine() == "x86_64"
@@ -187,7 +188,7 @@ def _compiled() -> Path | None:
     inputs = (
         SOURCE.read_bytes(),
         version,
-        " ".join(sorted(_cpu_flags())).encode(),
+        " ".join(sorted(cpu_flags())).encode(),
         " ".join(FLAGS).encode(),
     )
     name = f"kernels-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:16]}.so"
@@ -204,27 +205,7 @@ def _compiler() -> str | None:
 
 
 def _cache_folder() -> Path:
-    try:
-        home = (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-            / "llm-operator"
-            / "kernels"
-        )
-        home.mkdir(parents=True, exist_ok=True)
-        if os.access(home, os.W_OK):
-            return home
-    except (OSError, RuntimeError):
-        pass  # In a container the file system may be read-only, and the user may have no home.
-    return Path(tempfile.mkdtemp(prefix="llm-operator-kernels-"))
-
-
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(line.partition(":")[2].split())
+    return cache_folder("kernels") or Path(tempfile.mkdtemp(prefix="llm-operator-kernels-"))
 
 
 if __name__ == "__main__":

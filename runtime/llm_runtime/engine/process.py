@@ -14,6 +14,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -32,17 +33,33 @@ WORKER = (*PYTHON, "-m", "llm_runtime.worker")
 CLOSE_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A process that has been started and waits at the other end of `ours`.
+    It ends when that closes, as it does when this process ends."""
+
+    process: "subprocess.Popen[bytes]"
+    ours: socket.socket
+
+
+def spawn_engine(config: RuntimeConfig, worker: Sequence[str] = WORKER) -> Spawned:
+    """Start `worker`, which imports what it needs before it is told which model to load."""
+    return _spawned(
+        [*worker, logs.format_of(config.server), _log_level(), config.engine.step_trace]
+    )
+
+
 async def start_engine(
     config: RuntimeConfig,
     folder: Path,
     worker: Sequence[str] = WORKER,
     stall_seconds: float = STALL_SECONDS,
+    spawned: Spawned | None = None,
 ) -> EngineClient:
-    """Start `worker` and have it load the model.
+    """Have `spawned` load the model, or a new `worker`.
     Raises errors.EngineFailed with the reason it gave."""
     link = EngineLink(stall_seconds)
-    arguments = (logs.format_of(config.server), _log_level(), config.engine.step_trace)
-    process = await EngineProcess.start(link, [*worker, *arguments])
+    process = await EngineProcess.attach(link, spawned or spawn_engine(config, worker))
     link.connect(process)
     try:
         return await load(link, config, folder)
@@ -71,11 +88,15 @@ class EngineProcess(asyncio.Protocol):
     @classmethod
     async def start(cls, link: EngineLink, command: Sequence[str]) -> "EngineProcess":
         """Start `command`, with the number of its end of the socket as one more argument."""
-        ours, theirs = socket.socketpair()
-        process = _spawn(command, theirs)
-        theirs.close()
+        return await cls.attach(link, _spawned(command))
+
+    @classmethod
+    async def attach(cls, link: EngineLink, spawned: Spawned) -> "EngineProcess":
+        """The channel to a process that was started before, on this event loop."""
         loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(lambda: cls(link, process, ours), sock=ours)
+        _, protocol = await loop.create_connection(
+            lambda: cls(link, spawned.process, spawned.ours), sock=spawned.ours
+        )
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,6 +153,14 @@ class EngineProcess(asyncio.Protocol):
         report = death(status, cgroup.memory_groups(), self._oom_kills_before)
         log.error("%s", report.message)
         self._link.lost(report)
+
+
+def _spawned(command: Sequence[str]) -> Spawned:
+    ours, theirs = socket.socketpair()
+    try:
+        return Spawned(_spawn(command, theirs), ours)
+    finally:
+        theirs.close()
 
 
 def _spawn(command: Sequence[str], theirs: socket.socket) -> "subprocess.Popen[bytes]":

@@ -3,6 +3,7 @@ Slow: call it in a thread."""
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from llm_runtime.errors import ConfigInvalid
 from llm_runtime.loading.agreement import check_agreement, probe_tokens
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.loading.warm import warm_up
+from llm_runtime.machine.steps import Steps
 from llm_runtime.text.codec import Codec
 
 if TYPE_CHECKING:
@@ -51,16 +53,22 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     from llm_runtime.loading.runners import choose_runner
 
     started = time.monotonic()
-    loaded = load(model_folder, config.engine, config.model)
+    steps = Steps()
+    loaded = load(model_folder, config.engine, config.model, steps)
     length = _model_length(config.engine, loaded)
-    chosen = choose_runner(loaded, config.engine, length, _batched)
+    chosen = choose_runner(loaded, config.engine, length, partial(_batched, steps=steps))
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
     # The warm-up has its own scheduler, so that it does not show in the counters of the one that
     # serves.
     trial = _scheduler(config.engine, chosen.pool, loaded.device)
-    tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
+    with steps.step("first tokens"):
+        tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
+    free_memory()  # Of what loading used, glibc would keep much.
     seconds = time.monotonic() - started
-    log.info("the model is warm", extra={"tokens": tokens, "seconds": round(seconds, 1)})
+    log.info(
+        "the model is warm",
+        extra={"tokens": tokens, "seconds": round(seconds, 1), "slow_steps": steps.slow()},
+    )
     return Model(
         scheduler=_scheduler(config.engine, chosen.pool, loaded.device),
         runner=chosen.runner,
@@ -114,7 +122,7 @@ def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
 
 
 def _batched(
-    loaded: Loaded, engine: EngineConfig, length: int
+    loaded: Loaded, engine: EngineConfig, length: int, steps: Steps | None = None
 ) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.compute.cache import KvCache
     from llm_runtime.compute.fused import fuse
@@ -126,12 +134,16 @@ def _batched(
     from llm_runtime.loading.load import reference_logits
     from llm_runtime.loading.runners import room_for
 
-    shape = _cache_shape(loaded)
+    steps = steps or Steps()
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
-    expected = reference_logits(loaded.model, probe)
+    with steps.step("logits of the model itself"):
+        shape = _cache_shape(loaded)
+        expected = reference_logits(loaded.model, probe)
     if loaded.device == "cpu":
-        pack_linears(loaded.model)
-        fuse(loaded.model)
+        with steps.step("measuring and packing linear layers"):
+            pack_linears(loaded.model)
+        with steps.step("CPU kernels"):
+            fuse(loaded.model)
     pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)
     # Before the runner, which replaces the model's attention:
     # AdapterSet runs the model once with its own.
@@ -139,7 +151,8 @@ def _batched(
     runner = TransformersRunner(
         loaded.model, KvCache(shape, pool.size, loaded.device), Sampler(), adapters
     )
-    check_agreement(runner, loaded, probe, expected)
+    with steps.step("logit check"):
+        check_agreement(runner, loaded, probe, expected)
     return pool, runner
 
 

@@ -44,10 +44,12 @@ from llm_runtime.files.tokenizer_files import (
     special_texts,
 )
 from llm_runtime.loading.agreement import difference, probe_tokens
+from llm_runtime.loading.lean import ranges_on_meta
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.loading.peak import PeakMemory
 from llm_runtime.machine.heap import give_back
 from llm_runtime.machine.memory import available_bytes, check_room, limit_bytes
+from llm_runtime.machine.steps import Steps
 from llm_runtime.text.codec import Codec, eos_token_ids, sampling_defaults
 
 log = logging.getLogger(__name__)
@@ -60,21 +62,26 @@ MAX_INT8_DIFFERENCE = 0.5
 Beyond it the model is broken, not rounded."""
 
 
-def load(folder: Path, engine: EngineConfig, model: ModelConfig) -> Loaded:
+def load(
+    folder: Path, engine: EngineConfig, model: ModelConfig, steps: Steps | None = None
+) -> Loaded:
     """Load model and tokenizer from `folder`.
     Raises ModelCorrupt, ModelUnsupported, OutOfMemory or ConfigInvalid."""
     started = time.monotonic()
-    settings = _settings(folder)
-    refuse_unsupported(settings)
-    _check_buildable(folder, settings)
+    steps = steps or Steps()
+    with steps.step("code of the architecture"):
+        settings = _settings(folder)
+        refuse_unsupported(settings)
+        _check_buildable(folder, settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
     _check_fit(folder, settings, engine, device, dtype)
     # Before the weights: faults of these files should fail early,
     # and not be reported as faults of the weights.
     eos_token_ids(read_json(folder / "generation_config.json"))
-    tokenizer, special = _tokenizer(folder)
-    with PeakMemory() as peak:
+    with steps.step("tokenizer"):
+        tokenizer, special = _tokenizer(folder)
+    with PeakMemory() as peak, steps.step("weights"):
         weights = _weights(folder, settings, device, dtype, engine.quantization)
     codec = _codec(folder, model.chat_template, weights, tokenizer, special)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
@@ -194,13 +201,22 @@ def _check_buildable(folder: Path, settings: Any) -> None:
     Raises ModelUnsupported.
     """
     try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        try:
+            _build_empty(settings)
+        except Exception:
+            if not ranges_on_meta():
+                raise
+            _build_empty(settings)
     except Exception as error:
         raise ModelUnsupported(
             f"Transformers {transformers_version} can't build {folder}/config.json: {_cause(settings, error)}; "
             "correct config.json, or use a runtime with a newer Transformers"
         ) from error
+
+
+def _build_empty(settings: Any) -> None:
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
 
 
 def _cause(settings: Any, error: Exception) -> str:

@@ -1,13 +1,17 @@
 """Weights are replaced in place: the memory of the old ones is given back while the new ones are
-made."""
+made. Whether it pays is measured once for a kind of machine."""
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+from llm_runtime.compute import linears  # noqa: E402
 
 LAYERS = 48
 SIZE = 768
@@ -27,7 +31,7 @@ from llm_runtime.compute import linears
 from llm_runtime.machine.memory import MIB
 from llm_runtime.loading.peak import PeakMemory
 LAYERS, SIZE, THREADS = {layers}, {size}, 4
-linears._gain = lambda weight: 2.0
+linears._gains = lambda weights: dict.fromkeys(weights, 2.0)
 torch.empty(4 * MIB)  # Freed at once: from now on the C library keeps blocks of up to 16 MiB in its heaps.
 made, together = [], threading.Barrier(THREADS)
 def read():
@@ -57,3 +61,117 @@ def test_a_model_whose_layers_are_replaced_never_takes_its_weights_twice(change:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 0.5 * WEIGHTS_MIB
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int, ...]]:
+    """The shapes that are measured, each with a gain of 1.5; the cache is an empty one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shapes: list[tuple[int, ...]] = []
+
+    def gain(weight: Any) -> float:
+        shapes.append(tuple(weight.shape))
+        return 1.5
+
+    monkeypatch.setattr(linears, "_gain", gain)
+    return shapes
+
+
+def layers(*shapes: tuple[int, int]) -> Any:
+    return torch.nn.ModuleList(torch.nn.Linear(inputs, outputs) for outputs, inputs in shapes)
+
+
+def packed(model: Any) -> list[bool]:
+    return [type(layer) is linears.PackedLinear for layer in model]
+
+
+def test_a_shape_is_measured_at_the_first_start_only(measured: list[tuple[int, ...]]) -> None:
+    for shapes in (((16, 32), (16, 32)), ((16, 32), (48, 32))):
+        model = layers(*shapes)
+        linears.pack_linears(model)
+        assert all(packed(model))
+    assert measured == [(16, 32), (48, 32)]
+
+
+def test_another_number_format_is_another_measurement(measured: list[tuple[int, ...]]) -> None:
+    linears.pack_linears(layers((16, 32)))
+    linears.pack_linears(layers((16, 32)).bfloat16())
+    assert measured == [(16, 32), (16, 32)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("cpu_name", lambda: "another processor"),
+        ("cpu_flags", lambda: frozenset({"other"})),
+        ("torch.get_num_threads", lambda: 77),
+        ("torch.__version__", "0.0"),
+        ("Path.read_text", lambda *_, **__: "other code"),
+    ],
+    ids=lambda change: str(change[0]),
+)
+def test_another_machine_or_another_code_measures_anew(
+    measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, change: tuple[str, Any]
+) -> None:
+    linears.pack_linears(layers((16, 32)))
+    monkeypatch.setattr(f"llm_runtime.compute.linears.{change[0]}", change[1])
+    linears.pack_linears(layers((16, 32)))
+    assert len(measured) == 2
+
+
+def test_a_remembered_loss_keeps_the_layer_as_it_is(
+    measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linears, "_gain", lambda weight: 0.5)
+    linears.pack_linears(layers((16, 32)))
+    monkeypatch.setattr(linears, "_gain", lambda weight: pytest.fail("measured again"))
+    model = layers((16, 32))
+    linears.pack_linears(model)
+    assert packed(model) == [False]
+
+
+@pytest.mark.parametrize("close", [1.1, 1.0, 0.9])
+def test_what_may_be_noise_is_measured_again(
+    measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, close: float
+) -> None:
+    monkeypatch.setattr(linears, "_gain", lambda weight: measured.append((0,)) or close)
+    for _ in range(2):
+        linears.pack_linears(layers((16, 32)))
+    assert len(measured) == 2
+
+
+def test_a_damaged_or_missing_cache_costs_a_measurement_and_nothing_else(
+    measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    linears.pack_linears(layers((16, 32)))
+    (file,) = tmp_path.rglob("*.json")
+    file.write_bytes(b"{")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    model = layers((16, 32))
+    linears.pack_linears(model)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    linears.pack_linears(layers((16, 32)))
+    assert len(measured) == 3
+    assert packed(model) == [True]
+
+
+def test_a_large_product_is_repeated_as_often_as_it_takes_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    calls: list[float] = []
+
+    def slow(*_: Any) -> None:
+        now[0] += 0.05
+        calls.append(now[0])
+
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    monkeypatch.setattr(linears.time, "perf_counter", clock)
+    monkeypatch.setattr(linears.F, "linear", slow)
+    weight = torch.randn(16, 32)
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    linears._speedup(torch.randn(8, 32), weight, reordered)
+    assert len(calls) == linears._LEAST_REPEATS

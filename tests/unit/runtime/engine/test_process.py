@@ -14,7 +14,7 @@ import pytest
 
 from llm_runtime.contract import EngineConfig, FatalReport, ModelConfig, RuntimeConfig
 from llm_runtime.engine.client import EngineClient
-from llm_runtime.engine.process import EngineProcess, death, start_engine
+from llm_runtime.engine.process import EngineProcess, death, spawn_engine, start_engine
 from llm_runtime.errors import EngineFailed, InvalidRequest, QueueFull, ServiceUnavailable
 from llm_runtime.machine.cgroup import MemoryGroup
 from llm_runtime.machine.memory import MIB
@@ -255,3 +255,25 @@ def test_http_needs_no_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4] / "runtime")}
     found = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
     assert found.strip() == "[]"
+
+
+async def test_a_process_that_was_started_ahead_is_the_one_that_loads(start: Start) -> None:
+    spawned = spawn_engine(config(), WORKER)
+    client = await start(spawned=spawned)
+    assert process_of(client) is spawned.process
+    assert text_of(await read(client)) == "hello"
+
+
+async def test_a_process_that_died_before_it_was_used_is_told_as_one_that_died(
+    start: Start,
+) -> None:
+    spawned = spawn_engine(config(), (sys.executable, "-c", "raise SystemExit(3)"))
+    await asyncio.to_thread(spawned.process.wait)
+    with pytest.raises(EngineFailed, match="status 3"):
+        await start(spawned=spawned)
+
+
+async def test_a_process_that_nobody_comes_for_ends_with_its_socket() -> None:
+    spawned = spawn_engine(config(), WORKER)
+    spawned.ours.close()
+    assert await asyncio.to_thread(spawned.process.wait, 20) == 0
