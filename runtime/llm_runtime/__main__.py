@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ from llm_runtime.contract import (
     RegistryAccess,
     RuntimeConfig,
 )
+from llm_runtime.machine.steps import SLOW_SECONDS
 
 if TYPE_CHECKING:
     from llm_runtime.api.serving import Start, WarmModel
@@ -113,8 +115,13 @@ def serve(
         address = host or loaded.host, loaded.port if port is None else port
         _refuse_taken(*address)
         # Before anything long is imported here: it imports meanwhile, and takes longer.
-        source = partial(_models, models, fetched, _spawned(loaded.config))
-        failure = _serve(loaded, keys, adapters, source, *address)
+        spawned = _spawned(loaded.config)
+        try:
+            source = partial(_models, models, fetched, spawned)
+            failure = _serve(loaded, keys, adapters, source, *address)
+        finally:
+            if spawned:  # Where this ends before it could be used, its lines must not be the last.
+                spawned.end()
     if failure:
         logs.report_fatal(failure)
         raise typer.Exit(1)
@@ -179,12 +186,15 @@ def _serve(
     host: str,
     port: int,
 ) -> FatalReport | None:
+    began = time.monotonic()
     # FastAPI takes a second to import, which `fetch` need not wait for.
     from prometheus_client import disable_created_metrics
 
     from llm_runtime.app import HttpServer, create_app
     from llm_runtime.assembly import assemble
 
+    if (seconds := time.monotonic() - began) > SLOW_SECONDS:
+        log.info("the HTTP side is imported", extra={"seconds": round(seconds, 1)})
     disable_created_metrics()  # type: ignore[no-untyped-call]
     server = assemble(loaded, models(), keys, adapters)
     try:

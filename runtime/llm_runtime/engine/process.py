@@ -41,6 +41,11 @@ class Spawned:
     process: "subprocess.Popen[bytes]"
     ours: socket.socket
 
+    def end(self) -> None:
+        """End the process, unless it has ended: then nothing it writes comes after this."""
+        self.process.kill()
+        self.process.wait()
+
 
 def spawn_engine(config: RuntimeConfig, worker: Sequence[str] = WORKER) -> Spawned:
     """Start `worker`, which imports what it needs before it is told which model to load."""

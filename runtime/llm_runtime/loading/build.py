@@ -125,6 +125,7 @@ def _batched(
     loaded: Loaded, engine: EngineConfig, length: int, steps: Steps | None = None
 ) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.compute.cache import KvCache
+    from llm_runtime.compute.embeddings import shrink_embeddings
     from llm_runtime.compute.fused import fuse
     from llm_runtime.compute.linears import pack_linears
     from llm_runtime.compute.lora import AdapterSet
@@ -142,6 +143,7 @@ def _batched(
     if loaded.device == "cpu":
         with steps.step("measuring and packing linear layers"):
             pack_linears(loaded.model)
+            shrink_embeddings(loaded.model)
         with steps.step("CPU kernels"):
             fuse(loaded.model)
     pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)

@@ -277,3 +277,11 @@ async def test_a_process_that_nobody_comes_for_ends_with_its_socket() -> None:
     spawned = spawn_engine(config(), WORKER)
     spawned.ours.close()
     assert await asyncio.to_thread(spawned.process.wait, 20) == 0
+
+
+async def test_ending_a_process_that_was_started_ahead_waits_until_it_has_gone() -> None:
+    spawned = spawn_engine(config(), WORKER)
+    await asyncio.to_thread(spawned.end)
+    assert spawned.process.returncode == -signal.SIGKILL
+    spawned.end()
+    spawned.ours.close()

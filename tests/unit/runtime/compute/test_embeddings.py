@@ -1,0 +1,68 @@
+"""Embeddings stay as they were stored: half the memory, and not a bit of an answer changes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+from llm_runtime.compute import linears  # noqa: E402
+from llm_runtime.compute.embeddings import StoredEmbedding, shrink_embeddings  # noqa: E402
+from unit.runtime import tiny_model  # noqa: E402
+
+IDS = torch.arange(64).view(1, -1)
+
+
+def model(folder: Path, *, stored: Any = torch.bfloat16, tied: bool = True) -> Any:
+    """A tiny Llama in float32, of a checkpoint in the format `stored`."""
+    from transformers import AutoModelForCausalLM
+
+    made = AutoModelForCausalLM.from_pretrained(tiny_model.make(folder, tied=tied))
+    return made.to(stored).float().requires_grad_(False)
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linears, "_gains", lambda weights: dict.fromkeys(weights, 2.0))
+
+
+def logits(made: Any) -> Any:
+    with torch.inference_mode():
+        return made(input_ids=IDS).logits
+
+
+@pytest.mark.usefixtures("packs")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_in_bfloat16_keeps_its_embedding_in_half_the_memory(
+    tmp_path: Path, tied: bool
+) -> None:
+    made = model(tmp_path, tied=tied)
+    linears.pack_linears(made)
+    before = logits(made)
+    size = made.get_input_embeddings().weight.nbytes
+    assert shrink_embeddings(made) == size // 2
+    assert type(made.get_input_embeddings()) is StoredEmbedding
+    assert torch.equal(logits(made), before)
+    assert made.dtype is torch.float32
+
+
+def test_a_weight_that_the_output_layer_still_shares_stays(tmp_path: Path) -> None:
+    made = model(tmp_path)
+    assert shrink_embeddings(made) == 0
+    assert type(made.get_input_embeddings()) is torch.nn.Embedding
+
+
+@pytest.mark.parametrize("odd", [0.1, float("nan")])
+def test_an_embedding_that_bfloat16_can_not_hold_stays(tmp_path: Path, odd: float) -> None:
+    made = model(tmp_path, tied=False)
+    made.get_input_embeddings().weight[-1, -1] = odd
+    assert shrink_embeddings(made) == 0
+
+
+def test_other_number_formats_and_unknown_code_stay(tmp_path: Path) -> None:
+    assert shrink_embeddings(model(tmp_path, tied=False).bfloat16()) == 0
+    other = model(tmp_path, tied=False)
+    other.__class__ = type("OtherForCausalLM", (type(other),), {})
+    assert shrink_embeddings(other) == 0
