@@ -1,11 +1,14 @@
 """The repository agrees with itself: what is generated is current,
 what is promised exists, what must not be is not."""
 
+import ast
 import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,33 @@ def test_operator_image_has_no_torch_and_runtime_image_no_kopf() -> None:
     assert not re.search(
         r"^(kopf|kubernetes|pytest|mlflow)==", (ROOT / "requirements/runtime.txt").read_text(), re.M
     )
+
+
+@pytest.mark.parametrize("part", ["operator", "runtime"])
+def test_an_image_has_what_its_code_imports(part: str) -> None:
+    """Here all is installed, so that an import of what an image lacks fails there alone."""
+    wanted = (ROOT / "requirements" / f"{part}.txt").read_text()
+    there = {name.replace("_", "-").lower() for name in re.findall(r"^([\w.-]+)==", wanted, re.M)}
+    known = metadata.packages_distributions()
+    files = [*(ROOT / part / f"llm_{part}").rglob("*.py"), ROOT / "runtime/llm_runtime/contract.py"]
+    missing = {
+        f"{file.relative_to(ROOT)}: {name}"
+        for file in files
+        for name in imported(ast.parse(file.read_text()))
+        if not there & {each.replace("_", "-").lower() for each in known.get(name, ())}
+    }
+    assert not missing
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Top-level names of other people's packages."""
+    found = set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {each.name.partition(".")[0] for each in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"llm_operator", "llm_runtime"}
 
 
 def test_every_requirement_has_a_hash() -> None:
