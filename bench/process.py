@@ -35,7 +35,7 @@ class Process:
             stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent,
         )  # fmt: skip
 
-    def wait_until_ready(self, url: str) -> None:
+    def wait_until_ready(self, url: str, poll_seconds: float = 0.25) -> None:
         """Wait until `url` answers 200. Raises `NotStarted`."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
@@ -47,12 +47,8 @@ class Process:
             ):
                 if answer.status == 200:
                     return
-            time.sleep(0.25)
+            time.sleep(poll_seconds)
         raise NotStarted(f"not ready after {START_SECONDS:.0f} s: {self._tail()}")
-
-    @property
-    def running(self) -> bool:
-        return self._root.poll() is None
 
     def pids(self) -> list[int]:
         """The process and its descendants, parents first."""
@@ -100,6 +96,12 @@ def _die_with_parent() -> None:
     which hold gigabytes and show nothing."""
     with suppress(OSError, AttributeError):  # Linux only.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has taken, without its children's."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def descendants(root: int, parent_of: Mapping[int, int]) -> list[int]:

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import httpx
 import yaml
 
 from bench.machine import ROOT, commit, machine
-from bench.process import Process
+from bench.process import Process, cpu_seconds
 from bench.report import FOLDER, number, table
 from devstack.cluster import Cluster
 from devstack.ports import free_port
@@ -168,9 +168,10 @@ class Readiness:
             threading.Thread(target=self._follow, args=(api, kind), daemon=True).start()
 
     def _follow(self, api: Api, kind: str) -> None:
-        for item in api.watch(kind):
-            known = self._ready[kind]
-            (known.add if _is_ready(item) else known.discard)(item["metadata"]["uid"])
+        known = self._ready[kind]
+        with suppress(httpx.TransportError):  # The cluster ends before this thread does.
+            for item in api.watch(kind):
+                (known.add if _is_ready(item) else known.discard)(item["metadata"]["uid"])
 
     def counts(self) -> dict[str, int]:
         """By kind."""
@@ -261,11 +262,7 @@ class Operator(Process):
 
     def cpu_seconds(self) -> float:
         """Processor time that it and its children have taken."""
-        ticks = 0
-        for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(map(cpu_seconds, self.pids()))
 
 
 def _objects(count: int) -> Iterator[Json]:

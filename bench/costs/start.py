@@ -12,16 +12,13 @@ import shutil
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench import models
 from bench.machine import ROOT, commit, machine
-from bench.process import NotStarted, Process
+from bench.process import Process, cpu_seconds
 from bench.report import FOLDER, number, table
 from bench.stats import median
 from devstack.ports import free_port
@@ -29,7 +26,6 @@ from devstack.ports import free_port
 POLL_SECONDS = 0.01
 SETTLE_SECONDS = 1.0
 """After readiness, before memory is read."""
-PATIENCE_SECONDS = 300
 METRICS = {
     "ready_s": "process start to ready, s",
     "cpu_s": "processor time of both processes until then, s",
@@ -115,9 +111,9 @@ def one_start(checkout: Path, model: Path, scratch: Path) -> Row:
     began = time.monotonic()
     server = Process(command, {**os.environ, **own}, scratch, scratch / "log")
     try:
-        _wait(server, f"http://127.0.0.1:{port}/readyz")
+        server.wait_until_ready(f"http://127.0.0.1:{port}/readyz", POLL_SECONDS)
         ready = time.monotonic() - began
-        http, *engine = (_cpu_seconds(pid) for pid in server.pids())
+        http, *engine = (cpu_seconds(pid) for pid in server.pids())
         time.sleep(SETTLE_SECONDS)
         pids = server.pids()
         return {
@@ -129,27 +125,6 @@ def one_start(checkout: Path, model: Path, scratch: Path) -> Row:
         }
     finally:
         server.stop()
-
-
-def _wait(server: Process, url: str) -> None:
-    """As `Process.wait_until_ready`, but to the hundredth of a second."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        with (
-            suppress(urllib.error.URLError, OSError),
-            urllib.request.urlopen(url, timeout=5) as answer,
-        ):
-            if answer.status == 200:
-                return
-        if not server.running:
-            break
-        time.sleep(POLL_SECONDS)
-    raise NotStarted(f"not ready: {server.log.read_text(errors='replace').strip()[-600:]}")
-
-
-def _cpu_seconds(pid: int) -> float:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _kib(pid: int, field: str) -> int:

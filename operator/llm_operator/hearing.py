@@ -71,8 +71,7 @@ class Hearing:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """The middleware: passes everything on and notes how it went."""
-        place = self.place(request.url.path)
-        stream = self._streams[path_of(*place)] if place else None
+        stream = self._stream(request.url.path)
         watching = request.url.query.get("watch") == "true"
         if stream is not None:
             # It is asked for again, or listed again, so the stream before has ended.
@@ -142,15 +141,13 @@ class Hearing:
 
     def place(self, path: str) -> tuple[str, str] | None:
         """Kind and namespace of the stream whose collection has this path."""
+        stream = self._stream(path)
+        return (stream.kind, stream.namespace) if stream else None
+
+    def _stream(self, path: str) -> _Stream | None:
         # By its end: an API server may lie behind a path of its own.
-        return next(
-            (
-                (each.kind, each.namespace)
-                for known, each in self._streams.items()
-                if path.endswith(known)
-            ),
-            None,
-        )
+        found = (each for known, each in self._streams.items() if path.endswith(known))
+        return next(found, None)
 
     def silence(self) -> float:
         """Seconds for which the stream that has been missed longest has not been open; 0: all are

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llm_operator.crds.rollout import LoadProbe
 from llm_operator.inventory import Inventory
@@ -163,15 +163,13 @@ class Memory:
         )
 
     def _end_answers(self, uid: str, over: Callable[[str], bool]) -> None:
-        for copied in [known for known in self.copies if known[0] == uid and over(known[1])]:
-            del self.copies[copied]
-        for probe in [known for known in self.probes if known[0] == uid and over(known[1])]:
-            del self.probes[probe]
-        for running in [known for known in self.probing if known[0] == uid and over(known[1])]:
-            self.probing.pop(running).cancel()
-        for outcome in [known for known in self.smoke if known[0] == uid and over(known[1])]:
-            del self.smoke[outcome]
-        for prompts in [known for known in self.asking if known[0] == uid and over(known[1])]:
-            self.asking.pop(prompts).cancel()
+        outcomes: tuple[dict[Any, Any], ...] = (self.copies, self.probes, self.smoke)
+        for found in outcomes:
+            for known in [each for each in found if each[0] == uid and over(each[1])]:
+                del found[known]
+        tasks: tuple[dict[Any, asyncio.Task[None]], ...] = (self.probing, self.asking)
+        for running in tasks:
+            for known in [each for each in running if each[0] == uid and over(each[1])]:
+                running.pop(known).cancel()
         if not any(known[0] == uid for known in self.asking):
             self.places.pop(uid, None)

@@ -190,20 +190,21 @@ class Mirror:
     ) -> list[Read] | None:
         """What `reader` makes of each object of a namespace, read once for each of its versions;
         None where that is not known."""
-        place = Place(kind, namespace)
-        if not self._tells(place) or self._unsure[place]:
+        found = self._select(Place(kind, namespace), None)
+        if found is None:
             return None
-        found = []
-        for known in self._known[place].values():
+        for known in found:
             if reader not in known.read:
                 known.read[reader] = reader(known.sighting.manifest())
-            found.append(cast("Read", known.read[reader]))
-        return found
+        return [cast("Read", known.read[reader]) for known in found]
 
     def select(self, kind: str, namespace: str, deployment: str | None) -> list[Manifest] | None:
         """The objects of a namespace ("" for all), of one LLMDeployment where it is named; None
         where that is not known."""
-        place = Place(kind, namespace)
+        found = self._select(Place(kind, namespace), deployment)
+        return None if found is None else [known.sighting.manifest() for known in found]
+
+    def _select(self, place: Place, deployment: str | None) -> list[_Known] | None:
         if not self._tells(place):
             return None
         found = []
@@ -212,5 +213,5 @@ class Mirror:
             names = known if deployment is None else self._named.get((each, deployment), {})
             if any(name in self._unsure[each] for name in names):
                 return None
-            found += [known[name].sighting.manifest() for name in names]
+            found += [known[name] for name in names]
         return found

@@ -201,26 +201,19 @@ def test_a_worse_version_never_answers_and_a_good_one_does_when_it_has_passed(
     ).start()
     try:
         world.until(lambda: loop.tally.requests >= 8, "requests before the move")
-        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
-        world.until(
-            lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
-            "it to be refused",
-        )
+        refuse(world, versions)
         refused = world.condition("AdaptersReady", NAME)["message"]
         assert serving(world) == "1"
         asked = loop.tally.requests
         world.until(lambda: loop.tally.requests >= asked + 8, "requests after the refusal")
-        moved = time.monotonic()
-        set_alias(world.stack.mlflow.uri, versions, "champion", "3")
-        world.until(lambda: serving(world) == "3", "the good version to pass")
-        passed = time.monotonic()
+        passed = promote_twin(world, versions)
         world.until(
             lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
         )
     finally:
         tally = loop.stop()
     print(
-        f"refused: {refused}\npassed {passed - moved:.1f} s after the alias moved; {tally.requests}"
+        f"refused: {refused}\npassed {passed:.1f} s after the alias moved; {tally.requests}"
         " requests"
     )
     assert tally.failures == []
@@ -238,10 +231,7 @@ def test_a_version_that_answers_a_dataset_worse_is_refused_and_its_twin_passes(
 ) -> None:
     legal = f"{NAME}:legal"
     reference = first_version(client, world, versions)
-    world.until(lambda: serving(world) == "1", "the first version")
-    world.until(
-        lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
-    )
+    first_version_serves(world)
     mlflow.set_tracking_uri(world.stack.mlflow.uri)
     mlflow.genai.datasets.create_dataset(name="legal-golden", experiment_id="0").merge_records(
         [
@@ -264,23 +254,14 @@ def test_a_version_that_answers_a_dataset_worse_is_refused_and_its_twin_passes(
     ).start()
     try:
         world.until(lambda: loop.tally.requests >= 4, "requests before the move")
-        moved = time.monotonic()
-        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
-        world.until(
-            lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
-            "it to be refused",
-        )
-        refused = time.monotonic()
+        refused = refuse(world, versions)
         told = world.llmd(NAME)["status"]["adapterCandidates"][0]["gates"][0]
-        assert serving(world) == "1"
-        set_alias(world.stack.mlflow.uri, versions, "champion", "3")
-        world.until(lambda: serving(world) == "3", "the good version to pass")
-        passed = time.monotonic()
+        passed = promote_twin(world, versions)
     finally:
         tally = loop.stop()
     print(
-        f"refused {refused - moved:.1f} s after the alias moved: {told['message']}\n"
-        f"its twin passed after {passed - refused:.1f} s; {tally.requests} requests"
+        f"refused {refused:.1f} s after the alias moved: {told['message']}\n"
+        f"its twin passed after {passed:.1f} s; {tally.requests} requests"
     )
     assert tally.failures == []
     assert len(tally.answers) == 1
@@ -299,10 +280,7 @@ def test_copies_refuse_a_version_that_answers_otherwise_and_prove_its_twin_to_no
     before = pods(world)
     legal = f"{NAME}:legal"
     reference = first_version(client, world, versions)
-    world.until(lambda: serving(world) == "1", "the first version")
-    world.until(
-        lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
-    )
+    first_version_serves(world)
     load = {"seconds": 10, "concurrency": 1, "promptTokens": 8, "maxTokens": 8}
     judged = [
         {"shadowAgreement": {"minExact": 0.9}, "minRequests": 20},
@@ -317,24 +295,15 @@ def test_copies_refuse_a_version_that_answers_otherwise_and_prove_its_twin_to_no
     try:
         world.until(lambda: loop.tally.requests >= 40, "requests before the move")
         alone = len(loop.tally.seconds)
-        moved = time.monotonic()
-        set_alias(world.stack.mlflow.uri, versions, "champion", "2")
-        world.until(
-            lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
-            "it to be refused",
-        )
-        refused = time.monotonic()
+        refused = refuse(world, versions)
         beside = len(loop.tally.seconds)
         told = world.condition("AdaptersReady", NAME)["message"]
-        assert serving(world) == "1"
-        set_alias(world.stack.mlflow.uri, versions, "champion", "3")
-        world.until(lambda: serving(world) == "3", "the good version to pass")
-        passed = time.monotonic()
+        passed = promote_twin(world, versions)
     finally:
         tally = loop.stop()
     print(
-        f"refused {refused - moved:.1f} s after the alias moved: {told}\n"
-        f"its twin passed after {passed - refused:.1f} s; {tally.requests} requests, median"
+        f"refused {refused:.1f} s after the alias moved: {told}\n"
+        f"its twin passed after {passed:.1f} s; {tally.requests} requests, median"
         f" {median(tally.seconds[:alone]):.3f} s, {median(tally.seconds[alone:beside]):.3f} s with"
         " a version beside that is loaded and sent copies"
     )
@@ -348,6 +317,35 @@ def test_copies_refuse_a_version_that_answers_otherwise_and_prove_its_twin_to_no
     assert judged_by.startswith("passed: gate shadowAgreement minExact is 1")
     assert "gate loadProbe" in judged_by
     assert pods(world) == before
+
+
+def first_version_serves(world: World) -> None:
+    """Wait until it does, in all pods."""
+    world.until(lambda: serving(world) == "1", "the first version")
+    world.until(
+        lambda: world.condition("AdaptersReady", NAME)["status"] == "True", "it in all pods"
+    )
+
+
+def refuse(world: World, versions: str) -> float:
+    """Move the alias to the worse version, and wait until it is refused. Returns the seconds."""
+    moved = time.monotonic()
+    set_alias(world.stack.mlflow.uri, versions, "champion", "2")
+    world.until(
+        lambda: world.condition("AdaptersReady", NAME)["reason"] == "AdapterRefused",
+        "it to be refused",
+    )
+    return time.monotonic() - moved
+
+
+def promote_twin(world: World, versions: str) -> float:
+    """Move the alias to a version that answers as the first one, which still serves, and wait until
+    it answers. Returns the seconds."""
+    assert serving(world) == "1"
+    moved = time.monotonic()
+    set_alias(world.stack.mlflow.uri, versions, "champion", "3")
+    world.until(lambda: serving(world) == "3", "the good version to pass")
+    return time.monotonic() - moved
 
 
 def answers(world: World) -> int:

@@ -28,11 +28,8 @@ class MirroredCluster:
         return await self._cluster.get(kind, namespace, name)
 
     async def seen(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        if kind in self._whole or kind in self._labelled:
-            found = self._mirror.find(kind, namespace, name)
-            if found is not None:
-                return found
-        return await self._cluster.get(kind, namespace, name)
+        found = self._mirror.find(kind, namespace, name)
+        return await self._cluster.get(kind, namespace, name) if found is None else found
 
     async def list(
         self, kind: str, namespace: str, labels: str = "", fields: str = ""
