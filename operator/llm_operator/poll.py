@@ -72,7 +72,7 @@ class Poll:
                 await self.look(connection)
                 await asyncio.sleep(LOOK_SECONDS)
         except Exception as error:
-            _late(f"a webhook of {connection} is left to the next poll", error)
+            _log_failed(f"a webhook of connection {connection} was not followed", error)
         finally:
             del self._attended[connection]
 
@@ -84,7 +84,7 @@ class Poll:
                 await self.look()
             except Exception as error:
                 # The poll is for all: nothing that is odd about one object or server may end it.
-                _late("polling is late", error)
+                _log_failed("polling failed", error)
 
     async def look(self, only: str | None = None) -> None:
         """One round over all connections that some LLMDeployment uses, or over one of them.
@@ -108,15 +108,14 @@ class Poll:
             chosen, await asyncio.gather(*looks, return_exceptions=True), strict=True
         ):
             if isinstance(error, Exception):
-                _late(f"polling connection {name} is late", error)
+                _log_failed(f"polling connection {name} failed", error)
 
     async def _listed(self, namespace: str) -> list[Manifest]:
         try:
             return await self._cluster.list("LLMDeployment", namespace)
         except ApiError as error:
-            _late(
-                f"polling namespace {namespace} is late" if namespace else "polling is late", error
-            )
+            of_namespace = f" of namespace {namespace}" if namespace else ""
+            _log_failed(f"polling{of_namespace} failed", error)
             return []
 
     async def _look_at(self, name: str, resources: list[Manifest]) -> None:
@@ -143,7 +142,7 @@ class Poll:
                 self._wake(resource)
 
     async def _kept_out(self, name: str, namespaces: set[str]) -> set[str]:
-        """LLMDeployments that may not use the connection. Nothing on it moves for them."""
+        """The namespaces that may not use this connection. For them nothing on it moves."""
         settings = self._connections.current()[name]
         found = set[str]()
         for namespace in sorted(namespaces):
@@ -151,7 +150,7 @@ class Poll:
                 if not await permitted(self._cluster, settings, namespace):
                     found.add(namespace)
             except ApiError as error:
-                _late(f"polling connection {name} for namespace {namespace} is late", error)
+                _log_failed(f"polling connection {name} for namespace {namespace} failed", error)
         return found
 
     def _wake(self, resource: Manifest) -> None:
@@ -159,7 +158,7 @@ class Poll:
         self._have_reconciled(Key("LLMDeployment", meta["namespace"], meta["name"]))
 
 
-def _late(what: str, error: Exception) -> None:
+def _log_failed(what: str, error: Exception) -> None:
     log.warning("%s: %s", what, error, exc_info=None if isinstance(error, ApiError) else error)
 
 

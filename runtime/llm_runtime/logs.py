@@ -59,8 +59,8 @@ def configure(
     format_: Literal["json", "console"], level: str, stream: TextIO | None = None
 ) -> None:
     """Send all loggers, including uvicorn's, to one handler.
-    It has one stream, as two would not keep the order."""
-    # No format shows the place in the code, and finding it costs as much as writing the line.
+    It has one stream: the lines of two would mix."""
+    # No format prints file and line, and finding them costs as much as writing the line.
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     _install(logging.StreamHandler(stream or sys.stdout), format_, level)

@@ -152,7 +152,7 @@ def test_a_hand_edited_deployment_is_put_right_within_seconds(place: Place) -> N
 )
 def test_a_deleted_child_is_made_again(place: Place, kind: str) -> None:
     place.model()
-    place.deploy()
+    place.deploy(replicas=2)
     revision = place.ready()["stable"]["revision"]
     name = {
         "Deployment": f"bot-{revision}",

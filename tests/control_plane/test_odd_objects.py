@@ -75,7 +75,7 @@ def test_a_webhook_that_is_away_is_told_and_the_deployment_goes_on_when_it_is_ba
 
 def test_a_budget_that_is_refused_holds_up_no_promotion(api: Api, place: Place) -> None:
     model = place.model()
-    place.deploy()
+    place.deploy(replicas=2)
     place.ready(version="1")
     with webhook_away(api, place, "policy", "poddisruptionbudgets", "CREATE", "UPDATE"):
         place.models.promote(model, 2)

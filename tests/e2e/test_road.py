@@ -173,7 +173,7 @@ def test_kubectl_tells_the_story(client: httpx.Client, world: World) -> None:
         for word in ("READY", "AVAILABLE", "REASON", "VERSION", "TARGET", "True", "Serving", MODEL)
     )
     story = world.kubectl("describe", "llmd", MODEL)
-    assert "Resolved" in story
+    assert f"with model version 1: {MODEL} is version 1" in story
     assert f"http://{MODEL}.default.svc" in story
 
 

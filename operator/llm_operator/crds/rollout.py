@@ -231,7 +231,7 @@ class EvaluationSpec(Section):
     scorers: Annotated[tuple[ScorerSpec, ...], Field(min_length=1, max_length=8)]
     """Rules that score each answer; its score is their mean."""
     min_score: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Lowest mean score of the candidate, where 0.9 is nine points of ten."""
+    """Lowest mean score of the candidate, such as 0.9."""
     max_drop_vs_stable: Annotated[float, Field(ge=0, le=1)] | None = None
     """Largest mean difference by which the candidate's scores are below stable's,
     record by record."""

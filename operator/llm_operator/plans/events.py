@@ -1,6 +1,7 @@
 """Events read off a changed status, and Events of restarted and evicted pods. A roll-out's own
 Events (RolledOut, RolloutFailed, GateUndecided) are in rollout/judge.py."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus
@@ -47,6 +48,24 @@ def changes(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence
         occurrences += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
     occurrences += _hindered(before.get("Progressing"), after["Progressing"])
     return tuple(dict.fromkeys(occurrences))
+
+
+def together(
+    rolled: tuple[Occurrence, ...], changed: tuple[Occurrence, ...]
+) -> tuple[Occurrence, ...]:
+    """The Events of a roll-out and of a changed status, in one list.
+
+    A version that was resolved and is rolled out at once is one Event, not two.
+    """
+    resolved = next((each for each in changed if each.reason == "Resolved"), None)
+    started = next((each for each in rolled if each.reason == "RolloutStarted"), None)
+    if resolved is None or started is None:
+        return (*rolled, *changed)
+    told = replace(started, message=f"{started.message}: {resolved.message}")
+    return (
+        *(told if each is started else each for each in rolled),
+        *(each for each in changed if each is not resolved),
+    )
 
 
 def mishaps(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:

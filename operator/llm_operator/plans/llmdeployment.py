@@ -61,8 +61,7 @@ def deployment(observed: Observed, *, settle_seconds: float, now: datetime) -> P
         delete=prune(observed, objects, decision),
         status=status,
         occurrences=(
-            *decision.occurrences,
-            *events.changes(observed, status),
+            *events.together(decision.occurrences, events.changes(observed, status)),
             *events.mishaps(observed, now),
         ),
         requeue_seconds=min(looks, default=None),

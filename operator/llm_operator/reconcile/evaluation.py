@@ -157,7 +157,7 @@ async def outcomes(
         open_ = set()
     if open_ and key is None:
         secret = names.operator_key_secret(observed.meta)
-        said = missing or f"Secret {secret} exists and is not ours: delete it"
+        said = missing or f"Secret {secret} was not made by the operator: rename or delete it"
         found |= {name: EvaluationOutcome(waiting=said) for name in open_}
         open_ = set()
 
@@ -272,7 +272,7 @@ async def _outcome(
         with suppress(Conflict):
             job = await outside.cluster.create(wanted)
             await _hand_over(outside, job, task, pods)
-        return EvaluationOutcome(waiting=f"Job {namespace}/{name} begins to ask")
+        return EvaluationOutcome(waiting=f"Job {namespace}/{name} was made")
     if outside.memory.handed.get(job["metadata"]["uid"]) != pods:
         try:
             change = {"data": keys.encode({objects.PODS_FILE: pods_to_json(pods)})}
@@ -283,7 +283,7 @@ async def _outcome(
             task = await _task(outside, observed, subject, spec, key)
             await _hand_over(outside, job, task, pods)
     return EvaluationOutcome(
-        waiting=f"Job {namespace}/{name} asks the records of dataset {spec.dataset}"
+        waiting=f"Job {namespace}/{name} is asking the records of dataset {spec.dataset}"
     )
 
 

@@ -270,7 +270,9 @@ async def _smoke(
         return SmokeOutcome(waiting=NO_POD)
     if key is None:
         secret = names.operator_key_secret(observed.meta)
-        return SmokeOutcome(waiting=missing or f"Secret {secret} exists and is not ours: delete it")
+        return SmokeOutcome(
+            waiting=missing or f"Secret {secret} was not made by the operator: rename or delete it"
+        )
     return await smoke.outcome(outside, observed, candidate, name, key)
 
 

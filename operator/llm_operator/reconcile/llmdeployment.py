@@ -98,8 +98,9 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
 
 
 async def check_secrets(key: Key, outside: Outside, pace: Pace) -> Done:
-    """Have the Secrets of an LLMDeployment changed since they were written? They are not watched,
-    so one GET asks."""
+    """Wake the LLMDeployment if its Secrets were changed since they were written.
+
+    Secrets are not watched, so each is read once."""
     meta = Meta("LLMDeployment", key.namespace, key.name, "", 0)
     for name in (names.keys_secret(meta), names.registry_secret(meta), names.adapters_secret(meta)):
         known = outside.memory.secrets.get((key.namespace, name), GONE).version
@@ -118,7 +119,7 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
         return resource
     meta = observe.meta_of(resource)
     for name in names.secrets(meta):
-        # It has none yet, so none is looked for: to create one fails where its name is taken.
+        # A new object has no Secrets, so none is read. Creating one fails where its name is taken.
         outside.memory.secrets.setdefault((meta.namespace, name), GONE)
     first = LLMDeploymentStatus(
         observed_generation=meta.generation,

@@ -1,5 +1,5 @@
-"""Tells the registry how roll-outs ended. The work has a queue key of its own, so that no roll-
-out waits for it."""
+"""Tells the registry how roll-outs ended. Its work has its own queue key, so that it delays no
+roll-out."""
 
 import logging
 import random
@@ -16,7 +16,7 @@ from llm_operator.state import Connection, Key, Observed, Occurrence
 log = logging.getLogger(__name__)
 KIND = "Verdict"
 CHECK_SECONDS = 30.0
-"""Seconds over which the questions after a start are spread."""
+"""After a start, requests to the registry are spread over this many seconds."""
 
 
 def due(
@@ -97,7 +97,10 @@ async def _record(outside: Outside, connection: Connection, ledger: Ledger, ende
     if have.get(key) != wanted:
         await outside.registry.tag(connection, model, version, key, wanted)
         log.info(
-            "%s: %s is told to connection %s", _name(ended), ended.verdict.outcome, connection.name
+            "%s: wrote verdict %s to connection %s",
+            _name(ended),
+            ended.verdict.outcome,
+            connection.name,
         )
     for former in have.keys() & set(verdicts.former_tags(ledger.meta)):
         await outside.registry.untag(connection, model, version, former)
@@ -118,10 +121,13 @@ async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
     except RegistryFault as fault:
         if not fault.terminal:
             raise Retry(
-                f"the tags of {owner.namespace}/{owner.name} are not taken away yet: {fault}"
+                f"the tags of {owner.namespace}/{owner.name} are not removed yet: {fault}"
             ) from fault
         log.warning(
-            "the tags of %s/%s, which is deleted, are left: %s", owner.namespace, owner.name, fault
+            "the tags of %s/%s, which is deleted, were not removed: %s",
+            owner.namespace,
+            owner.name,
+            fault,
         )
     if outside.memory.ledgers.get(owner) is ledger:
         del outside.memory.ledgers[owner]
@@ -131,13 +137,13 @@ async def _withdraw(outside: Outside, owner: Key, ledger: Ledger) -> Done:
 async def _take_away(
     outside: Outside, connection: Connection, model: str, version: str, key: str
 ) -> None:
-    """One that can't be taken away keeps no other from going."""
+    """Failing to remove one tag does not stop the others."""
     try:
         await outside.registry.untag(connection, model, version, key)
     except RegistryFault as fault:
         if fault.about_server or not fault.terminal:
             raise
-        log.warning("the tag %s of %s version %s is left: %s", key, model, version, fault)
+        log.warning("the tag %s of %s version %s was not removed: %s", key, model, version, fault)
 
 
 def _refused(ledger: Ledger, ended: Ended, fault: RegistryDenied) -> str:

@@ -1,4 +1,4 @@
-"""How far a model is on its way to serve."""
+"""How far loading a model has got."""
 
 import time
 from collections.abc import Callable

@@ -40,7 +40,7 @@ SECURITY = [
 SHADOW = Caller("shadow", "shadow", Tier(name="shadow", max_concurrent=None, priority=-100))
 """The caller of copied requests. Every request of a client goes before them."""
 OWN_SHADOW = replace(SHADOW, operator=True)
-"""The same of copies that this server sends to a candidate of an adapter: no client has one."""
+"""The caller of copies that this server makes for its own candidate of an adapter. Never a client."""
 
 
 class KeyedRoute(APIRoute):
@@ -120,7 +120,7 @@ class GenerationRoute(BodyRoute):
         request.state.unbilled = True
         request.state.listener = Heard()
         serving = server_of(request).serving
-        # Where it answers clients, too, the places that are left are theirs.
+        # A server that also answers clients keeps its last places for them.
         taken = serving.half_full if own else serving.full
         if taken:
             raise errors.QueueFull("A copy does not wait for a place; this server has none.")

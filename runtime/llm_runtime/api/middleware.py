@@ -172,8 +172,7 @@ class _Answer:
             standing = limiter.standing(caller).headers()
             headers += [(name.encode(), value.encode()) for name, value in standing.items()]
         if self._server.serving.state is State.DRAINING:
-            # Whoever keeps this connection would find it closed in a moment;
-            # a new one goes to another replica.
+            # A kept connection would be closed in a moment; a new one goes to another replica.
             headers.append((b"connection", b"close"))
         return headers
 

@@ -43,7 +43,7 @@ class State(StrEnum):
     DRAINING = "draining"
     """The server is shutting down. Requests that still come are served until `drain`."""
     FAILED = "failed"
-    """Only a new process helps."""
+    """Only a restart helps."""
 
 
 TRANSITIONS: Mapping[State, tuple[State, ...]] = {
@@ -193,8 +193,7 @@ class Serving:
         return version_of(self.config, self.loaded)
 
     async def wake(self) -> Pipeline:
-        """`pipeline`, which the first request has to wait for where the model is loaded lazily,
-        and all others with it.
+        """`pipeline`. Where the model is loaded lazily, requests wait here until it is.
 
         Raises `errors.RequestTimeout` when that takes longer than a request may.
         """
@@ -347,11 +346,11 @@ class Serving:
             return "The engine has stopped."
         quiet = self.loaded.engine.stats().quiet_seconds if self.loaded else 0.0
         if quiet > QUIET_SECONDS:
-            return f"The engine has brought nothing for {quiet:.0f} s although requests are open."
+            return f"The engine has produced nothing for {quiet:.0f} s although requests are in progress."
         return self._self_check.fault
 
     def _engine_died(self, report: FatalReport) -> None:
-        """Only a new process helps.
+        """Only a restart helps.
         By ending, this one is restarted sooner than by a failing probe."""
         log.error("The engine has died (%s): this server ends, to be started again", report.reason)
         self._fail(report)

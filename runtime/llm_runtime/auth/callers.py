@@ -44,7 +44,7 @@ takes two microseconds."""
 KEY_POLL_SECONDS = 1.0
 """Time between two looks at the key file while no request comes."""
 MAX_CALLERS = 10_000
-"""Callers kept ready; one more and all are made anew, which takes microseconds each."""
+"""Callers kept ready. Beyond that all are made anew, which takes microseconds each."""
 NO_DIGEST = "0" * 64
 IPV6_TENANT_BITS = 64
 """One customer's network: with a whole /64 each, addresses would be no limit."""
@@ -205,7 +205,7 @@ class Tiers:
 
     def find(self, name: str) -> Tier:
         """A tier by its name.
-        A name that is not known gets the default tier: a slip must open nothing."""
+        A name that is not known gets the default tier: a typo must not grant more."""
         tiers = self.known()
         return tiers.get(name) or tiers[""]
 

@@ -105,7 +105,7 @@ def library() -> ctypes.CDLL | None:
         kernel = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         log.warning(
-            "the CPU kernels can't be used: torch's slower operations are",
+            "the CPU kernels can't be used: falling back to torch's slower operations",
             extra={"reason": str(error)},
         )
         return None

@@ -37,8 +37,8 @@ from llm_runtime.request import FinishReason, TokenEvent
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Number of steps in a row without any result after which the device or the model counts as broken,
-and no single request."""
+"""After so many steps in a row without any result, the device or the model counts as broken, not a
+single request."""
 MEMORY_SECONDS = 1.0
 """How often the device is asked for its memory, which costs more than the rest of a report."""
 
@@ -127,7 +127,7 @@ class StepLoop:
         try:
             return self._step(served)
         except Exception as error:
-            # Not one request's fault: a runner or this program broke its word,
+            # Not one request's fault: a runner or this program violated its contract,
             # and the step's outcome is unknown.
             log.exception("A step failed")
             self._count(failed=True)

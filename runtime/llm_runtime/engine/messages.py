@@ -31,8 +31,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Give the request's place away;
-    its final event comes all the same, unless it has come already."""
+    """End the request and free its place. Its final event is sent all the same."""
 
     number: int
 

@@ -126,7 +126,7 @@ class Account:
         return errors.RateLimited(message, code="concurrent_requests", retry_after_seconds=retry)
 
     def idle(self, now: float) -> bool:
-        """Whether a new account would be the same."""
+        """Whether forgetting this account would lose nothing."""
         return self.slots.idle and all(budget.idle(now) for budget in self._budgets.values())
 
     def forgettable(self) -> bool:

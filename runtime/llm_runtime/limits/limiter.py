@@ -156,7 +156,7 @@ class Limiter:
     def standing(self, caller: Caller) -> Standing:
         """How the caller stands now, as far as it is known here: exact after `admit` and `settle`.
 
-        Somebody who was never here is not remembered for asking.
+        Asking opens no account.
         """
         return self._look(caller).standing(self._clock(), self._wall())
 

@@ -104,7 +104,7 @@ async def test_an_object_of_somebody_else_is_never_taken_or_deleted(kind: str) -
     }
     world.cluster._store("person", (kind, NAMESPACE, name), theirs)
     before = dict(world.cluster.objects[kind, NAMESPACE, name])
-    await world.deploy()
+    await world.deploy(replicas=2)
     await reconcile(KEY, world.outside, PACE)
     assert world.cluster.objects[kind, NAMESPACE, name] == before
     assert world.condition("Stalled")["reason"] == "NameTaken"

@@ -56,7 +56,7 @@ async def test_all_children_are_made_and_ready_follows_the_pods() -> None:
     assert world.cluster.named("Service") == ["bot"] == world.cluster.named("PodDisruptionBudget")
     assert world.cluster.named("Secret") == ["bot-keys", "bot-registry"]
     assert world.selected() == revision
-    assert world.cluster.events() == ["RolloutStarted", "Resolved", "RolledOut"]
+    assert world.cluster.events() == ["RolloutStarted", "RolledOut"]
 
 
 async def test_the_first_write_says_unknown() -> None:

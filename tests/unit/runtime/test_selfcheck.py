@@ -42,7 +42,7 @@ async def test_an_engine_of_which_nothing_comes_is_not_ready_long_before_it_is_d
     assert (ready.status_code, (await api.client.get("/livez")).status_code) == (503, 200)
     assert (
         ready.json()["reason"]
-        == "The engine has brought nothing for 61 s although requests are open."
+        == "The engine has produced nothing for 61 s although requests are in progress."
     )
     api.engine.quiet_seconds = 0
     assert (await api.client.get("/readyz")).status_code == 200

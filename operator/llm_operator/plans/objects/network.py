@@ -124,7 +124,7 @@ def service_account(meta: Meta, pull_secrets: tuple[str, ...]) -> Manifest:
 
 
 def disruption_budget(meta: Meta, serving: tuple[str, ...]) -> Manifest:
-    """One pod at a time may be evicted; with a single replica a node can still be drained."""
+    """One pod at a time may be evicted."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

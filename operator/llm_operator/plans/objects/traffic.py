@@ -15,7 +15,9 @@ def objects(observed: Observed, decision: Decision) -> list[Manifest]:
     found = list[Manifest]()
     if decision.serving:
         found.append(network.service(meta, spec, decision.serving))
-        found.append(network.disruption_budget(meta, decision.serving))
+        if spec.replicas > 1 or spec.autoscaling:
+            # A single pod may go at any time, or its node could not be drained.
+            found.append(network.disruption_budget(meta, decision.serving))
     candidate = decision.candidate if decision.rolling_out else None
     if candidate is not None and decision.stable is not None:
         found.append(

@@ -183,8 +183,9 @@ class MlflowRegistry:
             )
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             raise RegistryUnreachable(
-                f"MLflow at {connection.tracking_uri} does not answer{way} ({reason}); what serves"
-                f" keeps serving, asking again by itself: curl {connection.tracking_uri}/health"
+                f"MLflow at {connection.tracking_uri} does not answer{way} ({reason}). The"
+                " current version keeps serving, and the operator tries again by itself. To check:"
+                f" curl {connection.tracking_uri}/health"
             ) from error
         metrics.REGISTRY_CALLS.labels(connection.name, str(answer.status_code)).inc()
         if answer.status_code != 200:
@@ -243,7 +244,7 @@ def _making_sense(connection: Connection, about: str) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RegistryUnreachable(
-            f"MLflow at {connection.tracking_uri} answered {about} without what belongs into it"
+            f"MLflow at {connection.tracking_uri} gave an unexpected answer {about}"
             f" ({type(error).__name__}: {error}): is the tracking URI right, and the server a"
             " supported one?",
             answered=True,

@@ -75,7 +75,7 @@ class Registry(Protocol):
 
 
 class RegistryClient(Registry, Protocol):
-    """One that also finds what a reference that stands for nothing could name."""
+    """A registry that can also list what exists when a reference matches nothing."""
 
     async def choices(
         self, connection: Connection, reference: Reference, *, model: bool
