@@ -282,7 +282,7 @@ async def test_a_deleted_deployment_takes_its_tags_with_it_and_no_others(world: 
     await world.cluster.delete("LLMDeployment", NAMESPACE, "bot")
     assert VERDICT in dict((await step(world)).later)
     world.registry.tag_fault = RegistryUnreachable("down")
-    with pytest.raises(Retry, match="not taken away yet"):
+    with pytest.raises(Retry, match="not removed yet"):
         await reconcile(VERDICT, world.outside, Pace(60, 5))
     world.registry.tag_fault = None
     assert (await reconcile(VERDICT, world.outside, Pace(60, 5))).gone
