@@ -35,6 +35,8 @@ DEAR = 3
 REVOKED_SECONDS = 10.0
 """Within so long a key is revoked, however much another tenant has broken.
 Alone it takes a fraction of a second."""
+NOT_LOOKED_AT = ("Pending", "Resolving")
+"""Reasons of Ready before an operator has looked at an object, and while it looks."""
 LINES_AN_OBJECT = 6
 STEADY_SECONDS = 20.0
 STEADY_LINES_A_SECOND = 5.0
@@ -225,7 +227,7 @@ def _says(resource: Json) -> bool:
     """Whether it says what is wrong. A selector that finds nothing is no fault."""
     conditions = {c["type"]: c for c in resource.get("status", {}).get("conditions", [])}
     ready: Json = conditions.get("Ready", {})
-    return ready.get("status") == "True" or ready.get("reason", "Resolving") != "Resolving"
+    return ready.get("status") == "True" or ready.get("reason", "Pending") not in NOT_LOOKED_AT
 
 
 def _lines(operator: Operator) -> int:
