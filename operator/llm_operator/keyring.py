@@ -34,6 +34,15 @@ class ReadKey:
     status: ApiKeyStatus
 
 
+@dataclass(frozen=True)
+class ReadDeployment:
+    """What keys need of an LLMDeployment."""
+
+    meta: Meta
+    tiers: tuple[str, ...]
+    """Names of the tiers that it has; none where they can't be read."""
+
+
 async def api_keys(outside: Outside, namespace: str) -> tuple[ReadKey, ...]:
     """The ApiKeys of a namespace. One that can't be read opens nothing and stops no other."""
     found = await outside.cluster.read("ApiKey", namespace, _readable)
@@ -130,40 +139,38 @@ async def api_key(outside: Outside, resource: Manifest) -> ObservedKey:
         outside.cluster.get("Secret", meta.namespace, apikeys.secret_name(meta, spec)),
         _deployments(outside, meta.namespace, spec, status),
     )
-    metas = [meta_of(item) for item in deployments]
-    concerned = [
-        each
-        for each in metas
-        if apikeys.opens(spec, each) or each.name in (status.deployments or ())
-    ]
+    tiers = {each.meta.name: each.tiers for each in deployments if apikeys.opens(spec, each.meta)}
+    known = {*tiers, *(status.deployments or ())}
     return ObservedKey(
         meta=meta,
         spec=spec,
         status=status,
         secret=secret,
-        deployments=tuple(metas),
+        deployments=tuple(each.meta for each in deployments),
         now=outside.clock(),
-        tiers={
-            each.name: _tier_names(item)
-            for each, item in zip(metas, deployments, strict=True)
-            if apikeys.opens(spec, each)
-        },
-        given=await all_given(outside, concerned),
+        tiers=tiers,
+        given=await all_given(
+            outside, (each.meta for each in deployments if each.meta.name in known)
+        ),
     )
 
 
 async def _deployments(
     outside: Outside, namespace: str, spec: ApiKeySpec, status: ApiKeyStatus
-) -> list[Manifest]:
+) -> list[ReadDeployment]:
     """LLMDeployments that the key opens or has opened. A few are read by their names, because a
     namespace may have thousands."""
     named = sorted({*(spec.deployments or ()), *(status.deployments or ())})
     if spec.selector is not None or len(named) > ASKED_BY_NAME:
-        return await outside.cluster.list("LLMDeployment", namespace)
+        return await outside.cluster.read("LLMDeployment", namespace, _read_deployment)
     found = await asyncio.gather(
         *(outside.cluster.seen("LLMDeployment", namespace, name) for name in named)
     )
-    return [item for item in found if item is not None]
+    return [_read_deployment(item) for item in found if item is not None]
+
+
+def _read_deployment(item: Manifest) -> ReadDeployment:
+    return ReadDeployment(meta_of(item), _tier_names(item))
 
 
 async def all_given(outside: Outside, deployments: Iterable[Meta]) -> dict[str, Given]:

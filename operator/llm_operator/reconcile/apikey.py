@@ -92,10 +92,7 @@ async def _refuse(outside: Outside, resource: Manifest, error: ValidationError, 
     """Report a specification that can't be read, on this ApiKey alone. Such a key opens nothing."""
     meta = observe.meta_of(resource)
     before = observe.status_of(ApiKeyStatus, resource)
-    metas = [
-        observe.meta_of(item)
-        for item in await outside.cluster.list("LLMDeployment", meta.namespace)
-    ]
+    metas = await outside.cluster.read("LLMDeployment", meta.namespace, observe.meta_of)
     concerned = [each for each in metas if each.name in (before.deployments or ())]
     given = await keyring.all_given(outside, concerned)
     taking = [name for name, each in given.items() if each.record(meta)]
@@ -255,8 +252,8 @@ def _unwritten(observed: ObservedKey, status: ApiKeyStatus) -> tuple[Key, ...]:
 async def _everyone(outside: Outside, namespace: str) -> tuple[Key, ...]:
     """Wake every deployment of the namespace, because a deleted key no longer says which ones it
     opened."""
-    listed = await outside.cluster.list("LLMDeployment", namespace)
-    return _both(namespace, [item["metadata"]["name"] for item in listed])
+    metas = await outside.cluster.read("LLMDeployment", namespace, observe.meta_of)
+    return _both(namespace, [each.name for each in metas])
 
 
 def _both(namespace: str, deployments: Sequence[str]) -> tuple[Key, ...]:

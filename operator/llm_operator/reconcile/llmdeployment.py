@@ -201,7 +201,7 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
 
 async def _all_keys(cluster: Cluster, namespace: str) -> tuple[Key, ...]:
     """All ApiKeys of the namespace: their status may name a deployment that is gone now."""
-    return tuple(observe.meta_of(item).key for item in await cluster.list("ApiKey", namespace))
+    return tuple(each.key for each in await cluster.read("ApiKey", namespace, observe.meta_of))
 
 
 def _late_keys(observed: Observed) -> tuple[Key, ...]:
