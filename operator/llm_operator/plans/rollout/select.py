@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.blue_green import BlueGreen
 from llm_operator.plans.rollout.canary import Canary
 from llm_operator.plans.rollout.decision import Decision
@@ -63,7 +62,7 @@ def _automatic(move: Move) -> tuple[str, str]:
         # Before 2026-11-28 Auto chose Recreate:
         # then the old pods are gone already, and going on is the shortest way.
         return move.candidate.strategy, move.candidate.strategy_reason or ""
-    lack = room.lasting(move)
+    lack = move.lasting_lack
     if lack is not None and move.situation.spec.shadows:
         return (
             "BlueGreen",
