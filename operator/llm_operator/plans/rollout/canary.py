@@ -17,7 +17,6 @@ class Canary(Strategy):
 
     mixes = True
     takes_copies = True
-    routes = True
 
     def size(self, move: Move) -> int:
         step = _step(move)

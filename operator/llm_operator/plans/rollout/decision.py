@@ -20,6 +20,8 @@ class Decision:
     history: tuple[HistoryEntry, ...]
     strategy: Strategy | None = None
     """The strategy of the candidate."""
+    interrupts: bool = False
+    """The strategy that is asked for stops the old pods first (Strategy.interrupts)."""
     lack: Lack | None = None
     """The lack of room for the candidate's pods."""
     replicas: dict[str, int] = field(default_factory=dict)

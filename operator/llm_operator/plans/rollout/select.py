@@ -30,14 +30,17 @@ def named(name: str | None) -> Strategy | None:
 def select(decision: Decision) -> Decision:
     """The decision with the candidate's strategy,
     which is written down once there are pods to be moved."""
-    for remark in decision.situation.spec.without_effect:
+    spec = decision.situation.spec
+    for remark in spec.without_effect:
         decision = decision.remark(remark)
+    asked = spec.strategy
+    known = named(asked)
+    decision = replace(decision, interrupts=known is not None and known.interrupts)
     move = decision.move
     if move is None:
         return decision
     if move.stable is None:
         return replace(decision, strategy=First())
-    asked = move.situation.spec.strategy
     before = move.candidate
     if move.state in (State.FAILED, State.REPLACED) or not move.situation.replicas:
         # Before operators wrote the strategy down, the specification's was the candidate's.

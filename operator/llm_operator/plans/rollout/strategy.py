@@ -59,8 +59,6 @@ class Strategy(ABC):
     of requests."""
     interrupts = False
     """Nobody serves for a while, because the old pods go before the new ones come."""
-    routes = False
-    """An HTTPRoute can divide the traffic between the two revisions."""
     saves_room = False
     """The strategy stops old pods where the new ones find no room."""
 
