@@ -407,8 +407,10 @@ class AdapterVersions:
     """The version that is judged, or was refused."""
     spread: AdapterSpread | None = None
     """Where the judged version is loaded."""
+    deadline: datetime | None = None
+    """When the judged version must have got further. None: it does not wait."""
     late: bool = False
-    """Whether the judged version has got no further in the time that it had, and is tried on."""
+    """Whether it has got no further in that time, and is tried on."""
 
     @property
     def judged(self) -> AdapterCandidate | None:
@@ -441,8 +443,8 @@ class Observed:
     autoscaler: Manifest | None = None
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
-    adapter_versions: tuple[AdapterVersions, ...] | None = None
-    """The versions of each adapter, as its gates allow them. None: not judged in this look yet."""
+    adapter_versions: tuple[AdapterVersions, ...] = ()
+    """The versions of each adapter, as its gates allow them, once they have judged in this look."""
     adapter_evidence: Mapping[str, Evidence] = field(default_factory=dict)
     """Evidence about candidates of adapters, by the name under which pods load them."""
     adapters_beside_keys: bool = False
@@ -456,6 +458,10 @@ class Observed:
     """Why the registry takes no verdicts."""
     available: ModelVersion | None = None
     """The version that waits for approval; `resolution` then has the one before it."""
+    approval_word: str = ""
+    """What the annotation must say for that version."""
+    anew: str = ""
+    """Mark of a version whose number was registered anew while it was in use."""
     evidence: Evidence = field(default_factory=Evidence)
     """Evidence about the candidate that is under way."""
     fetch_resources: Manifest = field(default_factory=dict)
@@ -474,6 +480,17 @@ class Observed:
     coming: Mapping[str, str] = field(default_factory=dict)
     """By name of a pod that finds no node:
     what a cluster autoscaler says about the node that it adds."""
+
+    @property
+    def serving_adapters(self) -> list[AdapterStatus]:
+        """The version of each adapter that clients are to get. One that never had any is left
+        out."""
+        return [each.serves for each in self.adapter_versions if each.serves is not None]
+
+    @property
+    def judged_adapters(self) -> list[AdapterCandidate]:
+        """The versions of adapters that pods are to load for the operator alone."""
+        return [each.judged for each in self.adapter_versions if each.judged is not None]
 
 
 @dataclass(frozen=True)

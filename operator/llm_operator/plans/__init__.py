@@ -5,9 +5,8 @@ from llm_operator.plans.llmdeployment import (
     Applied,
     after_apply,
     deployment,
-    prune,
     recorded,
     replaced,
 )
 
-__all__ = ["CHILD_KINDS", "Applied", "after_apply", "deployment", "prune", "recorded", "replaced"]
+__all__ = ["CHILD_KINDS", "Applied", "after_apply", "deployment", "recorded", "replaced"]

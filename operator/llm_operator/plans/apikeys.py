@@ -9,7 +9,8 @@ from llm_operator.crds import ApiKeySpec, ApiKeyStatus
 from llm_operator.crds.scheduling import LabelRequirement
 from llm_operator.plans.objects import keys
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.status import conditions
+from llm_operator.plans.status.findings import Finding, as_conditions
+from llm_operator.plans.status.findings import invalid as invalid_conditions
 from llm_operator.state import DigestedKey, Fault, Given, Meta, ObservedKey
 from llm_runtime.contract import KEY_PREFIX
 
@@ -133,7 +134,7 @@ def status(
     )
     taking = sorted({*matched, *behind})
     stalled = fault is not None and fault.terminal
-    findings: dict[str, conditions.Finding] = {
+    findings: dict[str, Finding] = {
         "Ready": ready,
         "Reconciling": (
             ("True", Reason.Retrying, ready[2])
@@ -146,7 +147,7 @@ def status(
     }
     return ApiKeyStatus(
         observed_generation=meta.generation,
-        conditions=conditions.from_findings(
+        conditions=as_conditions(
             findings, observed.status.conditions, meta.generation, observed.now
         ),
         prefix=prefix,
@@ -160,9 +161,7 @@ PASSING = (Reason.DeploymentNotFound, Reason.TierUnknown, Reason.Delivering, Rea
 """Reasons that go away without a change of the ApiKey."""
 
 
-def _undelivered(
-    observed: ObservedKey, behind: list[str], fault: Fault | None
-) -> conditions.Finding | None:
+def _undelivered(observed: ObservedKey, behind: list[str], fault: Fault | None) -> Finding | None:
     if not behind or (fault is not None and fault.terminal):
         return None
     known = [name for name in behind if observed.given[name].record(observed.meta)]
@@ -196,7 +195,7 @@ def invalid(
     text = f"spec.{message}; the key opens nothing{when}"
     return observed.model_copy(
         update={
-            "conditions": conditions.invalid(observed.conditions, text, meta.generation, now),
+            "conditions": invalid_conditions(observed.conditions, text, meta.generation, now),
             "observed_generation": meta.generation,
             "deployments": tuple(sorted(taking)) or None,
         }
@@ -210,7 +209,7 @@ def _ready(
     missing: list[str],
     fault: Fault | None,
     full: list[str],
-) -> conditions.Finding:
+) -> Finding:
     spec = observed.spec
     namespace = observed.meta.namespace
     if fault is not None:

@@ -1,17 +1,17 @@
-"""updatePolicy Manual: which version is used while another one waits for a person's approval."""
+"""updatePolicy Manual: which version is used while another one waits for a person's approval.
+And which number was registered anew, so that it stands for another version."""
 
 from dataclasses import replace
 
-from llm_operator.crds import AvailableVersion
+from llm_operator.crds import StableStatus
 from llm_operator.crds.model import ServedModel
 from llm_operator.plans import names
-from llm_operator.plans.objects import revision
 from llm_operator.state import ModelVersion, Observed, Resolution
 
 
-def as_approved(observed: Observed) -> Observed:
+def as_approved(observed: Observed, stable: StableStatus | None) -> Observed:
     """The observation to plan for. With updatePolicy Manual, a moved reference stays `available`
-    until its version is approved.
+    until its version is approved. `stable`: what serves, also where the status was lost.
 
     Approval is level-triggered: a version is approved for as long as the annotation names it, even
     if it was written before the promotion. The way back to the version that serves needs no word,
@@ -19,41 +19,32 @@ def as_approved(observed: Observed) -> Observed:
     version: the word for its number was about the former one.
     """
     model = observed.resolution.model
+    if model is None:
+        return observed
     asked = observed.spec.model.mlflow
-    if (
-        asked is None
-        or asked.update_policy == "Auto"
-        or model is None
-        or observed.resolution.last_known
-    ):
-        return observed
-    used = _used(observed, asked)
-    if used is None or _permitted(observed, model, used):
-        return observed
-    return replace(observed, resolution=Resolution(used), available=model)
+    used = None
+    if asked is not None and asked.update_policy != "Auto" and not observed.resolution.last_known:
+        used = _used(observed, asked, stable)
+    fresh = _fresh(observed, model)
+    word = f"{model.version}:{fresh}" if fresh else model.version
+    if used is None or _permitted(observed, model, used, word):
+        return replace(observed, anew=_anew(observed, model))
+    return replace(
+        observed,
+        resolution=Resolution(used),
+        available=model,
+        approval_word=word,
+        anew=_anew(observed, used),
+    )
 
 
-def _permitted(observed: Observed, model: ModelVersion, used: ModelVersion) -> bool:
-    approved = observed.meta.annotations.get(names.APPROVE_ANNOTATION, "").strip()
-    if revision.fresh(observed, model):
-        return approved == _word(observed, model)
-    stable = observed.status.stable
-    serving = stable.version if stable and used.name == model.name else ""
-    return model.version in (used.version, approved, serving)
-
-
-def _word(observed: Observed, model: ModelVersion) -> str:
-    """What the annotation must say for this version."""
-    mark = revision.fresh(observed, model)
-    return f"{model.version}:{mark}" if mark else model.version
-
-
-def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
+def _used(
+    observed: Observed, asked: ServedModel, stable: StableStatus | None
+) -> ModelVersion | None:
     """The version in use under this very reference;
     read off what serves where the status was lost."""
     known = observed.status.model
     if known is None:
-        stable = revision.recovered(observed).stable
         return ModelVersion(asked.name, stable.version) if stable else None
     same = (known.name, known.connection, known.alias, known.stage)
     if same != (asked.name, asked.connection, asked.alias, asked.stage):
@@ -63,41 +54,48 @@ def _used(observed: Observed, asked: ServedModel) -> ModelVersion | None:
     )
 
 
-def available(observed: Observed, stamp: str) -> AvailableVersion | None:
-    """For the status: what waits, and since when."""
-    if (found := observed.available) is None:
-        return None
-    before = observed.status.model.available if observed.status.model else None
-    made = found.registered_at or None
-    if before is not None and (before.version, before.registered_at) == (found.version, made):
-        return before
-    return AvailableVersion(version=found.version, registered_at=made, since=stamp)
+def _permitted(observed: Observed, model: ModelVersion, used: ModelVersion, word: str) -> bool:
+    approved = observed.meta.annotations.get(names.APPROVE_ANNOTATION, "").strip()
+    if word != model.version:
+        return approved == word
+    stable = observed.status.stable
+    serving = stable.version if stable and used.name == model.name else ""
+    return model.version in (used.version, approved, serving)
 
 
-def waiting_message(observed: Observed) -> str:
-    """What waits, and the command that lets it go."""
-    found = observed.available
-    used = observed.resolution.model
+def _anew(observed: Observed, model: ModelVersion) -> str:
+    """Mark of a version whose number was deleted while it was in use, and registered anew. Empty
+    for every other version, which its number identifies."""
+    known = observed.status.model
+    if known is None or not _same_number(observed, model):
+        return ""
+    return _fresh(observed, model) or known.anew or ""
+
+
+def _fresh(observed: Observed, model: ModelVersion) -> str:
+    """The mark of a version that was registered under the number in use since;
+    empty for any other."""
+    known = observed.status.model
+    if known is None or not _same_number(observed, model):
+        return ""
+    if model.registered_at:
+        # A value that an older operator did not record decides nothing, so an upgrade rolls out
+        # nothing.
+        same = known.registered_at in (None, "", model.registered_at)
+        value = model.registered_at
+    else:
+        same = not (known.source and model.source) or known.source == model.source[:2048]
+        value = model.source
+    return "" if same else names.mark(value)
+
+
+def _same_number(observed: Observed, model: ModelVersion) -> bool:
+    known = observed.status.model
     reference = observed.spec.model.mlflow
-    assert found is not None
-    assert used is not None
-    assert reference is not None
-    meta = observed.meta
-    word = _word(observed, found)
-    again = ", registered anew under the same number" if word != found.version else ""
-    kept = (
-        f"version {used.version} is kept"
-        if not again
-        else "the former content is kept as long as pods hold it"
-    )
-    if (
-        (stable := observed.status.stable) is not None
-        and stable.version != used.version
-        and not again
-    ):
-        kept = f"version {used.version} stays the target, and version {stable.version} serves"
-    return (
-        f"{found.name}@{reference.alias or reference.stage} is version {found.version}{again},"
-        f" {kept}: kubectl -n {meta.namespace} annotate llmd/{meta.name} --overwrite"
-        f" {names.APPROVE_ANNOTATION}={word}"
+    if known is None or reference is None:
+        return False
+    return (known.name, known.version, known.connection) == (
+        model.name,
+        model.version,
+        reference.connection,
     )

@@ -1,19 +1,22 @@
 """Events read off a changed status, and Events of restarted and evicted pods. A roll-out's own
 Events (RolledOut, RolloutFailed, GateUndecided) are in rollout/judge.py."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from llm_operator.crds import Condition, LLMDeploymentStatus
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.status import adapter_status, faults
+from llm_operator.plans.status.faults import Mishaps
 from llm_operator.state import Observed, Occurrence
 
 NEWS = timedelta(minutes=30)
 """Events live for an hour, by default, and an Event that is there is not written again."""
 
 
-def changes(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence, ...]:
+def changes(
+    observed: Observed, status: LLMDeploymentStatus, of_adapters: Iterable[Occurrence]
+) -> tuple[Occurrence, ...]:
     """Events for what changed in the status."""
     before = {condition.type: condition for condition in observed.status.conditions}
     after = {condition.type: condition for condition in status.conditions}
@@ -43,7 +46,7 @@ def changes(observed: Observed, status: LLMDeploymentStatus) -> tuple[Occurrence
         occurrences += _change(
             before.get("UsagePersistent"), after["UsagePersistent"], "True", "UsagePersistent"
         )
-    occurrences += adapter_status.events(observed, status)
+    occurrences += of_adapters
     if "UpdateAvailable" in after:
         occurrences += _waiting(before.get("UpdateAvailable"), after["UpdateAvailable"])
     occurrences += _hindered(before.get("Progressing"), after["Progressing"])
@@ -68,12 +71,10 @@ def together(
     )
 
 
-def mishaps(observed: Observed, now: datetime) -> tuple[Occurrence, ...]:
-    """One for each restart of a container and each evicted pod,
-    whether there are enough ready pods again or not."""
-    pods = [pod for each in observed.revisions.values() for pod in each.pods]
-    found = [(each.fault.reason, each.words, each.finished) for each in faults.restarts(pods)]
-    found += [(fault.reason, fault.message, at) for fault, at in faults.evictions(pods)]
+def mishaps(happened: Mishaps, now: datetime) -> tuple[Occurrence, ...]:
+    """One for each restart of a container and each evicted pod."""
+    found = [(each.fault.reason, each.words, each.finished) for each in happened.restarts]
+    found += [(fault.reason, fault.message, at) for fault, at in happened.evictions]
     return tuple(
         Occurrence("Warning", reason, words, once=True)
         for reason, words, at in found

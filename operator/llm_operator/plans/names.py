@@ -2,8 +2,9 @@
 
 import hashlib
 
-from llm_operator.crds import API_VERSION, GROUP
+from llm_operator.crds import API_VERSION, GROUP, AdapterStatus
 from llm_operator.state import Manifest, Meta
+from llm_runtime import contract
 
 DEPLOYMENT_LABEL = f"{GROUP}/deployment"
 REVISION_LABEL = f"{GROUP}/revision"
@@ -151,6 +152,18 @@ def evaluation_label(namespace: str, name: str) -> str:
     """The value of EVALUATION_LABEL on the Jobs of an LLMDeployment,
     which lie in the operator's namespace."""
     return hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:32]
+
+
+def mark(text: str) -> str:
+    """Digest of what distinguishes a version from others of the same number."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def loaded_as(candidate: AdapterStatus) -> str:
+    """The name under which pods have a candidate of an adapter:
+    another one for whatever else may be loaded."""
+    known = mark(repr(candidate.identity))
+    return f"{candidate.name}{contract.CANDIDATE_MARK}{candidate.version[:40]}.{known}"
 
 
 def candidate_service(meta: Meta) -> str:

@@ -14,7 +14,8 @@ from llm_operator.state import Fault, Observed
 def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
     """Why no new pods are made for this specification. Revisions that exist already are not
     judged."""
-    target = revision.wanted(approval.as_approved(observed))
+    stable = revision.recovered(observed).stable
+    target = revision.wanted(approval.as_approved(observed, stable))
     children = observed.revisions.get(target.revision) if target else None
     if children is not None and children.config is not None:
         return None

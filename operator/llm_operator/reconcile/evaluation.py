@@ -100,7 +100,7 @@ def of_adapter(observed: Observed, versions: AdapterVersions) -> Subject:
     loaded = versions.spread.loaded
     serves = versions.serves
     adapter = next(each for each in observed.adapters if each.spec.name == judged.name)
-    alias = adapter_versions.alias(judged)
+    alias = names.loaded_as(judged)
 
     def side(version: str, name: str) -> Side:
         return Side(

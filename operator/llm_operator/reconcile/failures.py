@@ -4,7 +4,7 @@ import logging
 
 from llm_operator.observe import Outside, Status, meta_of, status_of
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.status import conditions
+from llm_operator.plans.status import findings
 from llm_operator.ports.cluster import ApiError, Refused
 from llm_operator.reconcile.status import report, stamp, tell
 from llm_operator.state import Fault, Key, Manifest, Occurrence
@@ -46,7 +46,7 @@ async def tell_unfinished(
     )
     now = outside.clock()
     before = status_of(model, resource)
-    verdicts = conditions.unknown(before.conditions, fault, meta.generation, now)
+    verdicts = findings.unknown(before.conditions, fault, meta.generation, now)
     known = any(each.type == "Ready" and each.reason == fault.reason for each in before.conditions)
     try:
         if not known:

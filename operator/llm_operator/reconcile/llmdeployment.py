@@ -10,9 +10,9 @@ from llm_operator.memory import GONE
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.status import conditions, faults
+from llm_operator.plans.status import faults, findings
 from llm_operator.ports.cluster import Cluster
-from llm_operator.reconcile import evaluation, failures, gates, keyfile, verdict
+from llm_operator.reconcile import evaluation, evidence, failures, keyfile, verdict
 from llm_operator.reconcile.applying import apply
 from llm_operator.reconcile.result import Done, Pace, Retry
 from llm_operator.reconcile.status import report, stamp, tell
@@ -60,7 +60,7 @@ async def _bring(key: Key, outside: Outside, resource: Manifest, pace: Pace) -> 
     observed = replace(observed, adapters_beside_keys=given is not None and given.adapters)
     if refusal := policy.refusal(observed, outside.policy):
         return await _refuse(outside, resource, refusal)
-    observed = await gates.gather(outside, observed)
+    observed = await evidence.gather(outside, observed)
     async with outside.memory.key_files[key]:
         # The keys as they are now: what was asked above may have taken long,
         # and a revocation did not wait for it.
@@ -123,7 +123,7 @@ async def _greet(outside: Outside, resource: Manifest) -> Manifest:
         outside.memory.secrets.setdefault((meta.namespace, name), GONE)
     first = LLMDeploymentStatus(
         observed_generation=meta.generation,
-        conditions=conditions.first(meta.generation, outside.clock()),
+        conditions=findings.first(meta.generation, outside.clock()),
     )
     kept = observe.status_of(LLMDeploymentStatus, resource)
     merged = kept.model_copy(
@@ -145,7 +145,7 @@ async def _refuse(outside: Outside, resource: Manifest, fault: Fault) -> Done:
     meta = observe.meta_of(resource)
     message = f"{fault.message}; what runs is left as it is"
     before = observe.status_of(LLMDeploymentStatus, resource)
-    verdicts = conditions.invalid(
+    verdicts = findings.invalid(
         before.conditions, message, meta.generation, outside.clock(), fault.reason
     )
     status = before.model_copy(

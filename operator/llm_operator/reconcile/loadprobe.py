@@ -9,6 +9,7 @@ from llm_operator.crds import CandidateStatus
 from llm_operator.crds.rollout import LoadProbe
 from llm_operator.crds.status import LoadStatus
 from llm_operator.observe import Outside
+from llm_operator.plans import names
 from llm_operator.plans.evidence import gates, loadprobe
 from llm_operator.plans.objects import adapter_versions
 from llm_operator.ports.cluster import ApiError
@@ -85,7 +86,7 @@ async def of_adapter(
     serves = versions.serves
     assert judged is not None
     assert versions.spread is not None
-    known = (observed.meta.uid, adapter_versions.alias(judged), probe)
+    known = (observed.meta.uid, names.loaded_as(judged), probe)
     before = outside.memory.probes.get(known)
     if before is not None and not before.waiting:
         return before

@@ -10,7 +10,7 @@ import pytest
 
 from llm_operator import plans
 from llm_operator.crds import CandidateStatus, LLMDeploymentSpec, LLMDeploymentStatus, StableStatus
-from llm_operator.plans.objects.config import revision_id
+from llm_operator.plans.objects.revision import revision_id
 from llm_operator.plans.reasons import Reason
 from llm_operator.state import (
     Connection,

@@ -9,8 +9,8 @@ import pytest
 
 from llm_operator.crds import LLMDeploymentSpec, definitions
 from llm_operator.crds.common import quantity_value
-from llm_operator.plans.objects.config import revision_id
-from llm_operator.plans.status import conditions
+from llm_operator.plans.objects.revision import revision_id
+from llm_operator.plans.status.findings import as_conditions
 from llm_operator.state import ModelVersion
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,10 +64,10 @@ def test_what_shapes_pods_makes_a_new_revision(fields: dict[str, Any]) -> None:
 
 
 def test_the_moment_of_a_condition_moves_only_with_its_status() -> None:
-    first = conditions.from_findings({"Ready": ("True", "Serving", "a")}, (), 1, NOW)
+    first = as_conditions({"Ready": ("True", "Serving", "a")}, (), 1, NOW)
     later = NOW + timedelta(hours=1)
-    same = conditions.from_findings({"Ready": ("True", "Serving", "b")}, first, 2, later)
-    other = conditions.from_findings({"Ready": ("False", "Scaling", "b")}, first, 2, later)
+    same = as_conditions({"Ready": ("True", "Serving", "b")}, first, 2, later)
+    other = as_conditions({"Ready": ("False", "Scaling", "b")}, first, 2, later)
     assert same[0].last_transition_time == first[0].last_transition_time
     assert other[0].last_transition_time != first[0].last_transition_time
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from llm_operator.crds import LLMDeploymentSpec
-from llm_operator.plans.objects.config import revision_id
+from llm_operator.plans.objects.revision import revision_id
 from llm_operator.reconcile import Done, Pace, reconcile
 from llm_operator.state import Key, ModelVersion
 from llm_runtime.contract import KeyFile

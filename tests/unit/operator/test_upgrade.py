@@ -18,7 +18,7 @@ import yaml
 from llm_operator import plans
 from llm_operator.crds import LLMDeploymentStatus
 from llm_operator.plans import names
-from llm_operator.plans.objects import keys, workload
+from llm_operator.plans.objects import keys, revision
 from llm_operator.state import Manifest, ModelVersion, Observed, Resolution, RevisionChildren
 from unit.operator.test_golden import META, observed
 
@@ -124,7 +124,7 @@ def test_pods_that_fetch_adapters_by_themselves_keep_what_they_need_and_no_other
     )
     plan = plans.deployment(moved, settle_seconds=5, now=LATER)
     made = [each["spec"]["template"] for each in plan.objects if each["kind"] == "Deployment"]
-    assert sorted(map(workload.fetches_adapters, made)) == [False, True]
+    assert sorted(map(revision.fetches_adapters, made)) == [False, True]
     assert keys.decode(plan.key_file, "adapters.json") == before
     assert plan.adapters is not None
     assert '"password":"p"' in (keys.decode(plan.adapters, "registries.json") or "")
@@ -153,7 +153,7 @@ def test_a_connection_that_is_away_for_a_moment_takes_no_adapter_from_pods_that_
     assert '"adapters":[' in listed
     assert "password" not in listed
     made = [each["spec"]["template"] for each in plan.objects if each["kind"] == "Deployment"]
-    assert list(map(workload.fetches_adapters, made)) == [False]
+    assert list(map(revision.fetches_adapters, made)) == [False]
 
 
 def test_there_is_something_recorded() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.plans.objects import source
-from llm_operator.plans.objects.config import revision_id
+from llm_operator.plans.objects.revision import revision_id
 from llm_operator.poll import Poll
 from llm_operator.ports.registry import CachedRegistry
 from llm_operator.reconcile import Done, Pace, reconcile

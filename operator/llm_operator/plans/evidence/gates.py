@@ -114,6 +114,12 @@ def failed(verdicts: Iterable[GateVerdict]) -> GateVerdict | None:
     return next((each for each in verdicts if each.state == "Failed"), None)
 
 
+def objection(verdicts: Iterable[GateVerdict]) -> str:
+    """What is told of the first gate that the candidate does not pass; empty: none has failed."""
+    found = failed(verdicts)
+    return describe(found) if found is not None else ""
+
+
 def none_objects(verdicts: Iterable[GateVerdict]) -> bool:
     """Whether no gate has failed or is awaited. An inconclusive one does not object."""
     return all(each.state in ("Passed", "Inconclusive") for each in verdicts)

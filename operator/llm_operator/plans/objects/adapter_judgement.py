@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from llm_operator.crds import AdapterCandidate, AdapterStatus, GateVerdict
 from llm_operator.crds.rollout import RolloutSpec
+from llm_operator.plans import names
 from llm_operator.plans.evidence import gates
 from llm_operator.plans.objects import adapter_versions
 from llm_operator.plans.rollout import parse, stamp
@@ -14,19 +15,12 @@ from llm_operator.state import AdapterVersions, Evidence, Observed, ResolvedAdap
 
 def judge(observed: Observed, now: datetime) -> tuple[AdapterVersions, ...]:
     """The versions of each adapter, as the gates let them."""
+    found = adapter_versions.candidates(observed)
     adapters = {each.spec.name: each for each in observed.adapters}
     return tuple(
         _judged(observed, adapters[each.judged.name], each, now) if each.judged else each
-        for each in adapter_versions.candidates(observed)
+        for each in found
     )
-
-
-def deadline(rollout: RolloutSpec, candidate: AdapterCandidate) -> datetime | None:
-    """When a version that waits must have got further. None: it does not wait, or is refused."""
-    since = parse(candidate.waiting_since)
-    if since is None or candidate.outcome is not None:
-        return None
-    return since + timedelta(seconds=rollout.progress_deadline_seconds)
 
 
 def _judged(
@@ -38,11 +32,11 @@ def _judged(
     if adapter.resolution.fault is not None:
         # Nobody can tell what is wanted: that is no time that the version has had.
         return replace(found, candidate=candidate.model_copy(update={"waiting_since": None}))
-    verdict = _verdict(observed, adapter, found)
+    verdict = gates.judge(adapter.spec.checks, _evidence(observed, adapter, found))
+    objection = gates.objection(verdict)
+    clear = gates.none_objects(verdict)
     shadowed, left = _shadowed(found, adapter, verdict, now)
-    awaited = (
-        bool(found.spread and found.spread.behind) or not gates.none_objects(verdict) or left > 0
-    )
+    awaited = bool(found.spread and found.spread.behind) or not clear or left > 0
     times = {
         "waiting_since": _waiting_since(found, verdict, now),
         "shadowed_since": shadowed,
@@ -50,13 +44,12 @@ def _judged(
     }
     told = {name: stamp(moment) if moment else None for name, moment in times.items()}
     candidate = candidate.model_copy(update={"gates": verdict, **told})
-    found = replace(found, candidate=candidate)
-    if (refusal := _refusal(rollout, found, now)) is not None:
+    found = replace(found, candidate=candidate, deadline=_deadline(rollout, candidate))
+    if refusal := objection or _refusal(rollout, found, now):
         fields = {**candidate.model_dump(), "outcome": "Failed", "message": refusal}
         return AdapterVersions(found.serves, AdapterCandidate.model_validate(fields))
     if awaited or (_undecided(verdict) and _holds(rollout, found)):
-        end = deadline(rollout, candidate)
-        return replace(found, late=end is not None and now >= end)
+        return replace(found, late=found.deadline is not None and now >= found.deadline)
     fields = {
         **candidate.model_dump(include=set(AdapterStatus.model_fields)),
         "judged": gates.summary(verdict),
@@ -64,15 +57,18 @@ def _judged(
     return AdapterVersions(AdapterStatus.model_validate(fields))
 
 
-def _verdict(
-    observed: Observed, adapter: ResolvedAdapter, found: AdapterVersions
-) -> tuple[GateVerdict, ...]:
-    """What each gate says now."""
+def _deadline(rollout: RolloutSpec, candidate: AdapterCandidate) -> datetime | None:
+    """When a version that waits must have got further. None: it does not wait."""
+    since = parse(candidate.waiting_since)
+    return since + timedelta(seconds=rollout.progress_deadline_seconds) if since else None
+
+
+def _evidence(observed: Observed, adapter: ResolvedAdapter, found: AdapterVersions) -> Evidence:
+    """What the gates judge the version by."""
     assert found.candidate is not None
-    alias = adapter_versions.alias(found.candidate)
-    evidence = observed.adapter_evidence.get(alias, Evidence())
+    evidence = observed.adapter_evidence.get(names.loaded_as(found.candidate), Evidence())
     smoke = {name: _outcome(found, evidence, name) for name in adapter.spec.smoke_maps}
-    return gates.judge(adapter.spec.checks, replace(evidence, smoke=smoke))
+    return replace(evidence, smoke=smoke)
 
 
 def _outcome(found: AdapterVersions, evidence: Evidence, config_map: str) -> SmokeOutcome:
@@ -125,22 +121,19 @@ def _shadowed(
     return since, spec.hold_seconds - (now - since).total_seconds()
 
 
-def _refusal(rollout: RolloutSpec, found: AdapterVersions, now: datetime) -> str | None:
-    """By what the version is refused; None where it is not."""
+def _refusal(rollout: RolloutSpec, found: AdapterVersions, now: datetime) -> str:
+    """By what a version is refused that no gate objects to; empty where it is not."""
     candidate = found.candidate
     assert candidate is not None
-    if (failed := gates.failed(candidate.gates)) is not None:
-        return gates.describe(failed)
     since = parse(candidate.undecided_since)
     most = rollout.max_hold_seconds if rollout.on_inconclusive == "Hold" else 0
     late = since is not None and (now - since).total_seconds() >= most
     if late and _holds(rollout, found):
         told = "; ".join(map(gates.describe, _undecided(candidate.gates)))
         return f"rollout.onInconclusive, neither surely good nor surely bad: {told}"
-    end = deadline(rollout, candidate)
     # What clients have no other of is tried on.
-    if end is None or now < end or found.serves is None:
-        return None
+    if found.deadline is None or now < found.deadline or found.serves is None:
+        return ""
     behind = found.spread.behind if found.spread else ""
     waits = [gates.describe(each) for each in candidate.gates if each.state == "Waiting"]
     told = "; ".join([*([behind] if behind else []), *waits])

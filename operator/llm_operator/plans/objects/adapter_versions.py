@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from llm_operator.crds import AdapterCandidate, AdapterStatus
+from llm_operator.plans import names
 from llm_operator.plans.evidence import gates
-from llm_operator.plans.objects import revision
 from llm_operator.state import (
     AdapterSpread,
     AdapterVersions,
@@ -13,7 +13,6 @@ from llm_operator.state import (
     Observed,
     ResolvedAdapter,
 )
-from llm_runtime import contract
 
 _REMEMBERED = (
     "gates",
@@ -25,22 +24,6 @@ _REMEMBERED = (
     "message",
 )
 """What is known of a candidate from look to look."""
-
-
-def versions(observed: Observed) -> tuple[AdapterVersions, ...]:
-    """The versions of each adapter, in the order of the specification."""
-    known = observed.adapter_versions
-    return candidates(observed) if known is None else known
-
-
-def pinned(observed: Observed) -> tuple[AdapterStatus, ...]:
-    """The version of each adapter that clients are to get. One that never had any is left out."""
-    return tuple(each.serves for each in versions(observed) if each.serves is not None)
-
-
-def judged(observed: Observed) -> tuple[AdapterCandidate, ...]:
-    """What pods are to load for the operator alone."""
-    return tuple(each.judged for each in versions(observed) if each.judged is not None)
 
 
 def candidates(observed: Observed) -> tuple[AdapterVersions, ...]:
@@ -56,12 +39,6 @@ def candidates(observed: Observed) -> tuple[AdapterVersions, ...]:
         replace(each, spread=_spread(observed, each.judged, pods)) if each.judged else each
         for each in found
     )
-
-
-def alias(candidate: AdapterStatus) -> str:
-    """The name under which pods have a candidate: another one for whatever else may be loaded."""
-    mark = revision.mark(repr(candidate.identity))
-    return f"{candidate.name}{contract.CANDIDATE_MARK}{candidate.version[:40]}.{mark}"
 
 
 def answers(observed: Observed, adapter: AdapterStatus, pod: Manifest) -> bool:
@@ -83,7 +60,7 @@ def _pods(observed: Observed) -> list[tuple[str, Manifest]]:
 def _spread(
     observed: Observed, candidate: AdapterCandidate, pods: Iterable[tuple[str, Manifest]]
 ) -> AdapterSpread:
-    name = alias(candidate)
+    name = names.loaded_as(candidate)
     loaded = dict[str, list[Manifest]]()
     behind = list[str]()
     failed = dict[str, str]()
@@ -159,4 +136,4 @@ def _anew(before: AdapterStatus, made: str | None) -> str | None:
     """What an operator before this one did not note says nothing."""
     if made is None or before.registered_at in (None, made):
         return before.anew
-    return revision.mark(made)
+    return names.mark(made)

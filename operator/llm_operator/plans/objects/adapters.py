@@ -1,12 +1,11 @@
-"""The Secret with the list of adapters that running pods follow, and what is wrong with its
-references."""
+"""The list of adapters that running pods follow, and the Secret that holds it."""
 
 from collections.abc import Callable, Iterator
 
 from llm_operator.crds import AdapterStatus
 from llm_operator.plans import names
-from llm_operator.plans.objects import adapter_versions, keys, revision, workload
-from llm_operator.state import Connection, Fault, Manifest, Observed
+from llm_operator.plans.objects import keys
+from llm_operator.state import Connection, Manifest, Observed
 from llm_runtime import contract
 
 
@@ -26,14 +25,13 @@ def secret(observed: Observed) -> Manifest:
     }
 
 
-def beside_keys(observed: Observed) -> str:
+def beside_keys(observed: Observed, fetching: frozenset[str]) -> str:
     """The list as pods without such a container mount it:
-    with the credentials, as long as some know no other way."""
-    fetching = observed.adapters_beside_keys and any(
-        each.wanted and not workload.fetches_adapters(revision.template(each))
-        for each in observed.revisions.values()
-    )
-    return _file(observed, _access) if fetching else _text(contract.AdapterFile())
+    with the credentials, as long as some know no other way. `fetching`: the revisions with one."""
+    alone = any(each.wanted and name not in fetching for name, each in observed.revisions.items())
+    if not (observed.adapters_beside_keys and alone):
+        return _text(contract.AdapterFile())
+    return _file(observed, _access)
 
 
 def _file(observed: Observed, access: Callable[[Connection], contract.RegistryAccess]) -> str:
@@ -41,11 +39,11 @@ def _file(observed: Observed, access: Callable[[Connection], contract.RegistryAc
         connections=_used(observed, access),
         adapters=tuple(
             contract.PinnedAdapter(name=each.name, **_version(each))
-            for each in adapter_versions.pinned(observed)
+            for each in observed.serving_adapters
         ),
         candidates=tuple(
-            contract.CandidateAdapter(name=adapter_versions.alias(each), **_version(each))
-            for each in adapter_versions.judged(observed)
+            contract.CandidateAdapter(name=names.loaded_as(each), **_version(each))
+            for each in observed.judged_adapters
         ),
         shadowed=tuple(_shadowed(observed)),
         default_adapter=observed.spec.default_adapter or "",
@@ -58,11 +56,11 @@ def _shadowed(observed: Observed) -> Iterator[contract.ShadowedAdapter]:
     specs = {each.name: each.shadow for each in observed.spec.adapters or () if each.shadows}
     stable = observed.status.stable
     pods = names.child(observed.meta, stable.revision) if stable else observed.meta.name
-    for each in adapter_versions.judged(observed):
+    for each in observed.judged_adapters:
         spec = specs.get(each.name)
         if spec is not None and each.shadowed_since is not None:
             yield contract.ShadowedAdapter(
-                candidate=adapter_versions.alias(each),
+                candidate=names.loaded_as(each),
                 pods=pods,
                 percent=spec.percent,
                 max_in_flight=spec.max_in_flight,
@@ -82,7 +80,7 @@ def _version(adapter: AdapterStatus) -> dict[str, str]:
 def _used(
     observed: Observed, access: Callable[[Connection], contract.RegistryAccess]
 ) -> dict[str, contract.RegistryAccess]:
-    wanted = (*adapter_versions.pinned(observed), *adapter_versions.judged(observed))
+    wanted = (*observed.serving_adapters, *observed.judged_adapters)
     used = sorted({each.connection for each in wanted} & observed.connections.keys())
     return {name: access(observed.connections[name]) for name in used}
 
@@ -108,25 +106,4 @@ def _access(connection: Connection) -> contract.RegistryAccess:
         token=account.token,
         ca=connection.ca,
         artifact_hosts=connection.artifact_hosts,
-    )
-
-
-def fault(observed: Observed) -> Fault | None:
-    """The first adapter that stands for no version now, and how many more do not."""
-    faulty = [adapter for adapter in observed.adapters if adapter.resolution.fault is not None]
-    if not faulty:
-        return None
-    first = faulty[0]
-    known = {each.name: each for each in observed.status.adapters}
-    found = first.resolution.fault
-    assert found is not None
-    kept = known.get(first.spec.name)
-    keeps = f"; its version {kept.version} stays in the pods" if kept else ""
-    others = (
-        f"; nor are {', '.join(each.spec.name for each in faulty[1:])}" if len(faulty) > 1 else ""
-    )
-    return Fault(
-        found.reason,
-        f"adapter {first.spec.name} is not resolved: {found.message}{keeps}{others}",
-        found.terminal,
     )

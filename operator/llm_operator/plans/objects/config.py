@@ -1,7 +1,5 @@
-"""The runtime's configuration file, and the id of a revision."""
+"""The runtime's configuration file."""
 
-import hashlib
-import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -27,56 +25,6 @@ from llm_runtime.contract import (
 
 Made = TypeVar("Made", bound=BaseModel)
 
-REVISION_FIELDS = {
-    "model": {
-        "mlflow": {"name", "connection", "sub_path"},
-        "uri": True,
-        "credentials_secret_ref": True,
-        "system_prompt": True,
-        "chat_template": True,
-    },
-    "image": True,
-    "engine": True,
-    "server": True,
-    "access": {"authentication"},
-    "database": True,
-    "resources": True,
-    "model_cache": True,
-    "pod": True,
-    "rollout": {"drain_seconds"},
-}
-"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change
-without new pods; so do the tiers, which travel in the key file.
-"""
-
-
-def revision_id(
-    spec: LLMDeploymentSpec, model: ModelVersion, anew: str = "", *, adapters: bool = False
-) -> str:
-    """Ten hexadecimal digits over the user's inputs and the resolved version.
-
-    Fields at their defaults are left out, so that a newer operator with more fields computes the
-    same id and restarts no pod. `anew` marks a number that was registered anew. `adapters`: whether
-    the pods have a container that fetches some; which ones is no part of a revision.
-    """
-    inputs = spec.model_dump(mode="json", include=REVISION_FIELDS, exclude_defaults=True)  # type: ignore[arg-type]
-    # A revision is one version, whichever of alias, stage or number led to it.
-    version = (
-        {"version": model.version}
-        | ({"anew": anew} if anew else {})
-        | ({"adapters": True} if adapters else {})
-    )
-    canonical = json.dumps({**version, **_pruned(inputs)}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
-
-
-def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs without empty sections, because an empty section shapes no pod."""
-    kept = {
-        name: _pruned(value) if isinstance(value, dict) else value for name, value in inputs.items()
-    }
-    return {name: value for name, value in kept.items() if value != {}}
-
 
 def runtime_config(
     name: str,
@@ -86,7 +34,7 @@ def runtime_config(
     anew: str = "",
 ) -> RuntimeConfig:
     """The file that the pods of one revision read.
-    `connection`: of a model in MLflow; `anew` as in `revision_id`."""
+    `connection`: of a model in MLflow; `anew` marks a number that was registered anew."""
     cache = spec.model_cache
     # An older runtime does not know the field,
     # and in a pod's own volume there is no earlier version.

@@ -5,8 +5,8 @@ from llm_operator.crds.pod import PodSpec
 from llm_operator.crds.schema import plain
 from llm_operator.crds.server import DatabaseSpec, SecretKey
 from llm_operator.plans import names
-from llm_operator.plans.objects import source
 from llm_operator.plans.objects.keys import REGISTRY_MOUNT
+from llm_operator.plans.objects.source import Claimed
 from llm_operator.state import Manifest, Meta
 from llm_runtime import contract
 
@@ -38,7 +38,9 @@ def _container(
     }
 
 
-def fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest) -> Manifest:
+def fetch(
+    image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest, claimed: Claimed
+) -> Manifest:
     """The init container that brings the model."""
     model = spec.model
     pod = spec.pod
@@ -61,7 +63,7 @@ def fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest) 
                 for name in STORE_VARIABLES
                 if credentials and registry
             ),
-            *source.path(model.uri),
+            *claimed.variables,
         ],
         "resources": plain(pod.fetch_resources) if pod.fetch_resources else resources,
         "volumeMounts": [
@@ -71,7 +73,7 @@ def fetch(image: str, meta: Meta, spec: LLMDeploymentSpec, resources: Manifest) 
                 if registry
                 else []
             ),
-            *source.mount(model.uri),
+            *claimed.mounts,
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             _scratch("fetch-tmp"),
         ],
@@ -141,7 +143,7 @@ def _credential(secret: str, name: str) -> Manifest:
     return {"name": name, "valueFrom": {"secretKeyRef": reference}}
 
 
-def serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
+def serve(image: str, spec: LLMDeploymentSpec, claimed: Claimed) -> Manifest:
     """The container that answers clients."""
     args = [contract.CONFIG_FLAG, CONFIG_PATH, contract.KEYS_FLAG, KEYS_PATH]
     adapters = spec.adapters is not None
@@ -152,7 +154,7 @@ def serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
     return _container(names.RUNTIME_CONTAINER, image, spec.pod, contract.SERVE_COMMAND, args) | {
         "env": [
             _home(),
-            *source.path(spec.model.uri),
+            *claimed.variables,
             *_databases(spec.database),
             *(plain(spec.pod.env) or []),
         ],
@@ -172,7 +174,7 @@ def serve(image: str, spec: LLMDeploymentSpec) -> Manifest:
                 for name, path in mounts
                 if adapters
             ),
-            *source.mount(spec.model.uri),
+            *claimed.mounts,
             {"name": "models", "mountPath": contract.MODELS_MOUNT},
             _scratch("tmp"),
         ],

@@ -1,13 +1,39 @@
-"""Builders of Services, HTTPRoute, ServiceAccount and PodDisruptionBudget."""
+"""Which Services, HTTPRoute and PodDisruptionBudget exist at a moment of a roll-out, and what each
+is; and the ServiceAccount."""
 
 from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.crds.rollout import HttpRouteSpec
 from llm_operator.crds.schema import plain
 from llm_operator.plans import names
-from llm_operator.state import Manifest, Meta
+from llm_operator.plans.reasons import Reason
+from llm_operator.plans.rollout import Decision
+from llm_operator.state import Fault, Manifest, Meta, Observed
 from llm_runtime import contract
 
 GATEWAY_GROUP = "gateway.networking.k8s.io"
+
+
+def objects(observed: Observed, decision: Decision) -> list[Manifest]:
+    """Services, budget and route.
+    They come before the Deployments: clients turn before old pods are told to go."""
+    meta = observed.meta
+    spec = observed.spec
+    found = list[Manifest]()
+    if decision.serving:
+        found.append(service(meta, spec, decision.serving))
+        if spec.replicas > 1 or spec.autoscaling:
+            # A single pod may go at any time, or its node could not be drained.
+            found.append(disruption_budget(meta, decision.serving))
+    candidate = decision.candidate if decision.rolling_out else None
+    if candidate is not None and decision.stable is not None:
+        found.append(side_service(meta, spec, names.candidate_service(meta), candidate.revision))
+    if decision.stable is not None and (route := spec.rollout.http_route) is not None:
+        found.append(side_service(meta, spec, names.stable_service(meta), decision.stable.revision))
+        if observed.http_routes:
+            found.append(
+                http_route(meta, spec, route, decision.weight, candidate=candidate is not None)
+            )
+    return found
 
 
 def service(meta: Meta, spec: LLMDeploymentSpec, serving: tuple[str, ...]) -> Manifest:
@@ -142,3 +168,15 @@ def url(meta: Meta, spec: LLMDeploymentSpec) -> str:
     """Where clients inside the cluster reach the endpoint."""
     port = "" if spec.service.port == 80 else f":{spec.service.port}"
     return f"http://{meta.name}.{meta.namespace}.svc{port}"
+
+
+def fault(observed: Observed) -> Fault | None:
+    """A route that the cluster can't have."""
+    if observed.spec.rollout.http_route is None or observed.http_routes:
+        return None
+    return Fault(
+        Reason.GatewayApiMissing,
+        "spec.rollout.canary.httpRoute is written but the cluster has no HTTPRoute CRD: install the"
+        " Gateway API, or remove it; until then the share of a canary follows from the numbers of"
+        " pods",
+    )

@@ -35,6 +35,8 @@ def pod_template(
     the profile to write, if any.
     """
     pod = spec.pod
+    claimed = source.claimed(spec.model.uri)
+    volumes = _volumes(meta, spec, revision, claimed)
     optional = {
         "nodeSelector": pod.node_selector,
         "tolerations": plain(pod.tolerations),
@@ -66,15 +68,15 @@ def pod_template(
                 **({"appArmorProfile": {"type": app_armor}} if app_armor else {}),
             },
             "initContainers": [
-                fetch(image, meta, spec, fetch_resources),
+                fetch(image, meta, spec, fetch_resources, claimed),
                 *(
                     [fetch_adapters(image, spec, fetch_resources)]
                     if spec.adapters is not None
                     else []
                 ),
             ],
-            "containers": [serve(image, spec)],
-            "volumes": _volumes(meta, spec, revision),
+            "containers": [serve(image, spec, claimed)],
+            "volumes": volumes,
             **{name: value for name, value in optional.items() if value},
         },
     }
@@ -88,7 +90,9 @@ def _spread(meta: Meta, spec: LLMDeploymentSpec) -> list[Manifest] | None:
     ] or None
 
 
-def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifest]:
+def _volumes(
+    meta: Meta, spec: LLMDeploymentSpec, revision: str, claimed: source.Claimed
+) -> list[Manifest]:
     registry = {
         "name": "registry",
         "secret": {"secretName": names.registry_secret(meta), "optional": True},
@@ -97,7 +101,7 @@ def _volumes(meta: Meta, spec: LLMDeploymentSpec, revision: str) -> list[Manifes
         {"name": "config", "configMap": {"name": names.child(meta, revision)}},
         {"name": "keys", "secret": {"secretName": names.keys_secret(meta)}},
         *(_adapters(meta) if spec.adapters is not None else []),
-        *([registry] if spec.model.mlflow else source.volume(spec.model.uri)),
+        *([registry] if spec.model.mlflow else claimed.volumes),
         {"name": "models", **_models(spec)},
         {"name": "fetch-tmp", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},

@@ -2,23 +2,36 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from typing import Any
 
-from llm_operator.crds import LLMDeploymentStatus, StableStatus
+from llm_operator.crds import LLMDeploymentSpec, LLMDeploymentStatus, StableStatus
 from llm_operator.plans import names
-from llm_operator.plans.objects import pod_template, source, workload
-from llm_operator.plans.objects.config import config_text, revision_id, runtime_config
+from llm_operator.plans.objects import config, pod_template, source, workload
 from llm_operator.plans.rollout import Wanted
 from llm_operator.state import Manifest, ModelVersion, Observed, RevisionChildren
 from llm_runtime import contract
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a revision's pods are made from: the configuration file and the pods' template."""
-
-    config: str
-    template: Manifest
+REVISION_FIELDS = {
+    "model": {
+        "mlflow": {"name", "connection", "sub_path"},
+        "uri": True,
+        "credentials_secret_ref": True,
+        "system_prompt": True,
+        "chat_template": True,
+    },
+    "image": True,
+    "engine": True,
+    "server": True,
+    "access": {"authentication"},
+    "database": True,
+    "resources": True,
+    "model_cache": True,
+    "pod": True,
+    "rollout": {"drain_seconds"},
+}
+"""What shapes the pods. Replicas, autoscaling, the Service and the rest of the rollout change
+without new pods; so do the tiers, which travel in the key file.
+"""
 
 
 def wanted(observed: Observed) -> Wanted | None:
@@ -31,67 +44,48 @@ def wanted(observed: Observed) -> Wanted | None:
     model = observed.resolution.model
     if model is None:
         return None
-    revision = _id(observed, model)
-    return Wanted(
-        revision, model.version, _image(observed, revision) or observed.spec.image or observed.image
-    )
-
-
-def _id(observed: Observed, model: ModelVersion) -> str:
-    plain, fetching = (
-        revision_id(observed.spec, model, anew(observed), adapters=each) for each in (False, True)
+    plain, adapted = (
+        revision_id(observed.spec, model, observed.anew, adapters=each) for each in (False, True)
     )
     run = {name for name, each in observed.revisions.items() if each.wanted}
     if observed.spec.adapters is None:
         # The last adapter that goes restarts no pod:
         # a server-side apply of an empty list takes the field away, too.
-        return fetching if fetching in run and plain not in run else plain
-    # Nor does an upgrade: these pods fetch by themselves.
-    return plain if observed.adapters_beside_keys and plain in run else fetching
-
-
-def anew(observed: Observed) -> str:
-    """Mark of a version whose number was deleted while it was in use, and registered anew. Empty
-    for every other version, which its number identifies."""
-    model = observed.resolution.model
-    known = observed.status.model
-    if model is None or known is None or not _same_number(observed, model):
-        return ""
-    return fresh(observed, model) or known.anew or ""
-
-
-def fresh(observed: Observed, model: ModelVersion) -> str:
-    """The mark of a version that was registered under the number in use since;
-    empty for any other."""
-    known = observed.status.model
-    if known is None or not _same_number(observed, model):
-        return ""
-    if model.registered_at:
-        # A value that an older operator did not record decides nothing, so an upgrade rolls out
-        # nothing.
-        same = known.registered_at in (None, "", model.registered_at)
-        value = model.registered_at
+        revision = adapted if adapted in run and plain not in run else plain
     else:
-        same = not (known.source and model.source) or known.source == model.source[:2048]
-        value = model.source
-    return "" if same else mark(value)
-
-
-def mark(text: str) -> str:
-    """Digest of what distinguishes a version from others of the same number."""
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _same_number(observed: Observed, model: ModelVersion) -> bool:
-    known = observed.status.model
-    reference = observed.spec.model.mlflow
-    if known is None or reference is None:
-        return False
-    return (known.name, known.version, known.connection) == (
-        model.name,
-        model.version,
-        reference.connection,
+        # Nor does an upgrade: these pods fetch by themselves.
+        revision = plain if observed.adapters_beside_keys and plain in run else adapted
+    return Wanted(
+        revision, model.version, _image(observed, revision) or observed.spec.image or observed.image
     )
+
+
+def revision_id(
+    spec: LLMDeploymentSpec, model: ModelVersion, anew: str = "", *, adapters: bool = False
+) -> str:
+    """Ten hexadecimal digits over the user's inputs and the resolved version.
+
+    Fields at their defaults are left out, so that a newer operator with more fields computes the
+    same id and restarts no pod. `anew` marks a number that was registered anew. `adapters`: whether
+    the pods have a container that fetches some; which ones is no part of a revision.
+    """
+    inputs = spec.model_dump(mode="json", include=REVISION_FIELDS, exclude_defaults=True)  # type: ignore[arg-type]
+    # A revision is one version, whichever of alias, stage or number led to it.
+    version = (
+        {"version": model.version}
+        | ({"anew": anew} if anew else {})
+        | ({"adapters": True} if adapters else {})
+    )
+    canonical = json.dumps({**version, **_pruned(inputs)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+
+def _pruned(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs without empty sections, because an empty section shapes no pod."""
+    kept = {
+        name: _pruned(value) if isinstance(value, dict) else value for name, value in inputs.items()
+    }
+    return {name: value for name, value in kept.items() if value != {}}
 
 
 def kept(observed: Observed) -> dict[str, Wanted]:
@@ -112,17 +106,16 @@ def kept(observed: Observed) -> dict[str, Wanted]:
     }
 
 
-def snapshot(observed: Observed, revision: str) -> Snapshot | None:
-    """The revision as remembered, else rebuilt from the specification if it is still the wanted
-    one."""
+def snapshot(observed: Observed, revision: str, target: Wanted | None) -> workload.Snapshot | None:
+    """The revision as remembered, else rebuilt from the specification if that asks for it
+    (`target`)."""
     children = observed.revisions.get(revision)
     stored = (children.config or {}).get("data", {}) if children else {}
     if contract.CONFIG_FILE in stored and workload.TEMPLATE_FILE in stored:
-        return Snapshot(
+        return workload.Snapshot(
             _readdressed(observed, stored[contract.CONFIG_FILE]),
             json.loads(stored[workload.TEMPLATE_FILE]),
         )
-    target = wanted(observed)
     if (
         target is None
         or target.revision != revision
@@ -132,10 +125,10 @@ def snapshot(observed: Observed, revision: str) -> Snapshot | None:
     model = observed.resolution.model
     assert model is not None
     running = (children.deployment or {}).get("spec", {}).get("template") if children else None
-    return Snapshot(
-        config_text(
-            runtime_config(
-                observed.meta.name, observed.spec, model, observed.connection, anew(observed)
+    return workload.Snapshot(
+        config.config_text(
+            config.runtime_config(
+                observed.meta.name, observed.spec, model, observed.connection, observed.anew
             )
         ),
         # A template that runs is kept as it is: a newer operator's would restart the pods.
@@ -152,7 +145,10 @@ def snapshot(observed: Observed, revision: str) -> Snapshot | None:
 
 
 def believed(
-    status: LLMDeploymentStatus, revision: str, config: Manifest | None, deployment: Manifest | None
+    status: LLMDeploymentStatus,
+    revision: str,
+    snapshot: Manifest | None,
+    deployment: Manifest | None,
 ) -> bool:
     """Whether a ConfigMap may be what the operator remembers of a revision.
 
@@ -161,7 +157,7 @@ def believed(
     make: the Deployment's annotation, or a status by which the revision has served. A Deployment of
     an operator before this one has no annotation.
     """
-    if config is None:
+    if snapshot is None:
         return False
     if deployment is None:
         served = {entry.revision for entry in status.history if entry.served}
@@ -170,22 +166,22 @@ def believed(
     try:
         return annotation in (
             None,
-            workload.digest(json.loads(config["data"][workload.TEMPLATE_FILE])),
+            workload.digest(json.loads(snapshot["data"][workload.TEMPLATE_FILE])),
         )
     except (KeyError, TypeError, ValueError, RecursionError):
         return False
 
 
-def _readdressed(observed: Observed, config: str) -> str:
+def _readdressed(observed: Observed, text: str) -> str:
     """The stored file with the registry's present address, for pods that are still to come."""
-    stored = json.loads(config)
+    stored = json.loads(text)
     mlflow = (stored.get("model") or {}).get("mlflow")
     if (
         mlflow is None
         or observed.connection is None
         or mlflow.get("trackingUri") == observed.connection.tracking_uri
     ):
-        return config
+        return text
     mlflow["trackingUri"] = observed.connection.tracking_uri
     return json.dumps(stored, indent=2)
 
@@ -209,6 +205,18 @@ def template(children: RevisionChildren) -> Manifest | None:
     return dict(json.loads(stored)) if stored else found
 
 
+def fetches_adapters(template: Manifest | None) -> bool:
+    """Whether pods of this template have a container that fetches adapters."""
+    inits = template["spec"].get("initContainers") or [] if template else []
+    return any(each["name"] == names.ADAPTERS_CONTAINER for each in inits)
+
+
+def fetching(observed: Observed) -> frozenset[str]:
+    """The revisions whose pods have a container that fetches adapters."""
+    templates = {name: template(each) for name, each in observed.revisions.items()}
+    return frozenset(name for name, each in templates.items() if fetches_adapters(each))
+
+
 def recovered(observed: Observed) -> LLMDeploymentStatus:
     """The status, with the stable revision read off the Service where the status was lost."""
     status = observed.status
@@ -219,11 +227,11 @@ def recovered(observed: Observed) -> LLMDeploymentStatus:
     children = observed.revisions.get(revision or "")
     if children is None or not children.ready or children.config is None:
         return status
-    config = json.loads(children.config["data"][contract.CONFIG_FILE])
+    stored = json.loads(children.config["data"][contract.CONFIG_FILE])
     stable = StableStatus(
         revision=children.revision,
-        version=source.configured(config["model"]),
         image=_image(observed, children.revision),
+        version=source.configured(stored["model"]),
         started_at=(children.deployment or {}).get("metadata", {}).get("creationTimestamp"),
     )
     return status.model_copy(update={"stable": stable})

@@ -2,6 +2,7 @@
 reach its files."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 from llm_operator.state import Manifest, ModelVersion
@@ -23,37 +24,30 @@ def version(uri: str) -> ModelVersion:
     return ModelVersion(name, hashlib.sha256(uri.encode()).hexdigest()[:VERSION_DIGITS], uri)
 
 
-def claim(uri: str) -> str | None:
-    """The PersistentVolumeClaim that `uri` names a folder of, if it does."""
-    return uri.removeprefix(CLAIM).partition("/")[0] if uri.startswith(CLAIM) else None
+@dataclass(frozen=True)
+class Claimed:
+    """What a pod has of the claim with the model's files; nothing where `uri` names none."""
 
-
-def path(uri: str | None) -> list[Manifest]:
-    """The variable that tells both containers where the claim's folder lies:
-    paths are not for configuration files."""
-    if not claim(uri or ""):
-        return []
-    folder = (uri or "").removeprefix(CLAIM).rstrip("/")
-    return [{"name": contract.ENV_MODEL_PATH, "value": f"{CLAIMS_MOUNT}/{folder}"}]
-
-
-def volume(uri: str | None) -> list[Manifest]:
+    variables: tuple[Manifest, ...] = ()
+    """Tells both containers where the folder lies: paths are not for configuration files."""
+    mounts: tuple[Manifest, ...] = ()
+    """Where the containers find the claim."""
+    volumes: tuple[Manifest, ...] = ()
     """The claim as a volume of the pod, which may not write to it."""
-    name = claim(uri or "")
-    return (
-        [{"name": "source", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}]
-        if name
-        else []
-    )
 
 
-def mount(uri: str | None) -> list[Manifest]:
-    """Where the containers find it."""
-    name = claim(uri or "")
-    return (
-        [{"name": "source", "mountPath": f"{CLAIMS_MOUNT}/{name}", "readOnly": True}]
-        if name
-        else []
+def claimed(uri: str | None) -> Claimed:
+    """The parts of a pod that reach the folder of a PersistentVolumeClaim."""
+    if uri is None or not uri.startswith(CLAIM):
+        return Claimed()
+    folder = uri.removeprefix(CLAIM).rstrip("/")
+    name = folder.partition("/")[0]
+    readable = {"claimName": name, "readOnly": True}
+    mount = {"name": "source", "mountPath": f"{CLAIMS_MOUNT}/{name}", "readOnly": True}
+    return Claimed(
+        variables=({"name": contract.ENV_MODEL_PATH, "value": f"{CLAIMS_MOUNT}/{folder}"},),
+        mounts=(mount,),
+        volumes=({"name": "source", "persistentVolumeClaim": readable},),
     )
 
 

@@ -1,20 +1,42 @@
-"""The Deployment of one revision, and the ConfigMap that is its snapshot."""
+"""The Deployment of each revision, and the ConfigMap that is its snapshot."""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from llm_operator.crds import LLMDeploymentSpec
 from llm_operator.plans import names
 from llm_operator.plans.objects.containers import STORE_VARIABLES
-from llm_operator.plans.rollout import strategy_named
-from llm_operator.state import Manifest, Meta
+from llm_operator.plans.rollout import Decision
+from llm_operator.state import Manifest, Meta, Observed
 from llm_runtime import contract
 
 TEMPLATE_FILE = "template.json"
 
 
-def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Manifest:
+@dataclass(frozen=True)
+class Snapshot:
+    """What a revision's pods are made from: the configuration file and the pods' template."""
+
+    config: str
+    template: Manifest
+
+
+def objects(
+    observed: Observed, decision: Decision, snapshots: Mapping[str, Snapshot]
+) -> list[Manifest]:
+    """The objects of the revisions that are kept."""
+    return [
+        made
+        for name, each in snapshots.items()
+        for made in (
+            _config_map(observed.meta, name, each),
+            _deployment(observed, decision, name, each.template),
+        )
+    ]
+
+
+def _config_map(meta: Meta, revision: str, snapshot: Snapshot) -> Manifest:
     """Immutable snapshot of a revision: drift is repaired and undo is done from here,
     not from newer operator code."""
     return {
@@ -22,7 +44,7 @@ def config_map(meta: Meta, revision: str, config: str, template: Manifest) -> Ma
         "kind": "ConfigMap",
         "metadata": names.metadata(meta, names.child(meta, revision), revision),
         "immutable": True,
-        "data": {contract.CONFIG_FILE: config, TEMPLATE_FILE: _text(template)},
+        "data": {contract.CONFIG_FILE: snapshot.config, TEMPLATE_FILE: _text(snapshot.template)},
     }
 
 
@@ -35,14 +57,14 @@ def digest(template: Manifest) -> str:
     return hashlib.sha256(_text(template).encode()).hexdigest()
 
 
-def deployment(
-    meta: Meta, spec: LLMDeploymentSpec, revision: str, template: Manifest, replicas: int
+def _deployment(
+    observed: Observed, decision: Decision, revision: str, template: Manifest
 ) -> Manifest:
     """The Deployment of one revision. Its template never changes; only `replicas` does."""
-    named = strategy_named(spec.rollout.strategy)
+    meta = observed.meta
     strategy: Manifest = (
         {"type": "Recreate"}
-        if named is not None and named.interrupts
+        if decision.interrupts
         else {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     )
     about = names.metadata(meta, names.child(meta, revision), revision)
@@ -51,20 +73,14 @@ def deployment(
         "kind": "Deployment",
         "metadata": {**about, "annotations": {names.TEMPLATE_ANNOTATION: digest(template)}},
         "spec": {
-            "replicas": replicas,
+            "replicas": decision.replicas[revision],
             "revisionHistoryLimit": 1,
-            "progressDeadlineSeconds": spec.rollout.progress_deadline_seconds,
+            "progressDeadlineSeconds": observed.spec.rollout.progress_deadline_seconds,
             "selector": {"matchLabels": names.selector(meta, revision)},
             "strategy": strategy,
             "template": template,
         },
     }
-
-
-def fetches_adapters(template: Manifest | None) -> bool:
-    """Whether pods of this template have a container that fetches adapters."""
-    inits = template["spec"].get("initContainers") or [] if template else []
-    return any(each["name"] == names.ADAPTERS_CONTAINER for each in inits)
 
 
 def uses(template: Manifest) -> Iterator[tuple[str, str, bool]]:

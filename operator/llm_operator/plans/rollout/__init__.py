@@ -5,9 +5,10 @@ Steps, in order                                     Nouns
 pin      annotation: back to a kept revision        situation  what is wanted, and what there is
 choose   the candidate: begun, kept, replaced       move       a candidate on its way: what strategies are asked about
 steer    annotation: pause, skip, abort             states     the life of a candidate
-select   by which strategy                          decision   what the steps have decided
-judge    promoted, given up, or a step further      room       has a pod a node, would stopping an old one make one
-allocate pods and traffic, when to look again       candidate  the revision on its way, as its status has it
+survey   has each of its pods a node (room)         decision   what the steps have decided
+select   by which strategy                          candidate  the revision on its way, as its status has it
+judge    what its gates say: promoted, given up, or a step further
+allocate pods and traffic, when to look again
 
 A strategy is one file (rolling, blue_green, canary, recreate; first: nothing serves yet) that
 answers what strategy.py asks, and one line in select.STRATEGIES.
@@ -19,6 +20,7 @@ from llm_operator.plans.rollout.choose import choose
 from llm_operator.plans.rollout.decision import Decision
 from llm_operator.plans.rollout.judge import judge
 from llm_operator.plans.rollout.pin import pin
+from llm_operator.plans.rollout.room import survey
 from llm_operator.plans.rollout.select import named as strategy_named
 from llm_operator.plans.rollout.select import select
 from llm_operator.plans.rollout.situation import Situation, Wanted, parse, stamp
@@ -31,7 +33,7 @@ def advance(situation: Situation) -> Decision:
     status = situation.status
     candidate = Candidate.read(status.candidate) if status.candidate else None
     decision = Decision(situation, status.stable, candidate, status.history)
-    for step in (pin, choose, steer, select, judge, allocate):
+    for step in (pin, choose, steer, survey, select, judge, allocate):
         decision = step(decision)
     return decision
 

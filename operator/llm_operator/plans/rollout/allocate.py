@@ -4,13 +4,12 @@ to look again. It remembers nothing: what exists suffices."""
 from dataclasses import replace
 from datetime import timedelta
 
-from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.candidate import tries_on
 from llm_operator.plans.rollout.decision import Decision
-from llm_operator.plans.rollout.move import Allocation, Move
+from llm_operator.plans.rollout.move import PATIENCE_SECONDS, Allocation, Move
 from llm_operator.plans.rollout.situation import parse, stamp
 from llm_operator.plans.rollout.states import State
-from llm_operator.plans.rollout.strategy import Strategy
+from llm_operator.plans.rollout.strategy import Progress
 
 HISTORY_ENTRIES = 20
 GATE_LOOK_SECONDS = 2.0
@@ -36,8 +35,10 @@ def allocate(decision: Decision) -> Decision:
         and decision.rolling_out
         and move.situation.replicas
     ):
-        looks += _looks(move, strategy)
-        decision = replace(decision, stage=_stage(move, strategy), advice=strategy.advice(move))
+        progress = strategy.progress(move)
+        looks += _looks(move, progress)
+        looks += [THIRD_LOOK_SECONDS] if strategy.mixes and move.third else []
+        decision = replace(decision, stage=_stage(move, progress), advice=progress.advice)
     elif move is not None and tries_on(decision.situation.status):
         looks += _gate_looks(move)
     return replace(decision, requeue_seconds=min(looks, default=None))
@@ -76,24 +77,19 @@ def _earlier(decision: Decision) -> tuple[dict[str, int], bool]:
     return dict.fromkeys(kept, 0) | settling, bool(settling)
 
 
-def _looks(move: Move, strategy: Strategy) -> list[float]:
+def _looks(move: Move, progress: Progress) -> list[float]:
     """Seconds until something about the candidate may change that no watch tells."""
     candidate = move.candidate
     looks = list[float]()
-    if (left := strategy.deadline_left(move)) is not None:
-        looks.append(max(1.0, left + 0.5))
+    for left in (progress.deadline_left, progress.undecided_left):
+        if left is not None:
+            looks.append(max(1.0, left + 0.5))
     if (candidate.step_started_at or move.shadow_left) and not candidate.paused:
-        looks.append(max(1.0, strategy.hold_left(move) + 0.1))
-    if room.lack(move) is not None:
-        looks += (
-            seconds + 0.5 for seconds in (room.left(move), room.help_left(move)) if seconds > 0
-        )
-    if (left := strategy.undecided_left(move)) is not None:
-        looks.append(max(1.0, left + 0.5))
-    looks += _gate_looks(move)
-    if strategy.mixes and move.third:
-        looks.append(THIRD_LOOK_SECONDS)
-    return looks
+        looks.append(max(1.0, progress.hold_left + 0.1))
+    if move.lack is not None:
+        ends = (PATIENCE_SECONDS, move.help_seconds)
+        looks += (end - move.waited + 0.5 for end in ends if end > move.waited)
+    return looks + _gate_looks(move)
 
 
 def _gate_looks(move: Move) -> list[float]:
@@ -104,14 +100,14 @@ def _gate_looks(move: Move) -> list[float]:
     )
 
 
-def _stage(move: Move, strategy: Strategy) -> str:
+def _stage(move: Move, progress: Progress) -> str:
     """The step, what holds it up, and what the gates wait for."""
     if move.state is State.REPLACED:
         return (
             f"another revision is wanted; this one answers until pods of revision {move.old} are"
             " ready"
         )
-    parts = [strategy.describe(move), _copies(move)]
+    parts = [progress.where, _copies(move)]
     if move.candidate.paused:
         parts.append(
             "paused by the annotation llm-operator.dev/rollout: write resume, skip or abort, or"
@@ -121,7 +117,7 @@ def _stage(move: Move, strategy: Strategy) -> str:
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
     # Only names: with figures the text would change, and the status be written, at every look.
     # The figures are in candidate.gates.
-    undecided = ", ".join(gate.name for gate in strategy.undecided(move))
+    undecided = ", ".join(gate.name for gate in progress.undecided)
     if undecided:
         parts.append(
             f"not decided yet: {undecided}{_undecided_until(move)} (see .status.candidate.gates)"

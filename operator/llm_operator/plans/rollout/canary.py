@@ -6,7 +6,6 @@ from datetime import timedelta
 
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import CanaryStep
-from llm_operator.plans.evidence import gates
 from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
 from llm_operator.plans.rollout.strategy import Next, Strategy
@@ -18,7 +17,6 @@ class Canary(Strategy):
 
     mixes = True
     takes_copies = True
-    routes = True
 
     def size(self, move: Move) -> int:
         step = _step(move)
@@ -33,12 +31,8 @@ class Canary(Strategy):
         return super().judged(move) and not _grows(move) and not _without(move)
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
-        if not _grows(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
-            return super().undecided(move)
         # Written since its steps were over: no traffic has decided it, and none will.
-        return tuple(
-            each for each in gates.undecided(move.candidate.gates) if gates.is_evaluation(each)
-        )
+        return move.undecided_evaluations if _grows(move) else super().undecided(move)
 
     def hold_over(self, move: Move) -> bool:
         return move.complete if _grows(move) else super().hold_over(move)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from llm_operator.crds import DirectiveStatus, HistoryEntry, RevisionStatus, StableStatus
 from llm_operator.plans.rollout.candidate import Candidate
-from llm_operator.plans.rollout.move import Move
+from llm_operator.plans.rollout.move import Lack, Move
 from llm_operator.plans.rollout.situation import Situation, stamp
 from llm_operator.plans.rollout.strategy import Strategy
 from llm_operator.state import Occurrence
@@ -20,6 +20,10 @@ class Decision:
     history: tuple[HistoryEntry, ...]
     strategy: Strategy | None = None
     """The strategy of the candidate."""
+    interrupts: bool = False
+    """The strategy that is asked for stops the old pods first (Strategy.interrupts)."""
+    lack: Lack | None = None
+    """The lack of room for the candidate's pods."""
     replicas: dict[str, int] = field(default_factory=dict)
     """Pods per kept revision; a revision that is not here is deleted."""
     serving: tuple[str, ...] = ()
@@ -81,6 +85,7 @@ class Decision:
             self.candidate,
             skips=self.ordered("skip"),
             takes_copies=self.strategy is not None and self.strategy.takes_copies,
+            lack=self.lack,
         )
 
     @property

@@ -11,6 +11,24 @@ from llm_operator.plans.rollout.candidate import Candidate
 from llm_operator.plans.rollout.situation import Situation
 from llm_operator.plans.rollout.states import State
 
+PATIENCE_SECONDS = 30.0
+"""How long a pod must have had no place before that counts:
+evictions and scale-downs make room in this time."""
+HELP_SECONDS = 60.0
+"""How long a pod may still have no place after an old pod has had its time to stop."""
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A pod of the candidate has no place."""
+
+    message: str
+    """What the scheduler or the API server says."""
+    freed: bool
+    """An old pod that goes may leave the room that is missing."""
+    coming: str = ""
+    """What a cluster autoscaler says about the node that it adds for the pod."""
+
 
 @dataclass(frozen=True)
 class Move:
@@ -24,6 +42,8 @@ class Move:
     """A person has said that its holds are over."""
     takes_copies: bool = False
     """The candidate's strategy has it wait for copies of requests (Strategy.takes_copies)."""
+    lack: Lack | None = None
+    """None while all pods of the candidate have a node, or nothing is said."""
 
     @property
     def old(self) -> str:
@@ -46,6 +66,36 @@ class Move:
         if self.candidate.traffic_since is not None:
             return State.TRAFFIC
         return State.READY if self.situation.answering(self.new) else State.STARTING
+
+    @property
+    def let_go(self) -> bool:
+        """A person or the specification has it go on although gates are undecided."""
+        return self.skips or self.situation.spec.on_inconclusive == "Promote"
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it last got further."""
+        return self.situation.since(self.candidate.progressed_at or self.candidate.started_at)
+
+    @property
+    def help_seconds(self) -> float:
+        """How long it must have waited before stopping old pods may be said to be in vain."""
+        return self.situation.spec.drain_seconds + HELP_SECONDS
+
+    @property
+    def lasting_lack(self) -> Lack | None:
+        """The lack of room, once it has lasted and no node is on its way."""
+        found = self.lack
+        lasts = found is not None and not found.coming and self.waited >= PATIENCE_SECONDS
+        return found if lasts else None
+
+    @property
+    def lack_in_vain(self) -> Lack | None:
+        """The lack of room that stays although old pods were stopped for the candidate and are
+        gone."""
+        leaving = self.situation.pods(self.old) > self.situation.children(self.old).wanted
+        helped = self.stable is not None and not leaving and self.waited >= self.help_seconds
+        return self.lasting_lack if helped else None
 
     @property
     def complete(self) -> bool:
@@ -96,7 +146,7 @@ class Move:
     @property
     def shadow_undecided(self) -> tuple[GateVerdict, ...]:
         """The inconclusive gates that judge copies and hold the candidate up."""
-        if not self.shadows or self.skips or self.situation.spec.on_inconclusive == "Promote":
+        if not self.shadows or self.let_go:
             return ()
         return gates.undecided(self.candidate.gates, shadow=True)
 
@@ -108,16 +158,29 @@ class Move:
         Empty where nobody else would answer the clients, or where a person or the specification
         lets the candidate go on.
         """
-        if (
-            self.stable is None
-            or self.needed
-            or self.skips
-            or self.situation.spec.on_inconclusive == "Promote"
-        ):
+        if self.stable is None or self.needed:
             return ()
-        return tuple(
-            each for each in gates.undecided(self.candidate.gates) if gates.without_traffic(each)
-        )
+        return tuple(each for each in self._undecided if gates.without_traffic(each))
+
+    @property
+    def undecided_with_traffic(self) -> tuple[GateVerdict, ...]:
+        """The inconclusive gates that hold it up while its traffic is judged."""
+        # A load probe has decided before there was traffic, or was let pass.
+        return tuple(each for each in self._undecided if each.name != gates.LOAD_PROBE)
+
+    @property
+    def undecided_evaluations(self) -> tuple[GateVerdict, ...]:
+        """The inconclusive evaluations that hold it up once no traffic is judged any more."""
+        return tuple(each for each in self._undecided if gates.is_evaluation(each))
+
+    @property
+    def _undecided(self) -> tuple[GateVerdict, ...]:
+        return () if self.let_go else gates.undecided(self.candidate.gates)
+
+    @property
+    def unopposed(self) -> bool:
+        """No gate has failed or is awaited."""
+        return gates.none_objects(self.candidate.gates)
 
     @property
     def probed(self) -> bool:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from llm_operator.crds.rollout import JUDGED_SECONDS
-from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.candidate import Candidate
 from llm_operator.plans.rollout.move import Allocation, Move
 from llm_operator.plans.rollout.states import State
@@ -30,7 +29,7 @@ class Rolling(Strategy):
         if situation.spec.strategy == "Auto" and before.strategy != "Rolling":
             # Chosen for a lack of room; but a pod that has a place needs no old pod to make it.
             return replace(candidate, surge=1 if situation.placed(move.new) else 0)
-        lack = room.lasting(move)
+        lack = move.lasting_lack
         if lack is None or not lack.freed:
             return replace(candidate, surge=1)
         why = f"one pod less at a time, no room for one more: {lack.message}"

@@ -1,5 +1,5 @@
-"""Whether a candidate's pods have a place to run, whether stopping an old pod would make one, and
-what to advise.
+"""The step that looks whether the candidate's pods have a place to run, and whether stopping an old
+pod would make one.
 
 The scheduler and the API server are the judges: they alone know taints, affinities, volumes and
 quotas. Their messages are read here, so that an old pod is stopped for a new one only where that
@@ -9,20 +9,16 @@ can help.
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 
 from llm_operator.crds.common import quantity_value
-from llm_operator.plans.rollout.move import Move
+from llm_operator.plans.rollout.decision import Decision
+from llm_operator.plans.rollout.move import Lack, Move
 from llm_operator.plans.rollout.situation import exists, parse
 from llm_operator.state import Manifest
 
-PATIENCE_SECONDS = 30.0
-"""How long a pod must have had no place before that counts:
-evictions and scale-downs make room in this time."""
-HELP_SECONDS = 60.0
-"""How long a pod may still have no place after an old pod has had its time to stop."""
 NODE_SECONDS = 900.0
 """How long a node that was ordered may take:
 the cluster autoscaler gives one up after 15 minutes."""
@@ -50,16 +46,10 @@ _QUOTA = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Lack:
-    """A pod of the candidate has no place."""
-
-    message: str
-    """What the scheduler or the API server says."""
-    freed: bool
-    """An old pod that goes may leave the room that is missing."""
-    coming: str = ""
-    """What a cluster autoscaler says about the node that it adds for the pod."""
+def survey(decision: Decision) -> Decision:
+    """The decision with the lack of room for the candidate's pods, if there is one."""
+    move = decision.move
+    return decision if move is None else replace(decision, lack=lack(move))
 
 
 def lack(move: Move) -> Lack | None:
@@ -75,60 +65,6 @@ def lack(move: Move) -> Lack | None:
     ):
         return Lack(refusal, bool(old) and _quota_frees(refusal))
     return None
-
-
-def left(move: Move) -> float:
-    """Seconds until a lack of room counts."""
-    return PATIENCE_SECONDS - _waited(move)
-
-
-def lasting(move: Move) -> Lack | None:
-    """The lack of room, once it has lasted and no node is on its way."""
-    found = lack(move)
-    return found if found is not None and not found.coming and left(move) <= 0 else None
-
-
-def in_vain(move: Move) -> Lack | None:
-    """The lack of room that stays although old pods were stopped for the candidate and are gone."""
-    leaving = move.situation.pods(move.old) > move.situation.children(move.old).wanted
-    return None if move.stable is None or leaving or help_left(move) > 0 else lasting(move)
-
-
-def help_left(move: Move) -> float:
-    """Seconds until stopping an old pod may be said to have been in vain."""
-    return move.situation.spec.drain_seconds + HELP_SECONDS - _waited(move)
-
-
-def _waited(move: Move) -> float:
-    return move.situation.since(move.candidate.progressed_at or move.candidate.started_at)
-
-
-def advice(move: Move, *, makes_room: bool, will_make_room: bool) -> str:
-    """Advice about what the candidate waits for and how a person can help; empty while it has room
-    or an old pod makes some."""
-    found = lack(move)
-    if found is None or move.stable is None:
-        return ""
-    if found.coming:
-        return f"a node is on its way for it: {found.coming}"
-    if not found.freed:
-        return (
-            "stopping an old pod would make no room for it: correct what is named, or add a node"
-            " where it fits"
-        )
-    if makes_room:
-        return ""
-    if move.situation.replicas == 1:
-        return (
-            "the one pod that serves is not stopped for it: free room, add a node, or permit an"
-            " interruption by name, rollout.strategy: Recreate"
-        )
-    if will_make_room:
-        return f"if there is none for {PATIENCE_SECONDS:.0f} s, one old pod at a time makes room"
-    return (
-        "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a time "
-        "(rollout.strategy: Recreate interrupts)"
-    )
 
 
 def coming(events: Iterable[Manifest], now: datetime) -> str:

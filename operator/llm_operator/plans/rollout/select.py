@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.blue_green import BlueGreen
 from llm_operator.plans.rollout.canary import Canary
 from llm_operator.plans.rollout.decision import Decision
@@ -31,14 +30,17 @@ def named(name: str | None) -> Strategy | None:
 def select(decision: Decision) -> Decision:
     """The decision with the candidate's strategy,
     which is written down once there are pods to be moved."""
-    for remark in decision.situation.spec.without_effect:
+    spec = decision.situation.spec
+    for remark in spec.without_effect:
         decision = decision.remark(remark)
+    asked = spec.strategy
+    known = named(asked)
+    decision = replace(decision, interrupts=known is not None and known.interrupts)
     move = decision.move
     if move is None:
         return decision
     if move.stable is None:
         return replace(decision, strategy=First())
-    asked = move.situation.spec.strategy
     before = move.candidate
     if move.state in (State.FAILED, State.REPLACED) or not move.situation.replicas:
         # Before operators wrote the strategy down, the specification's was the candidate's.
@@ -63,7 +65,7 @@ def _automatic(move: Move) -> tuple[str, str]:
         # Before 2026-11-28 Auto chose Recreate:
         # then the old pods are gone already, and going on is the shortest way.
         return move.candidate.strategy, move.candidate.strategy_reason or ""
-    lack = room.lasting(move)
+    lack = move.lasting_lack
     if lack is not None and move.situation.spec.shadows:
         return (
             "BlueGreen",

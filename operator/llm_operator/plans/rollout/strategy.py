@@ -1,18 +1,47 @@
 """What a strategy is asked, and what all strategies share."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Literal
 
 from llm_operator.crds import GateVerdict
-from llm_operator.plans.evidence import gates
-from llm_operator.plans.rollout import room
 from llm_operator.plans.rollout.candidate import Candidate
-from llm_operator.plans.rollout.move import Allocation, Move
+from llm_operator.plans.rollout.move import PATIENCE_SECONDS, Allocation, Lack, Move
 from llm_operator.plans.rollout.states import State
 
 Next = Candidate | Literal[State.STABLE]
 """The candidate as it is now, or STABLE once it has arrived."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a candidate is: a strategy's answers, each by the method of its name."""
+
+    size: int
+    undecided: tuple[GateVerdict, ...]
+    hold_left: float
+    undecided_left: float | None
+    deadline_left: float | None
+    advice: str
+    where: str
+    """Where it is on its way (`describe`)."""
+    stopped_in_vain: Lack | None
+    """The room that is missing although old pods were stopped for it."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What becomes of a candidate at one look."""
+
+    seen: Candidate
+    """As it was found, with the copies noted that it is sent."""
+    candidate: Candidate
+    """As it is now, a step further where that is earned."""
+    progress: Progress | None = None
+    """None once it has arrived."""
+    begins_undecided: bool = False
+    """From now on only undecided gates hold it up."""
 
 
 class Strategy(ABC):
@@ -30,8 +59,6 @@ class Strategy(ABC):
     of requests."""
     interrupts = False
     """Nobody serves for a while, because the old pods go before the new ones come."""
-    routes = False
-    """An HTTPRoute can divide the traffic between the two revisions."""
     saves_room = False
     """The strategy stops old pods where the new ones find no room."""
 
@@ -54,6 +81,47 @@ class Strategy(ABC):
         return Allocation(
             {move.old: move.situation.replicas, move.new: 0}, (move.old,), move.candidate
         )
+
+    def look(self, move: Move) -> Look:
+        """What becomes of a candidate on trial."""
+        move = move.shadowed(self.size(move))
+        seen = move.candidate
+        further = self.next(move)
+        if further is State.STABLE:
+            return Look(seen, seen)
+        move = self._noting_undecided(replace(move, candidate=further))
+        begins = further.undecided_since is None and move.candidate.undecided_since is not None
+        return Look(seen, move.candidate, self.progress(move), begins)
+
+    def progress(self, move: Move) -> Progress:
+        """How far the candidate is."""
+        stops = self.stops_old_pods(move) and not move.candidate.paused
+        return Progress(
+            size=self.size(move),
+            undecided=self.undecided(move),
+            hold_left=self.hold_left(move),
+            undecided_left=self.undecided_left(move),
+            deadline_left=self.deadline_left(move),
+            advice=self.advice(move),
+            where=self.describe(move),
+            stopped_in_vain=move.lack_in_vain if stops else None,
+        )
+
+    def _noting_undecided(self, move: Move) -> Move:
+        """The move with the moment noted since which undecided gates hold the candidate up although
+        its hold is over."""
+        undecided = not move.candidate.paused and bool(self.undecided(move))
+        since = move.candidate.undecided_since
+        if (
+            undecided
+            and since is None
+            and (self.hold_over(move) or (move.state is State.READY and move.shadow_done))
+        ):
+            return move.changed(undecided_since=move.situation.moment)
+        if not undecided and since is not None and not self.lost_its_evidence(move):
+            # The deadline, which stood still, begins anew.
+            return move.changed(undecided_since=None, progressed_at=move.situation.moment)
+        return move
 
     def size(self, move: Move) -> int:
         """Pods that the candidate is to have now."""
@@ -78,8 +146,30 @@ class Strategy(ABC):
     def advice(self, move: Move) -> str:
         """Advice about a candidate without room: what it waits for, and how a person can help.
         Empty: no help is needed."""
-        later = self.saves_room or move.situation.spec.strategy == "Auto"
-        return room.advice(move, makes_room=self.stops_old_pods(move), will_make_room=later)
+        lack = move.lack
+        if lack is None or move.stable is None:
+            return ""
+        if lack.coming:
+            return f"a node is on its way for it: {lack.coming}"
+        if not lack.freed:
+            return (
+                "stopping an old pod would make no room for it: correct what is named, or add a"
+                " node where it fits"
+            )
+        if self.stops_old_pods(move):
+            return ""
+        if move.situation.replicas == 1:
+            return (
+                "the one pod that serves is not stopped for it: free room, add a node, or permit an"
+                " interruption by name, rollout.strategy: Recreate"
+            )
+        if self.saves_room or move.situation.spec.strategy == "Auto":
+            patience = f"{PATIENCE_SECONDS:.0f} s"
+            return f"if there is none for {patience}, one old pod at a time makes room"
+        return (
+            "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a"
+            " time (rollout.strategy: Recreate interrupts)"
+        )
 
     def hold_left(self, move: Move) -> float:
         """Seconds that the step lasts at least; 0 when it holds nothing up."""
@@ -97,27 +187,19 @@ class Strategy(ABC):
             return move.shadow_undecided
         if move.state is State.READY and self.waits_for_proof:
             return move.undecided_before_traffic
-        if not self.judged(move) or move.skips or move.situation.spec.on_inconclusive == "Promote":
-            return ()
-        # A load probe has decided before there was traffic, or was let pass.
-        return tuple(
-            each for each in gates.undecided(move.candidate.gates) if each.name != gates.LOAD_PROBE
-        )
+        return move.undecided_with_traffic if self.judged(move) else ()
 
     def lost_its_evidence(self, move: Move) -> bool:
         """Whether the candidate has lost the pods or the traffic by which it is judged. Then no gate
         has decided, and the time for undecided gates goes on."""
-        let_go = (
-            move.candidate.paused or move.skips or move.situation.spec.on_inconclusive == "Promote"
-        )
         lost = move.state is State.STARTING or (
             move.state is State.TRAFFIC and not self.judged(move)
         )
-        return self.waits_for_proof and lost and not let_go
+        return self.waits_for_proof and lost and not (move.candidate.paused or move.let_go)
 
     def cleared(self, move: Move) -> bool:
         """Whether no gate objects, is awaited or holds the candidate up."""
-        return gates.none_objects(move.candidate.gates) and not self.undecided(move)
+        return move.unopposed and not self.undecided(move)
 
     def arrived(self, move: Move) -> bool:
         """Whether all pods are ready and the gates let the candidate go on."""

@@ -1,17 +1,17 @@
 """The adapters' versions and where they answer:
 status, condition AdaptersReady, Events, and when to look again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from llm_operator.crds import AdapterCandidate, AdapterStatus, Condition, LLMDeploymentStatus
 from llm_operator.crds.rollout import RolloutSpec
 from llm_operator.plans.evidence import gates
-from llm_operator.plans.objects import adapter_judgement, adapter_versions, adapters
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import parse, stamp
-from llm_operator.state import AdapterVersions, Observed, Occurrence
+from llm_operator.plans.status.findings import Finding
+from llm_operator.state import AdapterVersions, Fault, Observed, Occurrence
 
 FIRST_LOOK_SECONDS = 2.0
 LONGEST_LOOK_SECONDS = 60.0
@@ -39,8 +39,35 @@ class _Served:
         return len(self.answer) + len(self.behind) + len(self.silent)
 
 
-def status(observed: Observed, now: datetime) -> tuple[AdapterStatus, ...]:
+@dataclass(frozen=True)
+class AdapterReport:
+    """What the status says of adapters."""
+
+    versions: tuple[AdapterStatus, ...] = ()
     """Each adapter's version, since when it is wanted, and in how many ready pods it answers."""
+    candidates: tuple[AdapterCandidate, ...] = ()
+    """Versions that are behind their gates, since when, and in how many ready pods they are
+    loaded."""
+    finding: Finding | None = None
+    """AdaptersReady; None without adapters."""
+    late: bool = False
+    """Some ready pods do not answer, or not for the version that they should."""
+
+
+def report(observed: Observed, now: datetime) -> AdapterReport:
+    """What there is to tell of the adapters."""
+    served = _all_served(observed)
+    return AdapterReport(
+        versions=_answering(observed, served, now),
+        candidates=_candidates(observed, now),
+        finding=_finding(observed, served) if observed.adapters else None,
+        late=any(each.behind or each.silent for each in served),
+    )
+
+
+def _answering(
+    observed: Observed, served: Iterable[_Served], now: datetime
+) -> tuple[AdapterStatus, ...]:
     known = {each.name: each for each in observed.status.adapters}
     return tuple(
         each.adapter.model_copy(
@@ -49,13 +76,11 @@ def status(observed: Observed, now: datetime) -> tuple[AdapterStatus, ...]:
                 "resolved_at": _since(each.adapter, known.get(each.adapter.name)) or stamp(now),
             }
         )
-        for each in _all_served(observed)
+        for each in served
     )
 
 
-def candidates(observed: Observed, now: datetime) -> tuple[AdapterCandidate, ...]:
-    """Versions that are behind their gates, since when,
-    and in how many ready pods they are loaded."""
+def _candidates(observed: Observed, now: datetime) -> tuple[AdapterCandidate, ...]:
     known = {each.name: each for each in observed.status.adapter_candidates}
     return tuple(
         each.candidate.model_copy(
@@ -64,7 +89,7 @@ def candidates(observed: Observed, now: datetime) -> tuple[AdapterCandidate, ...
                 "resolved_at": _since(each.candidate, known.get(each.candidate.name)) or stamp(now),
             }
         )
-        for each in adapter_versions.versions(observed)
+        for each in observed.adapter_versions
         if each.candidate is not None
     )
 
@@ -78,7 +103,7 @@ def _all_served(observed: Observed) -> list[_Served]:
     pods = [
         pod["metadata"]["name"] for each in observed.revisions.values() for pod in each.ready_pods
     ]
-    return [_served(observed, adapter, pods) for adapter in adapter_versions.pinned(observed)]
+    return [_served(observed, adapter, pods) for adapter in observed.serving_adapters]
 
 
 def _served(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> _Served:
@@ -100,12 +125,10 @@ def _served(observed: Observed, adapter: AdapterStatus, pods: Sequence[str]) -> 
     return _Served(adapter, tuple(answer), tuple(behind), tuple(silent), failed)
 
 
-def finding(observed: Observed) -> tuple[str, str, str]:
-    """AdaptersReady: status, reason, message.
-    Never a part of Ready: the model and the others answer all the same."""
-    if found := adapters.fault(observed):
+def _finding(observed: Observed, served: Sequence[_Served]) -> Finding:
+    """AdaptersReady. Never a part of Ready: the model and the others answer all the same."""
+    if found := _unresolved(observed):
         return ("False" if found.terminal else "Unknown"), found.reason, found.message
-    served = _all_served(observed)
     versions = ", ".join(f"{each.adapter.name} is {_what(each.adapter)}" for each in served)
     if failed := [each for each in served if each.failed]:
         return (
@@ -124,9 +147,30 @@ def finding(observed: Observed) -> tuple[str, str, str]:
     return "True", Reason.AdaptersLoaded, versions
 
 
-def _behind_any_gates(observed: Observed) -> tuple[str, str, str] | None:
+def _unresolved(observed: Observed) -> Fault | None:
+    """The first adapter that stands for no version now, and how many more do not."""
+    faulty = [adapter for adapter in observed.adapters if adapter.resolution.fault is not None]
+    if not faulty:
+        return None
+    first = faulty[0]
+    known = {each.name: each for each in observed.status.adapters}
+    found = first.resolution.fault
+    assert found is not None
+    kept = known.get(first.spec.name)
+    keeps = f"; its version {kept.version} stays in the pods" if kept else ""
+    others = (
+        f"; nor are {', '.join(each.spec.name for each in faulty[1:])}" if len(faulty) > 1 else ""
+    )
+    return Fault(
+        found.reason,
+        f"adapter {first.spec.name} is not resolved: {found.message}{keeps}{others}",
+        found.terminal,
+    )
+
+
+def _behind_any_gates(observed: Observed) -> Finding | None:
     """What is found about versions that do not answer because of gates, the bad ones first."""
-    found = [each for each in adapter_versions.versions(observed) if each.candidate is not None]
+    found = [each for each in observed.adapter_versions if each.candidate is not None]
     message = "; ".join(_behind_gates(observed, each) for each in found)
     for each in found:
         if each.judged and each.spread and each.spread.failed:
@@ -228,26 +272,28 @@ def _names(pods: Sequence[str]) -> str:
     return f"{', '.join(pods[:NAMED_PODS])}{more}"
 
 
-def look_again(observed: Observed, after: LLMDeploymentStatus, now: datetime) -> float | None:
+def look_again(
+    observed: Observed, found: AdapterReport, after: LLMDeploymentStatus, now: datetime
+) -> float | None:
     """Seconds until pods that are behind are asked again: soon at first, then ever more rarely.
     None: none is.
 
     The same for versions behind their gates:
     prompts are answered, and ConfigMaps mended, without an event.
     """
-    late = any(each.behind or each.silent for each in _all_served(observed))
-    if not late and not adapter_versions.judged(observed):
+    judged = observed.judged_adapters
+    if not found.late and not judged:
         return None
     condition = next((each for each in after.conditions if each.type == "AdaptersReady"), None)
     moments = [each.resolved_at for each in (*after.adapters, *after.adapter_candidates)]
     moments += [condition.last_transition_time] if condition else []
     newest = max((moment for each in moments if (moment := parse(each))), default=now)
     soon = min(max(FIRST_LOOK_SECONDS, (now - newest).total_seconds() / 10), LONGEST_LOOK_SECONDS)
-    if any(each.shadowed_since for each in adapter_versions.judged(observed)):
+    if any(each.shadowed_since for each in judged):
         soon = FIRST_LOOK_SECONDS
     rollout = observed.spec.rollout
     ends = [_refused_at(each, rollout) for each in after.adapter_candidates]
-    ends += [adapter_judgement.deadline(rollout, each) for each in after.adapter_candidates]
+    ends += [each.deadline for each in observed.adapter_versions]
     left = [(each - now).total_seconds() + 0.5 for each in ends if each is not None and each >= now]
     return max(1.0, min([soon, *left]))
 

@@ -3,16 +3,15 @@
 They follow kstatus: Ready sums up; Reconciling and Stalled are True only while they apply.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from llm_operator.crds import Condition
-from llm_operator.plans import approval, names
+from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.rollout import Decision, stamp
-from llm_operator.plans.status import adapter_status, downloads, faults
-from llm_operator.state import Fault, Manifest, Observed, RevisionChildren
+from llm_operator.plans.rollout import stamp
+from llm_operator.plans.status.findings import Finding, as_conditions
+from llm_operator.plans.status.picture import Picture
+from llm_operator.state import Fault, Manifest, Observed
 
 REGISTRY = frozenset(
     {
@@ -25,55 +24,12 @@ REGISTRY = frozenset(
 )
 KEEPS = REGISTRY | {Reason.ModelDenied}
 """Faults that leave the last known version in force, and so stop nothing that serves."""
-Finding = tuple[str, str, str]
-"""status, reason, message"""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What all conditions are read from."""
-
-    observed: Observed
-    decision: Decision
-    replicas: int
-    """Pods wanted now."""
-    applied: Fault | None = None
-    """What went wrong with the children."""
-
-    @property
-    def serving(self) -> list[RevisionChildren]:
-        """What there is of the revisions behind the Service."""
-        return self._children(self.decision.serving)
-
-    def _children(self, names: Iterable[str]) -> list[RevisionChildren]:
-        return [self.observed.revisions[name] for name in names if name in self.observed.revisions]
-
-    @property
-    def ready(self) -> int:
-        """Ready pods behind the Service.
-        During a roll-out pods are ordered all the time: then as last counted."""
-        shared = len(self.decision.serving) > 1
-        return sum(each.answering if shared else each.ready for each in self.serving)
-
-    @property
-    def download(self) -> str:
-        """How far the pods that are to come have got with the model's files;
-        empty: they download nothing."""
-        candidate = self.decision.candidate if self.decision.rolling_out else None
-        coming = (candidate.revision,) if candidate else self.decision.serving
-        pods = [pod for each in self._children(coming) for pod in each.pods]
-        return downloads.progress(pods, self.observed.figures, self.replicas)
-
-    @property
-    def serving_fault(self) -> Fault | None:
-        found = (self.observed.faults.get(name) for name in self.decision.serving)
-        return next((fault for fault in found if fault is not None), None)
-
-
-def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
+def deployment(picture: Picture) -> tuple[Condition, ...]:
     """All conditions, in the order in which a reader wants them."""
-    stalled = _stall(picture, now)
-    restarted = _restarted(picture, now)
+    stalled = _stall(picture)
+    restarted = _restarted(picture)
     findings: dict[str, Finding] = {
         "Ready": _with(restarted, _ready(picture, stalled)),
         "Reconciling": _reconciling(picture, stalled),
@@ -96,99 +52,14 @@ def deployment(picture: Picture, now: datetime) -> tuple[Condition, ...]:
     mlflow = picture.observed.spec.model.mlflow
     if mlflow is not None and mlflow.update_policy == "Manual":
         findings["UpdateAvailable"] = _update(picture.observed)
-    if picture.observed.adapters:
-        findings["AdaptersReady"] = adapter_status.finding(picture.observed)
-    return from_findings(
-        findings, picture.observed.status.conditions, picture.observed.meta.generation, now
+    if picture.adapters.finding is not None:
+        findings["AdaptersReady"] = picture.adapters.finding
+    return as_conditions(
+        findings, picture.observed.status.conditions, picture.observed.meta.generation, picture.now
     )
 
 
-def from_findings(
-    findings: Mapping[str, Finding], previous: Iterable[Condition], generation: int, now: datetime
-) -> tuple[Condition, ...]:
-    """Findings as conditions; lastTransitionTime moves only when the status does."""
-    before = {condition.type: condition for condition in previous}
-    return tuple(
-        Condition(
-            type=kind,
-            status=status,
-            observed_generation=generation,
-            last_transition_time=(
-                before[kind].last_transition_time
-                if kind in before and before[kind].status == status
-                else stamp(now)
-            ),
-            reason=reason,
-            message=message,
-        )
-        for kind, (status, reason, message) in findings.items()
-    )
-
-
-def with_fault(
-    planned: Iterable[Condition], previous: Iterable[Condition], fault: Fault, now: datetime
-) -> tuple[Condition, ...]:
-    """The planned conditions, corrected by what went wrong while applying."""
-    planned = tuple(planned)
-    findings: dict[str, Finding] = {c.type: (c.status, c.reason, c.message) for c in planned}
-    finding = (fault.reason, fault.message)
-    findings |= {"Applied": ("False", *finding), "Ready": ("False", *finding)}
-    if fault.terminal:
-        findings |= {
-            "Stalled": ("True", *finding),
-            "Reconciling": ("False", Reason.Settled, "nothing is under way"),
-        }
-    else:
-        findings["Reconciling"] = ("True", Reason.Retrying, fault.message)
-    return from_findings(findings, previous, planned[0].observed_generation or 0, now)
-
-
-def first(generation: int, now: datetime) -> tuple[Condition, ...]:
-    """The conditions before anything is known, because kstatus reads an absent Ready as done."""
-    findings: dict[str, Finding] = {
-        "Ready": ("Unknown", Reason.Resolving, "the model reference is being resolved"),
-        "Reconciling": ("True", Reason.Resolving, "the model reference is being resolved"),
-        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
-    }
-    return from_findings(findings, (), generation, now)
-
-
-def unknown(
-    previous: Iterable[Condition], fault: Fault, generation: int, now: datetime
-) -> tuple[Condition, ...]:
-    """The conditions when a look could not be finished: Ready is Unknown, and all else stays as it
-    was last seen."""
-    kept: dict[str, Finding] = {c.type: (c.status, c.reason, c.message) for c in previous}
-    findings = {
-        "Ready": ("Unknown", fault.reason, fault.message),
-        "Reconciling": ("True", Reason.Retrying, fault.message),
-        "Stalled": ("False", Reason.NoFault, "nothing is stuck"),
-    }
-    return from_findings(
-        {**{"Ready": findings["Ready"]}, **kept, **findings}, previous, generation, now
-    )
-
-
-def invalid(
-    previous: Iterable[Condition],
-    message: str,
-    generation: int,
-    now: datetime,
-    reason: str = Reason.InvalidSpec,
-) -> tuple[Condition, ...]:
-    """The conditions of a specification that can't be read or may not be followed. Everything that
-    runs stays as it is."""
-    kept: dict[str, Finding] = {c.type: (c.status, c.reason, c.message) for c in previous}
-    finding: Finding = ("False", reason, message)
-    findings = kept | {
-        "Ready": finding,
-        "Reconciling": ("False", Reason.Settled, "nothing is under way"),
-        "Stalled": ("True", reason, message),
-    }
-    return from_findings(findings, previous, generation, now)
-
-
-def _stall(picture: Picture, now: datetime) -> Fault | None:
+def _stall(picture: Picture) -> Fault | None:
     """The fault that will not pass by itself, or that has lasted for as long as a roll-out may
     take."""
     fault = picture.observed.resolution.fault
@@ -205,7 +76,7 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
         return Fault(
             candidate.reason or Reason.ProgressDeadlineExceeded, _failed(picture), terminal=True
         )
-    left = stalls_in(picture, now)
+    left = picture.stalls_in
     if left is None or left > timedelta() or (fault := picture.serving_fault) is None:
         return None
     seconds = picture.observed.spec.rollout.progress_deadline_seconds
@@ -213,34 +84,18 @@ def _stall(picture: Picture, now: datetime) -> Fault | None:
     return Fault(fault.reason, f"{counted}: {fault.message}", terminal=True)
 
 
-def stalls_in(picture: Picture, now: datetime) -> timedelta | None:
-    """How long until a fault of pods that should serve counts as one that will not pass;
-    None without one.
-
-    It has as long as a roll-out may take, counted from the moment at which the first pod at fault
-    was last ready.
-    """
-    if (
-        picture.decision.rolling_out
-        or picture.ready >= picture.replicas
-        or picture.serving_fault is None
-    ):
-        return None
-    pods = [pod for each in picture.serving for pod in each.pods if faults.hindered(pod)]
-    since = min((at for pod in pods if (at := faults.unready_since(pod)) is not None), default=None)
-    if since is None:
-        return None
-    return since + timedelta(seconds=picture.observed.spec.rollout.progress_deadline_seconds) - now
-
-
 RESTARTS_TOLD = timedelta(days=1)
 
 
-def _restarted(picture: Picture, now: datetime) -> str:
+def _restarted(picture: Picture) -> str:
     """Restarts of the serving pods' containers, for a day,
     because a ready pod shows nothing of them."""
-    found = faults.restarts(pod for each in picture.serving for pod in each.pods)
-    recent = [restart for restart in found if now - restart.finished < RESTARTS_TOLD]
+    serving = {pod["metadata"]["name"] for pod in picture.serving_pods}
+    recent = [
+        restart
+        for restart in picture.mishaps.restarts
+        if restart.pod in serving and picture.now - restart.finished < RESTARTS_TOLD
+    ]
     if not recent:
         return ""
     times = sum(restart.count for restart in recent)
@@ -402,12 +257,41 @@ def _update(observed: Observed) -> Finding:
     """UpdateAvailable, which exists with updatePolicy Manual only. While the registry is silent, a
     version that waited still waits."""
     if observed.available is not None:
-        return "True", Reason.ApprovalNeeded, approval.waiting_message(observed)
+        return "True", Reason.ApprovalNeeded, _waiting(observed)
     if observed.resolution.last_known:
         before = next((c for c in observed.status.conditions if c.type == "UpdateAvailable"), None)
         if before is not None:
             return before.status, before.reason, before.message
     return "False", Reason.UpToDate, "the reference stands for the version in use"
+
+
+def _waiting(observed: Observed) -> str:
+    """What waits, and the command that lets it go."""
+    found = observed.available
+    used = observed.resolution.model
+    reference = observed.spec.model.mlflow
+    assert found is not None
+    assert used is not None
+    assert reference is not None
+    meta = observed.meta
+    word = observed.approval_word
+    again = ", registered anew under the same number" if word != found.version else ""
+    kept = (
+        f"version {used.version} is kept"
+        if not again
+        else "the former content is kept as long as pods hold it"
+    )
+    if (
+        (stable := observed.status.stable) is not None
+        and stable.version != used.version
+        and not again
+    ):
+        kept = f"version {used.version} stays the target, and version {stable.version} serves"
+    return (
+        f"{found.name}@{reference.alias or reference.stage} is version {found.version}{again},"
+        f" {kept}: kubectl -n {meta.namespace} annotate llmd/{meta.name} --overwrite"
+        f" {names.APPROVE_ANNOTATION}={word}"
+    )
 
 
 def _reachable(picture: Picture) -> Finding:

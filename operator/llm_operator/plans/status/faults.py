@@ -285,6 +285,24 @@ class Restart:
         )
 
 
+@dataclass(frozen=True)
+class Mishaps:
+    """What has happened to pods, whether there are enough ready ones again or not."""
+
+    restarts: list[Restart]
+    evictions: list[tuple[Fault, datetime]]
+    hindered: dict[str, datetime]
+    """By name of a pod that should be ready and is not: since when."""
+
+
+def mishaps(pods: Iterable[Manifest]) -> Mishaps:
+    """The mishaps of these pods."""
+    pods = list(pods)
+    unready = {_name(pod): unready_since(pod) for pod in pods if hindered(pod)}
+    since = {name: at for name, at in unready.items() if at is not None}
+    return Mishaps(restarts(pods), evictions(pods), since)
+
+
 def restarts(pods: Iterable[Manifest]) -> list[Restart]:
     """The last restart of each container after a failure, newest first; of pods that stay."""
     found = [

@@ -210,7 +210,7 @@ async def _adapters(
     """What versions of adapters that are behind their gates are judged by."""
     specs = {each.name: each for each in observed.spec.adapters or ()}
     judged = {
-        adapter_versions.alias(each.judged): (each, specs[each.judged.name], each.spread)
+        names.loaded_as(each.judged): (each, specs[each.judged.name], each.spread)
         for each in versions
         if each.judged is not None and each.spread is not None
     }
