@@ -37,7 +37,7 @@ from llm_operator.state import (
 from llm_runtime.contract import hash_key, key_id_of
 
 QUERY_AGE = timedelta(seconds=10)
-"""How old an answer of Prometheus may be: a query may be dear, and each look would ask it again."""
+"""How old an answer of Prometheus may be: a query may be expensive, and each look would ask it again."""
 
 
 async def gather(outside: Outside, observed: Observed) -> Observed:
@@ -55,8 +55,7 @@ async def gather(outside: Outside, observed: Observed) -> Observed:
         missing = f"the operator's own key can't be made: {error}"
     observed = replace(observed, operator_key=digested)
     over = candidate is None or (candidate.outcome is not None and not tries_on(observed.status))
-    # One that is replaced may go on answering clients: what is asked for its gates ends all the
-    # same.
+    # A replaced candidate may still answer clients, but its gates are not judged any more.
     over = over or plans.replaced(observed, outside.clock())
     if over or not (spec.gates or spec.shadows):
         candidate = None
@@ -158,7 +157,10 @@ def _looked_at(
     told_as: str,
     pods: Iterable[str],
 ) -> dict[str, GateVerdict]:
-    """What the gates say of the copies of `pods` to a candidate, which these know as `told_as`."""
+    """What the gates say of the copies that `pods` sent to a candidate.
+
+    `told_as`: the name under which the pods report it.
+    """
     key = observed.meta.uid, candidate
     known = outside.memory.copies.get(key)
     if known is None:

@@ -81,7 +81,7 @@ async def test_what_decides_nothing_is_held_as_the_policy_says(
     if policy == "Hold":
         said = world.condition("AdaptersReady")
         assert said["reason"] == "AdapterJudged"
-        assert "held until 2026-01-01T00:10:00Z at most" in said["message"]
+        assert "held until 2026-01-01T00:10:00Z at the latest" in said["message"]
         done = await world.look()
         assert done.after_seconds is not None
         assert done.after_seconds <= 601

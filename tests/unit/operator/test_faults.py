@@ -290,7 +290,7 @@ def test_a_container_that_others_put_into_the_pod_is_named_as_foreign() -> None:
     fault = faults.of_pod(restarted("istio-proxy", reason="OOMKilled", count=9), now=NOW)
     assert fault is not None
     assert not fault.terminal
-    assert "istio-proxy of pod p (not one of the operator)" in fault.message
+    assert "istio-proxy of pod p (not one of the operator's)" in fault.message
     assert "spec.resources" not in fault.message
 
 

@@ -76,7 +76,7 @@ async def test_a_killed_engine_is_told_while_its_pod_is_not_ready_and_for_a_day_
     ready = world.condition("Ready")
     assert ready["status"] == "True"
     assert (
-        f"containers were restarted 1 time, last in pod bot-{revision}-played-0 at {BEGAN}"
+        f"containers were restarted 1 time, most recently in pod bot-{revision}-played-0 at {BEGAN}"
         in ready["message"]
     )
     world.clock.pass_seconds(86_400)

@@ -120,7 +120,7 @@ def objection(verdicts: Iterable[GateVerdict]) -> str:
     return describe(found) if found is not None else ""
 
 
-def none_objects(verdicts: Iterable[GateVerdict]) -> bool:
+def no_objection(verdicts: Iterable[GateVerdict]) -> bool:
     """Whether no gate has failed or is awaited. An inconclusive one does not object."""
     return all(each.state in ("Passed", "Inconclusive") for each in verdicts)
 

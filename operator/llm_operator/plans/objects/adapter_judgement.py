@@ -34,7 +34,7 @@ def _judged(
         return replace(found, candidate=candidate.model_copy(update={"waiting_since": None}))
     verdict = gates.judge(adapter.spec.checks, _evidence(observed, adapter, found))
     objection = gates.objection(verdict)
-    clear = gates.none_objects(verdict)
+    clear = gates.no_objection(verdict)
     shadowed, left = _shadowed(found, adapter, verdict, now)
     awaited = bool(found.spread and found.spread.behind) or not clear or left > 0
     times = {

@@ -1,5 +1,5 @@
 """The step that gives pods to each revision and puts revisions behind the Service; it says when
-to look again. It remembers nothing: what exists suffices."""
+to look again. It is stateless: it works only from what exists."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -115,7 +115,7 @@ def _stage(move: Move, progress: Progress) -> str:
         )
     waiting = (gate for gate in move.candidate.gates if gate.state == "Waiting")
     parts += (f"gate {gate.name} waits: {gate.message}" for gate in waiting)
-    # Only names: with figures the text would change, and the status be written, at every look.
+    # Only names: figures would change the text, and have the status written, at every look.
     # The figures are in candidate.gates.
     undecided = ", ".join(gate.name for gate in progress.undecided)
     if undecided:
@@ -132,7 +132,7 @@ def _undecided_until(move: Move) -> str:
         return ""
     return (
         ", held for it until"
-        f" {stamp(since + timedelta(seconds=move.situation.spec.max_hold_seconds))} at most"
+        f" {stamp(since + timedelta(seconds=move.situation.spec.max_hold_seconds))} at the latest"
     )
 
 

@@ -31,7 +31,7 @@ class Canary(Strategy):
         return super().judged(move) and not _grows(move) and not _without(move)
 
     def undecided(self, move: Move) -> tuple[GateVerdict, ...]:
-        # Written since its steps were over: no traffic has decided it, and none will.
+        # A gate that was added after the steps ended: no traffic has judged it, or ever will.
         return move.undecided_evaluations if _grows(move) else super().undecided(move)
 
     def hold_over(self, move: Move) -> bool:
@@ -60,8 +60,8 @@ class Canary(Strategy):
                 move.enters and answering > 0 and (answering >= size or bool(move.candidate.weight))
             )
         else:
-            # The worst case counts: all of its pods ready,
-            # and of the stable ones only those that are now.
+            # Assume the worst: all candidate pods ready,
+            # and only those stable pods that are ready now.
             mine = max(size, situation.staying(move.new))
             beside = min(situation.answering(move.old), situation.replicas)
             # All pods of its first step are asked before one gets traffic:
@@ -125,8 +125,7 @@ def _weight(move: Move) -> int:
     if (step := _step(move)) is not None:
         return step.weight
     last = move.situation.spec.steps[-1].weight
-    # It has shown what the steps asked for:
-    # as many pods as the stable revision has may come in beside it.
+    # It has passed every step, so it may have as many pods as the stable revision.
     return last if move.situation.routed else max(last, 50)
 
 

@@ -97,7 +97,7 @@ def _refusal(decision: Decision, move: Move) -> Fault | None:
         why = f": {fault.message}" if fault else ""
         return Fault(
             Reason.CandidateCrashed,
-            f"a pod ended {crashes} times while it had traffic{why}",
+            f"its containers were restarted {crashes} time(s) while it had traffic{why}",
             terminal=True,
         )
     return None
@@ -112,7 +112,7 @@ def _undecided(candidate: Candidate, progress: Progress) -> Fault:
         "more traffic, a longer rollout.maxHoldSeconds or onInconclusive: Promote would let it"
         " go on"
     )
-    message = f"neither surely good nor surely bad in the time it had: {verdicts}; {advice}"
+    message = f"the gates could not decide in the time that they had: {verdicts}; {advice}"
     return Fault(Reason.GateInconclusive, message, terminal=True)
 
 
@@ -121,7 +121,7 @@ def _tell_undecided(decision: Decision, look: Look, progress: Progress, left: fl
     until = stamp(decision.situation.now + timedelta(seconds=left))
     message = (
         f"{names}: not decided at the end of the hold; revision {look.candidate.revision} is held"
-        f" until {until} at most"
+        f" until {until} at the latest"
     )
     return decision.tell("Normal", "GateUndecided", message)
 

@@ -141,7 +141,7 @@ class Move:
         if self.candidate.shadowed_since is None or self.shadow_left > 0:
             return False
         judged = [each for each in self.candidate.gates if gates.by_shadow(each)]
-        return gates.none_objects(judged) and not self.shadow_undecided
+        return gates.no_objection(judged) and not self.shadow_undecided
 
     @property
     def shadow_undecided(self) -> tuple[GateVerdict, ...]:
@@ -180,7 +180,7 @@ class Move:
     @property
     def unopposed(self) -> bool:
         """No gate has failed or is awaited."""
-        return gates.none_objects(self.candidate.gates)
+        return gates.no_objection(self.candidate.gates)
 
     @property
     def probed(self) -> bool:

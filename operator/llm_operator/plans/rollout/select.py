@@ -19,7 +19,8 @@ STRATEGIES: dict[str, Strategy] = {
     "Recreate": Recreate(),
 }
 """By their names in spec.rollout.strategy. Whoever wants to know how a strategy behaves asks it
-(strategy.py) and compares no name: a further strategy is one file and one line here."""
+(strategy.py) and compares no name. A further strategy is a file, a line here, and its name in
+crds/rollout.py."""
 
 
 def named(name: str | None) -> Strategy | None:
@@ -43,7 +44,7 @@ def select(decision: Decision) -> Decision:
         return replace(decision, strategy=First())
     before = move.candidate
     if move.state in (State.FAILED, State.REPLACED) or not move.situation.replicas:
-        # Before operators wrote the strategy down, the specification's was the candidate's.
+        # Statuses of older operators have no strategy: the specification's applies.
         return replace(
             decision, strategy=STRATEGIES.get(before.strategy or asked, STRATEGIES["BlueGreen"])
         )
@@ -62,8 +63,8 @@ def _automatic(move: Move) -> tuple[str, str]:
     """BlueGreen until there is no room for it, then Rolling.
     It never interrupts: Recreate is asked for by name."""
     if move.candidate.strategy in ("Rolling", "Recreate"):
-        # Before 2026-11-28 Auto chose Recreate:
-        # then the old pods are gone already, and going on is the shortest way.
+        # Older operators let Auto choose Recreate. The old pods are gone already then, and going on is
+        # the shortest way.
         return move.candidate.strategy, move.candidate.strategy_reason or ""
     lack = move.lasting_lack
     if lack is not None and move.situation.spec.shadows:

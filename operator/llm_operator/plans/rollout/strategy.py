@@ -165,7 +165,7 @@ class Strategy(ABC):
             )
         if self.saves_room or move.situation.spec.strategy == "Auto":
             patience = f"{PATIENCE_SECONDS:.0f} s"
-            return f"if there is none for {patience}, one old pod at a time makes room"
+            return f"if there is still none after {patience}, old pods are stopped one at a time"
         return (
             "free room, add a node, or write rollout.strategy: Auto, which stops one old pod at a"
             " time (rollout.strategy: Recreate interrupts)"
@@ -190,8 +190,8 @@ class Strategy(ABC):
         return move.undecided_with_traffic if self.judged(move) else ()
 
     def lost_its_evidence(self, move: Move) -> bool:
-        """Whether the candidate has lost the pods or the traffic by which it is judged. Then no gate
-        has decided, and the time for undecided gates goes on."""
+        """Whether the candidate has lost the pods or the traffic by which it is judged. Until it has
+        them again nothing is decided, and the time for undecided gates goes on."""
         lost = move.state is State.STARTING or (
             move.state is State.TRAFFIC and not self.judged(move)
         )

@@ -223,7 +223,7 @@ def _behind_gates(observed: Observed, versions: AdapterVersions) -> str:
         what = f"is behind its gates: {', '.join(open_)}" if open_ else "is behind its gates"
         what += _copies(observed, candidate)
         if (until := _refused_at(candidate, rollout)) is not None:
-            what += f", held until {stamp(until)} at most"
+            what += f", held until {stamp(until)} at the latest"
         if versions.late:
             seconds = rollout.progress_deadline_seconds
             what += f", got no further in {seconds} s and is tried on"

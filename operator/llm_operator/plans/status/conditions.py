@@ -101,8 +101,8 @@ def _restarted(picture: Picture) -> str:
     times = sum(restart.count for restart in recent)
     last = recent[0]
     return (
-        f"containers were restarted {times} {'time' if times == 1 else 'times'}, last in pod"
-        f" {last.pod} at {stamp(last.finished)}: {last.fault.reason}"
+        f"containers were restarted {times} {'time' if times == 1 else 'times'}, most recently in"
+        f" pod {last.pod} at {stamp(last.finished)}: {last.fault.reason}"
     )
 
 

@@ -101,7 +101,7 @@ def _of_events(pod: Manifest, events: Iterable[Manifest]) -> Fault | None:
     for event in sorted(events, key=_when):
         reason = event.get("reason") or ""
         if reason in _TROUBLES:
-            failure = reason, (event.get("message") or "no further word")[-_WORDS:]
+            failure = reason, (event.get("message") or "no details")[-_WORDS:]
         elif reason in _GOT_FURTHER or (
             failure and (failure[0], reason) == ("FailedAttachVolume", "SuccessfulAttachVolume")
         ):
@@ -194,12 +194,10 @@ def _last_end(container: Manifest, now: datetime | None) -> Manifest:
 
 def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) -> Fault | None:
     own = container["name"] in OWN_CONTAINERS
-    what = (
-        f"container {container['name']} of pod"
-        f" {_name(pod)}{'' if own else ' (not one of the operator)'}"
-    )
+    foreign = "" if own else " (not one of the operator's)"
+    what = f"container {container['name']} of pod {_name(pod)}{foreign}"
     logs = f"{_kubectl(pod)} logs {_name(pod)} -c {container['name']} --previous"
-    # A version does not fail by what only fetches adapters.
+    # A container that only fetches adapters must not fail the version.
     often = (
         container.get("restartCount", 0) >= KILLS_FOR_GOOD
         and container["name"] != names.ADAPTERS_CONTAINER
@@ -207,7 +205,7 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
     out_of_memory = ended.get("reason") == "OOMKilled"
     report = report_from_termination_message(ended.get("message") or "") if own else None
     if report is not None:
-        # Killed by the kernel is not yet too small: the same pod may have served for days.
+        # To be killed once does not prove the limit too small: the same pod may have served for days.
         passing = report.reason in RETRYABLE_REPORTS or (out_of_memory and not often)
         return Fault(
             report.reason, f"{_whose(pod, report.reason)}{report.message}", terminal=not passing
@@ -220,7 +218,7 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
         )
         return Fault(
             Reason.OutOfMemory,
-            f"{what} was killed for its memory: raise {whose} ({logs})",
+            f"{what} ran out of memory and was killed: raise {whose} ({logs})",
             terminal=own and often,
         )
     tail = (ended.get("message") or "").strip()[-400:]
@@ -228,11 +226,11 @@ def _of_exit(pod: Manifest, container: Manifest, ended: Manifest, waiting: str) 
     if waiting == "CrashLoopBackOff":
         return Fault(
             Reason.CrashLoopBackOff,
-            f"{what} ends with {_code(ended)} again and again{words} ({logs})",
+            f"{what} keeps ending with {_code(ended)}{words} ({logs})",
         )
     return Fault(
         Reason.ContainerRestarted,
-        f"{what} has ended with {_code(ended)} and is started again{words} ({logs})",
+        f"{what} ended with {_code(ended)} and is being restarted{words} ({logs})",
     )
 
 
@@ -455,7 +453,7 @@ def _describe(pod: Manifest) -> str:
 
 
 def _containers(pod: Manifest) -> list[Manifest]:
-    """What is said of each container, those that come first first."""
+    """What is said of each container, init containers first."""
     status = pod.get("status", {})
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 

@@ -61,11 +61,10 @@ class Picture:
 
     @property
     def stalls_in(self) -> timedelta | None:
-        """How long until a fault of pods that should serve counts as one that will not pass;
-        None without one.
+        """Time left before a fault of pods that should serve is reported as Stalled; None without
+        one.
 
-        It has as long as a roll-out may take, counted from the moment at which the first pod at
-        fault was last ready.
+        It has as long as a roll-out may take, from when the first of these pods was last ready.
         """
         if self.decision.rolling_out or self.ready >= self.replicas or self.serving_fault is None:
             return None

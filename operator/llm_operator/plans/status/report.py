@@ -54,7 +54,7 @@ def _model(observed: Observed, now: datetime) -> ModelStatus | None:
         anew=observed.anew or None,
         available=_available(observed, now),
     )
-    # A field that an older operator did not write makes no other version.
+    # A field that an older operator did not write must not count as a change.
     loose = {
         "resolved_at": None,
         "available": found.available,
