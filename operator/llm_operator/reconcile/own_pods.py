@@ -1,4 +1,5 @@
-"""Which pods are surely a revision's own: what they are given and what they say matters."""
+"""Which pods certainly belong to a revision: only they may be given secrets, and only their figures
+are believed."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Applies one object of a plan, unless another owner has its name."""
+"""Applies one object of a plan, unless an object of that name belongs to somebody else."""
 
 from llm_operator.memory import GONE, Written
 from llm_operator.observe import Outside

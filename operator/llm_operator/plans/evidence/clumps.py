@@ -1,4 +1,4 @@
-"""How much less samples say that come in clumps:
+"""How much samples that arrive in clumps are discounted:
 bursts of errors, slow minutes, tokens of one answer.
 
 The spread between blocks of looks is measured against what independent requests would have ("batch
