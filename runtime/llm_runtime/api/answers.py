@@ -41,6 +41,8 @@ ANTHROPIC_TYPES = {
 }
 """Anthropic's types of errors by status. Others are `invalid_request_error` below 500, and
 `api_error` from there on."""
+TOO_LONG = ("context_length_exceeded", "string_above_max_length")
+"""Codes of a prompt that leaves no room for its answer, or has more letters than the server takes."""
 ROOTLESS = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
 """What OpenAI's clients ask for if their base URL lacks the root."""
 CLIENT_GONE = 499
@@ -81,9 +83,12 @@ def openai_error(refusal: errors.Refusal) -> dict[str, Any]:
 def anthropic_error(refusal: errors.Refusal) -> dict[str, Any]:
     """The body that Anthropic's clients turn into an exception; also an event inside a stream."""
     code = {"details": {"error_code": refusal.code}} if refusal.code else {}
+    # Anthropic's words, by which its clients know that a shorter prompt would do.
+    too_long = refusal.code in TOO_LONG and refusal.param != "max_tokens"
+    message = f"prompt is too long: {refusal.message}" if too_long else refusal.message
     return {
         "type": "error",
-        "error": {"type": _anthropic_type(refusal), "message": refusal.message, **code},
+        "error": {"type": _anthropic_type(refusal), "message": message, **code},
         "request_id": logs.request_id.get(),
     }
 

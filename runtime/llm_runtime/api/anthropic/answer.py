@@ -165,6 +165,8 @@ def _tool_use(call: Call, answers: Answers, input_: Any) -> dict[str, Any]:
 
 def _input(arguments: str) -> orjson.Fragment:
     """The arguments as the model wrote them; of truncated ones the object that they begin."""
+    if not arguments:
+        return orjson.Fragment("{}")
     found = decode(arguments, 0)
     whole = found is not None and found[1] == len(arguments)
     return orjson.Fragment(arguments if whole else written(as_far_as_read(arguments)))
