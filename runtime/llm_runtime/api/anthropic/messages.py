@@ -265,8 +265,9 @@ async def create_message(request: Request, body: MessageBody) -> Response:
 
 @router.post(COUNT_PATH, summary="Count the tokens of a conversation")
 async def count_tokens(request: Request, body: CountBody) -> TokenCount:
-    """Count what a message of the same fields would be billed for its prompt. Nothing is generated;
-    for limits it is one request without tokens."""
+    """Count the tokens that a message of the same fields would be billed for its prompt.
+
+    Nothing is generated; for limits it is one request without tokens."""
     pipeline = pipeline_of(request)
     adapter = adapter_of(request, body.model)
     await worked_out(request, body.offer, pipeline.codec.tool_template)
