@@ -5,7 +5,7 @@ import asyncio
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,16 +222,18 @@ class ScriptedStream:
         events = list[TokenEvent]()
         for number, word in enumerate(self._engine.script):
             text += word
-            found = [text.index(stop) for stop in sampling.stop if stop in text]
-            shown = text[len(text) - len(word) : min(found)] if found else word
+            found = [(text.index(stop), stop) for stop in sampling.stop if stop in text]
+            end, stopped_by = min(found, default=(None, ""))
+            shown = text[len(text) - len(word) : end]
             last = bool(found) or number == len(self._engine.script) - 1
             reason = FinishReason.STOP if last else None
             if not last and number + 1 == sampling.max_tokens:
                 reason = FinishReason.LENGTH
             cached = self._engine.cached_tokens if number == 0 else 0
-            events.append(
-                self._event(word, shown, reason if self._engine.ending is None else None, cached)
+            event = self._event(
+                word, shown, reason if self._engine.ending is None else None, cached
             )
+            events.append(replace(event, stopped_by=stopped_by))
             if reason:
                 break
         if self._engine.ending:

@@ -18,6 +18,7 @@ from llm_runtime.api import chat as conversation
 from llm_runtime.api import completions_with_logprobs, generate, manage, pages, predict
 from llm_runtime.api.access import KEY_HINT
 from llm_runtime.api.answers import HANDLERS, internal_error
+from llm_runtime.api.anthropic import messages
 from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
@@ -32,6 +33,7 @@ ROUTERS = (
     chat.router,
     completions.router,
     models.router,
+    messages.router,
     generate.router,
     conversation.router,
     predict.router,
@@ -43,7 +45,7 @@ ROUTERS = (
 )
 
 EXPOSED = [
-    "X-Request-ID", "X-Process-Time", "Retry-After", "retry-after-ms", "x-should-retry",
+    "X-Request-ID", "request-id", "X-Process-Time", "Retry-After", "retry-after-ms", "x-should-retry",
     *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
 ]  # fmt: skip
 """Headers that a browser lets its page read."""

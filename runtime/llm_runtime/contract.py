@@ -56,6 +56,8 @@ READY_PATH = "/readyz"
 METRICS_PATH = "/metrics"
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
+MESSAGES_PATH = "/v1/messages"
+COUNT_PATH = f"{MESSAGES_PATH}/count_tokens"
 LOAD_PROBE_PATH = "/load-probe"
 """A short load on the server's own engine;
 answers `LoadFigures` to the operator's own key alone."""

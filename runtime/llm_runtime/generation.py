@@ -49,6 +49,8 @@ class Choice:
     """All events that carry a token.
     A cached answer has them only if log probabilities were requested."""
     finish_reason: FinishReason = FinishReason.STOP
+    stopped_by: str = ""
+    """The stop string at which the text ended; "" if it ended otherwise."""
     tokens: int = 0
     """How many tokens were generated for it."""
 
@@ -325,6 +327,7 @@ def _add(choice: Choice, events: list[TokenEvent], tokens: int) -> None:
     choice.text += text_of(events)
     choice.events += (event for event in events if event.token_id is not None)
     choice.finish_reason = events[-1].finish_reason or choice.finish_reason
+    choice.stopped_by = events[-1].stopped_by
     choice.tokens += tokens
 
 
@@ -332,9 +335,10 @@ def _kept(choice: Choice, *, logprobs: bool) -> AnswerChoice:
     # Single tokens are needed only for log probabilities.
     events = choice.events if logprobs else []
     rest = choice.text.removeprefix(text_of(events))
-    end = TokenEvent(None, rest, finish_reason=choice.finish_reason)
+    end = TokenEvent(None, rest, finish_reason=choice.finish_reason, stopped_by=choice.stopped_by)
     return AnswerChoice(
-        (*(replace(event, finish_reason=None) for event in events), end), choice.tokens
+        (*(replace(event, finish_reason=None, stopped_by="") for event in events), end),
+        choice.tokens,
     )
 
 

@@ -171,7 +171,7 @@ class Pipeline:
         `large` means that even counting its characters takes time, so that is done in a thread,
         too. `unbilled`: it is under no limits, and leaves no trace in usage, metrics and caches.
         """
-        job, length = await aside(self._validate, job) if large else self._validate(job)
+        job, length = await self._checked(job, large)
         # Releases everything after a refusal or a cancellation, wherever it is.
         async with AsyncExitStack() as undo:
             admission = NoLimits() if unbilled else await self._admit(job, length)
@@ -204,6 +204,21 @@ class Pipeline:
             masks=self._filters.masks(len(streams)),
             listener=listener,
         )
+
+    async def count(self, job: Job, *, large: bool = False) -> int:
+        """Tokens of a job's prompts, as `start` would bill them.
+        Raises what `start` does until then, and generates nothing."""
+        job, length = await self._checked(job, large)
+        admission = await self.limiter.admit(job.caller, 0, requests=len(job.prompts), counted=1)
+        try:
+            job = await self._prepared(length, self._filters.prompts, job)
+            _, prompts = await self._prepared(length, self._encode, job)
+        finally:
+            admission.settle(0)
+        return sum(map(len, prompts))
+
+    async def _checked(self, job: Job, large: bool) -> tuple[Job, int]:
+        return await aside(self._validate, job) if large else self._validate(job)
 
     async def _prepared(self, length: int, work: Callable[[Job], T], job: Job) -> T:
         """Do `work` here, or in a thread if it takes long:

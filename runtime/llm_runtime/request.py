@@ -144,6 +144,8 @@ class TokenEvent:
     error: str | None = None
     cached_tokens: int = 0
     """In the first event: tokens of the prompt that were in the prefix cache."""
+    stopped_by: str = ""
+    """In the last event: the stop string at which the text ended; "" if it ended otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

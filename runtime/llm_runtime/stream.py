@@ -37,6 +37,11 @@ def sse(data: Mapping[str, object]) -> bytes:
     return f"data: {compact_json(data)}\n\n".encode()
 
 
+def named_sse(data: Mapping[str, object]) -> bytes:
+    """One server-sent event that is named after its `type`."""
+    return f"event: {data['type']}\ndata: {compact_json(data)}\n\n".encode()
+
+
 class EventSource(Protocol[T]):
     """Where events come from."""
 
@@ -155,7 +160,10 @@ class EventStream(Response):
         fault: Callable[[errors.Refusal], bytes],
         timeout_seconds: float,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        heartbeat: bytes = HEARTBEAT,
+        done: bytes = DONE,
     ) -> None:
+        """`heartbeat` is sent while nothing else is, and `done` behind the last event."""
         # Without X-Accel-Buffering, nginx would buffer the events of the whole answer.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -164,6 +172,8 @@ class EventStream(Response):
         self._fault = fault
         self._timeout_seconds = timeout_seconds
         self._heartbeat_seconds = heartbeat_seconds
+        self._heartbeat = heartbeat
+        self._done = done
         self._silent = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -186,7 +196,7 @@ class EventStream(Response):
         except Exception:
             log.exception("A stream failed")
             return self._fault(errors.GenerationFailed("The server failed to answer; see its log."))
-        return DONE
+        return self._done
 
     async def _send_all(self, send: Send) -> None:
         heart = asyncio.create_task(self._beat(send))
@@ -203,4 +213,6 @@ class EventStream(Response):
             self._silent = True
             await asyncio.sleep(self._heartbeat_seconds)
             if self._silent:
-                await send({"type": "http.response.body", "body": HEARTBEAT, "more_body": True})
+                await send(
+                    {"type": "http.response.body", "body": self._heartbeat, "more_body": True}
+                )

@@ -12,14 +12,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_runtime import errors
-from llm_runtime.contract import CHAT_PATH
+from llm_runtime.contract import CHAT_PATH, COUNT_PATH, MESSAGES_PATH
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
 ADDRESSES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-OPERATIONS = {CHAT_PATH: "chat", "/v1/chat": "chat"}
+OPERATIONS = {
+    CHAT_PATH: "chat",
+    "/v1/chat": "chat",
+    MESSAGES_PATH: "chat",
+    COUNT_PATH: "count_tokens",
+}
 """Operation names by route. All other routes are text completions."""
 REQUESTED = {
     "model": "gen_ai.request.model",

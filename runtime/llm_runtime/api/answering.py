@@ -17,7 +17,7 @@ from llm_runtime.auth.callers import may_use
 from llm_runtime.common.aside import aside
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
 from llm_runtime.request import Caller
-from llm_runtime.stream import EventStream, sse, while_connected
+from llm_runtime.stream import DONE, HEARTBEAT, EventStream, sse, while_connected
 from llm_runtime.tools.forms import AnswerForm, reading_of
 from llm_runtime.tools.reader import AnswerReader, Part
 
@@ -132,6 +132,9 @@ def event_stream(
     generation: Generation,
     events: AsyncGenerator[bytes],
     error: Callable[[errors.Refusal], dict[str, Any]] = own_error,
+    event: Callable[[dict[str, Any]], bytes] = sse,
+    heartbeat: bytes = HEARTBEAT,
+    done: bytes = DONE,
 ) -> EventStream:
     """Server-sent events; what goes wrong after the first becomes an event,
     in the dialect's shape of errors."""
@@ -139,8 +142,10 @@ def event_stream(
     return EventStream(
         generation,
         events,
-        fault=lambda refusal: sse(error(refusal)),
+        fault=lambda refusal: event(error(refusal)),
         timeout_seconds=timeout_seconds,
+        heartbeat=heartbeat,
+        done=done,
     )
 
 

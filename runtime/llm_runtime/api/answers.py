@@ -1,5 +1,5 @@
-"""JSON answers and error answers: errors have OpenAI's shape where OpenAI's clients look, and
-the project's own everywhere else."""
+"""JSON answers and error answers: errors have OpenAI's shape where OpenAI's clients look,
+Anthropic's where Anthropic's do, and the project's own everywhere else."""
 
 import logging
 import math
@@ -18,14 +18,31 @@ from starlette.responses import Response
 from llm_runtime import errors, logs
 from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import client_host, tenant_address
+from llm_runtime.contract import COUNT_PATH, MESSAGES_PATH
 from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)
 
 OPENAI_ROOT = "/v1"
 OWN_PATHS = frozenset({"/v1/generate", "/v1/stream", "/v1/chat", "/v1/key"})
-"""Paths of the other dialects.
-Everything else under OpenAI's root is asked for by OpenAI's clients."""
+"""Paths of the project's own dialects. Everything else under OpenAI's root, but for Anthropic's
+messages, is asked for by OpenAI's clients."""
+ANTHROPICS = (MESSAGES_PATH, f"{OPENAI_ROOT}{MESSAGES_PATH}")
+"""What Anthropic's clients ask for; the second if their base URL has the root, which it must
+not."""
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Anthropic's types of errors by status. Others are `invalid_request_error` below 500, and
+`api_error` from there on."""
+TOO_LONG = ("context_length_exceeded", "string_above_max_length")
+"""Codes of a prompt that leaves no room for its answer, or has more letters than the server takes."""
 ROOTLESS = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
 """What OpenAI's clients ask for if their base URL lacks the root."""
 CLIENT_GONE = 499
@@ -63,6 +80,26 @@ def openai_error(refusal: errors.Refusal) -> dict[str, Any]:
     }
 
 
+def anthropic_error(refusal: errors.Refusal) -> dict[str, Any]:
+    """The body that Anthropic's clients turn into an exception; also an event inside a stream."""
+    code = {"details": {"error_code": refusal.code}} if refusal.code else {}
+    # Anthropic's words, by which its clients know that a shorter prompt would do.
+    too_long = refusal.code in TOO_LONG and refusal.param != "max_tokens"
+    message = f"prompt is too long: {refusal.message}" if too_long else refusal.message
+    return {
+        "type": "error",
+        "error": {"type": _anthropic_type(refusal), "message": message, **code},
+        "request_id": logs.request_id.get(),
+    }
+
+
+def _anthropic_type(refusal: errors.Refusal) -> str:
+    if isinstance(refusal, errors.RequestTimeout):
+        return "timeout_error"
+    other = "invalid_request_error" if refusal.status < 500 else "api_error"
+    return ANTHROPIC_TYPES.get(refusal.status, other)
+
+
 def own_error(refusal: errors.Refusal, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The body of the other dialects."""
     named = {"field": refusal.param} if refusal.param else {}
@@ -79,8 +116,18 @@ def error_response(
     path: str, refusal: errors.Refusal, details: Mapping[str, Any] | None = None
 ) -> JsonResponse:
     """An error answer in the shape that `path`'s clients expect."""
-    body = openai_error(refusal) if _is_openais(path) else own_error(refusal, details)
+    if is_anthropics(path):
+        body = anthropic_error(refusal)
+    elif _is_openais(path):
+        body = openai_error(refusal)
+    else:
+        body = own_error(refusal, details)
     return JsonResponse(body, refusal.status, headers=_headers(refusal))
+
+
+def is_anthropics(path: str) -> bool:
+    """Whether Anthropic's clients ask for `path`."""
+    return path.startswith(ANTHROPICS) and path.partition(MESSAGES_PATH)[2][:1] in ("", "/")
 
 
 def _is_openais(path: str) -> bool:
@@ -89,7 +136,11 @@ def _is_openais(path: str) -> bool:
 
 
 def _not_here(path: str) -> errors.NotFound:
-    if path.startswith(ROOTLESS):
+    if path.startswith(ANTHROPICS[1]):
+        hint = f"if you speak Anthropic's API, let the base URL end before {OPENAI_ROOT}"
+    elif is_anthropics(path):
+        hint = f"of Anthropic's API there are {MESSAGES_PATH}, {COUNT_PATH}"
+    elif path.startswith(ROOTLESS):
         hint = f"if you speak OpenAI's API, let the base URL end in {OPENAI_ROOT}"
     elif _is_openais(path):
         hint = (

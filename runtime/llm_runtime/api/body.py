@@ -1,7 +1,8 @@
 """What the bodies of all dialects have in common: strict types, bounded fields, and no field
 that is ignored."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -18,6 +19,8 @@ takes."""
 MAX_STOPS = 4
 """Stop strings of one request, as in OpenAI's API."""
 MAX_STOP_CHARACTERS = 256
+MAX_DEPTH = 64
+"""Levels of what a chat template may have to write."""
 
 
 class Body(BaseModel):
@@ -98,7 +101,29 @@ def whole(text: str) -> str:
     return text
 
 
+def writable(structure: dict[str, Any]) -> dict[str, Any]:
+    """Return `structure` if it can be written into a prompt. Raises ValueError otherwise."""
+    depth = 0
+    level = list[Any]([structure])
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
+        level = [
+            inner for value in level for inner in _inside(value) if isinstance(inner, dict | list)
+        ]
+    json.dumps(
+        structure, ensure_ascii=False
+    ).encode()  # UnicodeEncodeError, for half a surrogate pair, is a ValueError.
+    return structure
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
 Text = Annotated[str, AfterValidator(whole)]
+Structure = Annotated[dict[str, Any], AfterValidator(writable)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -125,6 +150,25 @@ def sampling(
         stop=tuple(stop),
         **options,
     )
+
+
+def recommended(body: Body, defaults: Mapping[str, float]) -> dict[str, float]:
+    """The model's own `defaults` of sampling for what the body leaves out."""
+    said = body.model_fields_set
+    return {name: value for name, value in defaults.items() if name not in said}
+
+
+def schema_text(schema: dict[str, Any]) -> str:
+    """A JSON schema for a `Constraint`.
+    Raises `errors.InvalidRequest` for one that is nested too deeply."""
+    # Equal schemas share an entry in the grammar cache.
+    # Keys are not sorted: the order of properties has a meaning.
+    try:
+        return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise errors.InvalidRequest(
+            "The JSON schema is nested too deeply.", code="invalid_constraint"
+        ) from None
 
 
 def conflict(field: str, text: str) -> PydanticCustomError:

@@ -1,8 +1,8 @@
 """What the OpenAPI document says of every endpoint:
-its refusals in both shapes, event streams, examples."""
+its refusals in each shape, event streams, examples."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +41,29 @@ class OpenAIErrorAnswer(BaseModel):
     error: OpenAIFault
 
 
+class AnthropicErrorCode(BaseModel):
+    """What a program may go by."""
+
+    error_code: str
+
+
+class AnthropicFault(BaseModel):
+    """What Anthropic's clients turn into an exception."""
+
+    type: str
+    message: str
+    details: AnthropicErrorCode | None = None
+    """There if the error has a code."""
+
+
+class AnthropicErrorAnswer(BaseModel):
+    """An error in Anthropic's shape."""
+
+    type: Literal["error"]
+    error: AnthropicFault
+    request_id: str | None
+
+
 class OwnErrorAnswer(BaseModel):
     """An error in this project's shape."""
 
@@ -57,26 +80,26 @@ def refusals(shape: type[BaseModel]) -> Responses:
 
 
 OPENAI_ERRORS = refusals(OpenAIErrorAnswer)
+ANTHROPIC_ERRORS = refusals(AnthropicErrorAnswer)
 OWN_ERRORS = refusals(OwnErrorAnswer)
 
-_EVENT = {
-    "schema": {
-        "type": "object",
-        "description": (
-            "An event: JSON in `data`, in the last one `[DONE]`. Comments keep the connection open."
-        ),
-        "properties": {"data": {"type": "string"}},
-    }
-}
-EVENTS: Responses = {
-    200: {"description": "Server-sent events", "content": {"text/event-stream": _EVENT}}
-}
-JSON_OR_EVENTS: Responses = {
-    200: {
-        "description": "The answer; with `stream: true` server-sent events",
-        "content": {"text/event-stream": _EVENT},
-    }
-}
+
+def _stream(description: str, event: str) -> Responses:
+    data = {"data": {"type": "string"}}
+    schema = {"type": "object", "description": event, "properties": data}
+    content = {"text/event-stream": {"schema": schema}}
+    return {200: {"description": description, "content": content}}
+
+
+_EVENT = "An event: JSON in `data`, in the last one `[DONE]`. Comments keep the connection open."
+_OR_EVENTS = "The answer; with `stream: true` server-sent events"
+EVENTS = _stream("Server-sent events", _EVENT)
+JSON_OR_EVENTS = _stream(_OR_EVENTS, _EVENT)
+JSON_OR_NAMED_EVENTS = _stream(
+    _OR_EVENTS,
+    "An event: its name in `event`, and JSON in `data`. The last is `message_stop` or `error`;"
+    " `ping` keeps the connection open.",
+)
 
 
 Thoughts = Annotated[str | None, Field(exclude_if=lambda thoughts: thoughts is None)]

@@ -16,7 +16,13 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_runtime import errors, logs
-from llm_runtime.api.answers import CLIENT_GONE, answer_to, error_response, internal_error
+from llm_runtime.api.answers import (
+    CLIENT_GONE,
+    answer_to,
+    error_response,
+    internal_error,
+    is_anthropics,
+)
 from llm_runtime.api.guard import GenerationRoute
 from llm_runtime.api.server import Server, server_of
 from llm_runtime.api.serving import State
@@ -166,6 +172,8 @@ class _Answer:
             (b"x-request-id", self.request_id.encode()),
             (b"x-process-time", b"%.6f" % (time.perf_counter() - self.began)),
         ]
+        if is_anthropics(self._scope["path"]):
+            headers.append((b"request-id", self.request_id.encode()))
         caller = self._scope.get("state", {}).get("caller")
         limiter = self._server.limiter
         if caller and limiter:

@@ -85,13 +85,15 @@ def from_json(stored: dict[str, Any]) -> Answer:
 
 def _pack(event: TokenEvent) -> list[Any]:
     top = [[rival.token_id, rival.text, _finite(rival.logprob)] for rival in event.top_logprobs]
-    return [event.token_id, event.text, _finite(event.logprob), top, event.finish_reason]
+    stop = [event.stopped_by] if event.stopped_by else []
+    return [event.token_id, event.text, _finite(event.logprob), top, event.finish_reason, *stop]
 
 
 def _unpack(packed: Sequence[Any]) -> TokenEvent:
-    token_id, text, logprob, top, reason = packed
+    token_id, text, logprob, top, reason, *stop = packed
     rivals = tuple(TopLogprob(number, rival, _number(value)) for number, rival, value in top)
-    return TokenEvent(token_id, text, logprob, rivals, FinishReason(reason) if reason else None)
+    end = FinishReason(reason) if reason else None
+    return TokenEvent(token_id, text, logprob, rivals, end, stopped_by="".join(stop))
 
 
 def _finite(value: float | None) -> float | None:

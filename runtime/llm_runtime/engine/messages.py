@@ -153,6 +153,7 @@ def packed(number: int, event: TokenEvent) -> tuple[Any, ...]:
         reason,
         event.error,
         event.cached_tokens,
+        event.stopped_by,
     )
 
 
@@ -160,11 +161,9 @@ def unpacked(fields: tuple[Any, ...]) -> TokenEvent:
     """The event of `packed`."""
     if len(fields) == 3:
         return TokenEvent(fields[1], fields[2])
-    _, token_id, text, logprob, top, reason, error, cached = fields
+    _, token_id, text, logprob, top, reason, *rest = fields
     alternatives = tuple(TopLogprob(*one) for one in top)
-    return TokenEvent(
-        token_id, text, logprob, alternatives, reason and FinishReason(reason), error, cached
-    )
+    return TokenEvent(token_id, text, logprob, alternatives, reason and FinishReason(reason), *rest)
 
 
 def frame(message: Command | Report) -> bytes:

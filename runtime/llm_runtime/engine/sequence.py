@@ -101,7 +101,7 @@ class Sequence:
     __slots__ = (
         "__weakref__", "_detokenizer", "_stop_token_ids", "_vocabulary", "_withheld",
         "adapter", "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason",
-        "matcher", "prompt_length", "request", "token_ids",
+        "matcher", "prompt_length", "request", "stopped_by", "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: GenerationRequest, vocabulary: Vocabulary) -> None:
@@ -115,6 +115,7 @@ class Sequence:
         self.arrival = 0
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
+        self.stopped_by = ""
         constraint = request.sampling.constraint
         self.matcher: Matcher | None = vocabulary.matcher(constraint) if constraint else None
         self.counts = _counts(request)
@@ -163,6 +164,7 @@ class Sequence:
             top_logprobs=rivals,
             finish_reason=self.finish_reason,
             cached_tokens=self.cached if self.output_length == 1 else 0,
+            stopped_by=self.stopped_by,
         )
 
     def finish(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
@@ -196,13 +198,14 @@ class Sequence:
         )
 
     def _cut_at_stop_string(self) -> None:
-        starts = [
-            start
+        found = [
+            (start, stop)
             for stop in self.request.sampling.stop
             if stop and (start := self._withheld.find(stop)) >= 0
         ]
-        if starts:
-            self._withheld = self._withheld[: min(starts)]
+        if found:
+            start, self.stopped_by = min(found)
+            self._withheld = self._withheld[:start]
             self.finish_reason = FinishReason.STOP
 
     def _release(self) -> str:

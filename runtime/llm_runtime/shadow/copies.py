@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from llm_runtime.common.aside import aside
-from llm_runtime.contract import CHAT_PATH, COMPLETIONS_PATH, SHADOW_HEADER
+from llm_runtime.contract import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, SHADOW_HEADER
 from llm_runtime.generation import Choice
 from llm_runtime.job import NOT_ASKED, Job
 from llm_runtime.request import Caller
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 PATHS: Mapping[str, str] = {
     CHAT_PATH: CHAT_PATH,
     COMPLETIONS_PATH: COMPLETIONS_PATH,
+    MESSAGES_PATH: MESSAGES_PATH,
     "/v1/generate": "/v1/generate",
     "/v1/stream": "/v1/generate",
     "/v1/chat": "/v1/chat",

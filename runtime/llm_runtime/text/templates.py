@@ -228,7 +228,7 @@ def _alternatives(messages: Sequence[Message], error: Exception) -> Iterator[lis
     if any(isinstance(value, str) for value in arguments):
         # Truncated arguments are text, but the templates of GLM,
         # Qwen3-Coder and others iterate over an object.
-        yield _with_arguments(messages, _as_far_as_read)
+        yield _with_arguments(messages, as_far_as_read)
 
 
 def _with_arguments(messages: Sequence[Message], change: Callable[[Any], Any]) -> list[Message]:
@@ -248,7 +248,7 @@ def _with_arguments(messages: Sequence[Message], change: Callable[[Any], Any]) -
     ]
 
 
-def _as_far_as_read(arguments: Any) -> dict[str, Any]:
+def as_far_as_read(arguments: Any) -> dict[str, Any]:
     """Truncated arguments as an object.
     Text that does not begin an object becomes its only member."""
     if isinstance(arguments, dict):

@@ -10,7 +10,7 @@ from llm_runtime.errors import QueueFull
 from llm_runtime.request import GenerationRequest
 from unit.runtime.tools.templates import QWEN
 
-OPENAI_FOR_NODE = "7.57.0"
+FOR_NODE = {"openai": "7.57.0", "@anthropic-ai/sdk": "1.14.0"}
 
 HELLO = ("Hello", " there", "!")
 JSON = ('{"city":', ' "Kiel"}')
@@ -36,10 +36,11 @@ class JudgedEngine(ScriptedEngine):
         return super().generate(request)
 
 
-def node_packages() -> Path:
-    """A folder from which Node finds OpenAI's client; installed once, outside of the repository."""
-    folder = CACHE / "node" / f"openai-{OPENAI_FOR_NODE}"
-    if not (folder / "node_modules" / "openai" / "package.json").is_file():
+def node_package(name: str) -> Path:
+    """A folder from which Node finds a client; installed once, outside of the repository."""
+    version = FOR_NODE[name]
+    folder = CACHE / "node" / f"{name.replace('/', '-')}-{version}"
+    if not (folder / "node_modules" / name / "package.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         flags = [
             "--no-save",
@@ -51,7 +52,7 @@ def node_packages() -> Path:
             folder,
         ]
         subprocess.run(
-            [_npm(), "install", *flags, f"openai@{OPENAI_FOR_NODE}"],
+            [_npm(), "install", *flags, f"{name}@{version}"],
             check=True,
             capture_output=True,
         )

@@ -134,6 +134,117 @@ def in_the_repository(section: str, row: str, *files: str) -> None:
     CHECKS[section, row] = check
 
 
+# --- Anthropic's API
+
+ANTHROPIC = "Anthropic's API"
+
+
+async def message(site: Site, status: int = 200, path: str = "", **fields: Any) -> Any:
+    said = [{"role": "user", "content": "hi"}]
+    asked = {"model": "support-bot", "max_tokens": 9, "messages": said, **fields}
+    kept = {name: value for name, value in asked.items() if value is not None}
+    return await site.post(f"/v1/messages{path}", status, **kept)
+
+
+@of(ANTHROPIC, "`POST /v1/messages`", "`stop_reason`, `stop_sequence`, `usage`")
+async def _(site: Site) -> None:
+    answer = await message(site, stop_sequences=["there"])
+    assert answer["content"] == [{"type": "text", "text": "Hello "}]
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "there")
+    assert answer["usage"]["output_tokens"] == 2
+
+
+@of(ANTHROPIC, "`POST /v1/messages/count_tokens`")
+async def _(site: Site) -> None:
+    assert await message(site, path="/count_tokens", max_tokens=None) == {"input_tokens": 2}
+
+
+@of(ANTHROPIC, "`x-api-key`, `anthropic-version`")
+async def _(site: Site) -> None:
+    for version, status in (("2023-06-01", 200), ("2026-10-21", 200), ("2023-01-01", 400)):
+        site.api.client.headers["anthropic-version"] = version
+        await message(site, status)
+
+
+@of(ANTHROPIC, "`messages`, `system`")
+async def _(site: Site) -> None:
+    await message(site, system="Be brief")
+    assert site.api.engine.codec.chats[-1][0] == {"role": "system", "content": "Be brief"}
+    image = [{"role": "user", "content": [{"type": "image", "source": {}}]}]
+    refused = await message(site, 400, messages=image)
+    assert "as text" in refused["error"]["message"]
+    begun = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    await message(site, 400, messages=begun)
+
+
+@of(
+    ANTHROPIC,
+    "`max_tokens`, `temperature`, `top_p`, `top_k`, `stop_sequences`, `metadata.user_id`",
+)
+async def _(site: Site) -> None:
+    await message(site, temperature=0.5, top_p=0.5, top_k=3, metadata={"user_id": "u"})
+    sampling = site.api.engine.requests[-1].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.5, 3)
+    assert (await message(site, 400, max_tokens=0))["error"]["type"] == "invalid_request_error"
+
+
+@of(
+    ANTHROPIC,
+    "`tools`, `tool_choice`, blocks `tool_use` and `tool_result`",
+    "`thinking`, `output_config`",
+)
+async def _(site: Site) -> None:
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    async with site.run(with_tools("<think>", "hm", "</think>", call)) as api:
+        other = Site(api, site.run, site.how, site.folder, site.set)
+        thinking = {"type": "enabled", "budget_tokens": 5}
+        answer = await message(other, tools=[tool], thinking=thinking)
+        assert api.engine.codec.options[-1]["thinking_budget"] == 5
+    assert [block["type"] for block in answer["content"]] == ["thinking", "tool_use"]
+    assert answer["stop_reason"] == "tool_use"
+    output = {"format": {"type": "json_schema", "schema": {}}, "effort": "low"}
+    await message(site, output_config=output)
+    assert site.api.engine.codec.constraints
+
+
+@of(ANTHROPIC, "`stream`")
+async def _(site: Site) -> None:
+    said = [{"role": "user", "content": "hi"}]
+    asked = {"model": "support-bot", "max_tokens": 9, "messages": said, "stream": True}
+    text = (await site.api.client.post("/v1/messages", json=asked)).text
+    names = re.findall("event: (.*)", text)
+    assert names[:3] == ["message_start", "content_block_start", "ping"]
+    assert names[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+
+
+@of(ANTHROPIC, "errors", "`request-id`, `retry-after`")
+async def _(site: Site) -> None:
+    site.api.engine.max_running = 0
+    said = [{"role": "user", "content": "hi"}]
+    asked = {"model": "support-bot", "max_tokens": 9, "messages": said}
+    answer = await site.api.client.post("/v1/messages", json=asked)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
+    assert answer.headers["retry-after"]
+    assert answer.headers["request-id"] == answer.json()["request_id"]
+
+
+@of(ANTHROPIC, "`cache_control`, `service_tier`")
+async def _(site: Site) -> None:
+    await message(site, cache_control={"type": "ephemeral"}, service_tier="auto")
+
+
+@of(
+    ANTHROPIC,
+    "`container`, `mcp_servers`, `inference_geo`, tools that Anthropic's API runs, Files, Batches",
+)
+async def _(site: Site) -> None:
+    for field in ("container", "mcp_servers", "inference_geo"):
+        await message(site, 400, **{field: "x"})
+    await message(site, 400, tools=[{"type": "web_search_20250305", "name": "web_search"}])
+    await site.post("/v1/messages/batches", 404)
+
+
 # --- OpenAI's API
 
 OPENAI = "OpenAI's API"

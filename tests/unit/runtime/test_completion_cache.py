@@ -301,7 +301,8 @@ def test_an_answer_survives_json() -> None:
         TokenEvent(5, "hi", -0.25, top),
         TokenEvent(None, "", finish_reason=FinishReason.LENGTH),
     )
-    answer = Answer(3, (AnswerChoice(events, 1),))
+    stopped = (TokenEvent(None, "hi", finish_reason=FinishReason.STOP, stopped_by="END"),)
+    answer = Answer(3, (AnswerChoice(events, 1), AnswerChoice(stopped, 1)))
     assert from_json(to_json(answer)) == answer
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fakes import ScriptedEngine
 from harness import KEY, Harness, chat_body, config, events
-from llm_runtime.api.answers import OWN_PATHS
+from llm_runtime.api.answers import OWN_PATHS, is_anthropics
 from llm_runtime.api.server import make_server
 from llm_runtime.api.serving import WarmModel
 from llm_runtime.app import HttpServer, create_app
@@ -118,7 +118,7 @@ async def test_the_paths_of_other_dialects_below_v1_are_known(api: Harness) -> N
         for path, operations in below.items()
         if "OpenAI" not in next(iter(operations.values()))["tags"]
     }
-    assert others == OWN_PATHS
+    assert others - {path for path in others if is_anthropics(path)} == OWN_PATHS
 
 
 async def test_a_slash_at_the_end_changes_nothing(api: Harness) -> None:

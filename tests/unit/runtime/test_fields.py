@@ -11,6 +11,16 @@ import pytest
 
 from fakes import FakeCodec, ScriptedEngine
 from harness import Harness
+from llm_runtime.api.anthropic.content import InputBlock, InputMessage, TextBlock
+from llm_runtime.api.anthropic.messages import (
+    CountBody,
+    MessageBody,
+    Metadata,
+    OutputConfig,
+    OutputFormat,
+    Thinking,
+)
+from llm_runtime.api.anthropic.offer import ClientTool, ToolChoice
 from llm_runtime.api.body import Body
 from llm_runtime.api.openai.chat import ChatBody
 from llm_runtime.api.openai.common import StreamOptions
@@ -22,6 +32,8 @@ from unit.runtime.tools.templates import QWEN
 DOC = Path(__file__).parents[3] / "docs" / "fields.md"
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+MESSAGES = "/v1/messages"
+COUNT = "/v1/messages/count_tokens"
 
 Section = dict[tuple[str, str], str]
 """What becomes of a field with a value, which is JSON."""
@@ -70,6 +82,41 @@ def stream() -> dict[str, Any]:
     return {**bare_chat(), "stream": True, "stream_options": {}}
 
 
+def bare_message() -> dict[str, Any]:
+    return {**bare_chat(), "max_tokens": 5}
+
+
+def plain_messages() -> dict[str, Any]:
+    said = [("user", "hi"), ("assistant", "well"), ("user", "go on")]
+    return {**bare_message(), "messages": [{"role": role, "content": text} for role, text in said]}
+
+
+def message() -> dict[str, Any]:
+    """A request to Anthropic's dialect in which everything has its place."""
+    call = {"type": "tool_use", "id": "call_1", "name": "f", "input": {}}
+    thought = {"type": "thinking", "thinking": "Hm"}
+    rain = [{"type": "text", "text": "rain"}]
+    result = {"type": "tool_result", "tool_use_id": "call_1", "content": rain}
+    return {
+        **bare_message(),
+        "system": [{"type": "text", "text": "Be brief"}],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": [thought, {"type": "text", "text": "well"}, call]},
+            {"role": "user", "content": [result]},
+        ],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "auto"},
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "metadata": {},
+    }
+
+
+def formatted() -> dict[str, Any]:
+    output = {"format": {"type": "json_schema", "schema": {}}}
+    return {**bare_message(), "output_config": output}
+
+
 Place = tuple[type[Body], str, Callable[[], dict[str, Any]], list[Any]]
 PLACES: dict[str, Place] = {
     "At the top of a chat completion": (ChatBody, CHAT, bare_chat, []),
@@ -86,7 +133,26 @@ PLACES: dict[str, Place] = {
     "In a tool": (OfferedTool, CHAT, chat, ["tools", 0]),
     "In the function of a tool": (Function, CHAT, chat, ["tools", 0, "function"]),
     "At the top of a text completion": (CompletionBody, TEXT, text, []),
+    "At the top of a message request": (MessageBody, MESSAGES, bare_message, []),
+    "In a message of a message request": (InputMessage, MESSAGES, plain_messages, ["messages", 1]),
+    "In a block of text": (InputBlock, MESSAGES, message, ["messages", 0, "content", 0]),
+    "In a thought": (InputBlock, MESSAGES, message, ["messages", 1, "content", 0]),
+    "In a call of a message": (InputBlock, MESSAGES, message, ["messages", 1, "content", 2]),
+    "In a result": (InputBlock, MESSAGES, message, ["messages", 2, "content", 0]),
+    "In a text of `system` or of a result": (TextBlock, MESSAGES, message, ["system", 0]),
+    "In a tool of a message request": (ClientTool, MESSAGES, message, ["tools", 0]),
+    "In `tool_choice`": (ToolChoice, MESSAGES, message, ["tool_choice"]),
+    "In `thinking`": (Thinking, MESSAGES, message, ["thinking"]),
+    "In `output_config`": (OutputConfig, MESSAGES, formatted, ["output_config"]),
+    "In `output_config.format`": (OutputFormat, MESSAGES, formatted, ["output_config", "format"]),
+    "In `metadata`": (Metadata, MESSAGES, message, ["metadata"]),
+    "At the top of a count of tokens": (CountBody, COUNT, bare_chat, []),
 }
+AS_ANOTHER: dict[type[Body], str] = {
+    CompletionBody: "At the top of a chat completion",
+    CountBody: "At the top of a message request",
+}
+"""Bodies whose table says only how they differ from another one."""
 
 
 def at(body: Any, steps: list[Any]) -> Any:
@@ -121,12 +187,14 @@ async def test_a_field_is_taken_ignored_or_refused_as_the_table_says(
     plain = body_of()
     told = body_of()
     at(told, steps)[field] = json.loads(value)
-    if steps[-2:] == ["content", 0] and field in ("refusal", "thinking"):
+    if path == CHAT and steps[-2:] == ["content", 0] and field in ("refusal", "thinking"):
         at(told, steps)["type"] = field
     response = await api.client.post(path, json=told)
     if fate == "refused":
         error = response.json()["error"]
-        assert (response.status_code, error["param"]) == (400, named(steps, field)), response.text
+        # Anthropic's errors have no field but the message, which begins with it.
+        param = error["param"] if "param" in error else error["message"].partition(":")[0]
+        assert (response.status_code, param) == (400, named(steps, field)), response.text
         assert api.engine.requests == []
         return
     assert response.status_code == 200, response.text
@@ -150,9 +218,10 @@ def test_every_field_that_the_code_knows_is_in_its_table(section: str) -> None:
         | model.no_effect.keys()
         | model.hints
     )
-    told = {field for field, _ in TABLES[section]}
-    if model is CompletionBody:
-        told |= {field for field, _ in TABLES["At the top of a chat completion"]}
+    tables = [other for other, place in PLACES.items() if place[0] is model]
+    if model in AS_ANOTHER:
+        tables.append(AS_ANOTHER[model])
+    told = {field for other in tables for field, _ in TABLES[other]}
     assert known <= told, known - told
 
 

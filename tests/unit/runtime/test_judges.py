@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from harness import KEY, Harness
-from unit.runtime.judges import JudgedEngine, node_packages
+from unit.runtime.judges import JudgedEngine, node_package
 
 ROOT = Path(__file__).parents[3]
 MODEL = "support-bot"
@@ -201,7 +201,7 @@ def test_the_client_for_node_passes_its_script(server: Harness) -> None:
         **os.environ,
         "BASE_URL": f"{server.url}/v1",
         "API_KEY": KEY,
-        "PACKAGES": str(node_packages()),
+        "PACKAGES": str(node_package("openai")),
     }
     command = ["node", str(ROOT / "tests" / "judges" / "openai.mjs")]
     done = subprocess.run(

@@ -28,6 +28,8 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+SHAPES = {"OpenAI": "OpenAIErrorAnswer", "Anthropic": "AnthropicErrorAnswer"}
+"""Of errors, by the tag of a dialect."""
 EXAMPLES = 60
 """Of each operation and kind."""
 
@@ -54,8 +56,7 @@ def test_every_operation_has_examples_errors_and_security(keys_path: Path) -> No
             shape = operation["responses"]["400"]["content"]["application/json"]["schema"][
                 "$ref"
             ].rsplit("/", 1)[1]
-            openai = path in ("/v1/chat/completions", "/v1/completions")
-            assert shape == ("OpenAIErrorAnswer" if openai else "OwnErrorAnswer"), path
+            assert shape == SHAPES.get(operation["tags"][0], "OwnErrorAnswer"), path
             name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rsplit(
                 "/", 1
             )[1]

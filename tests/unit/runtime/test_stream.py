@@ -8,6 +8,7 @@ import pytest
 
 from fakes import ScriptedEngine
 from harness import KEY, chat_body, events
+from llm_runtime.api.anthropic.answer import PING
 from llm_runtime.contract import ServerConfig
 from llm_runtime.stream import HEARTBEAT, EventStream, merge
 from waiting import eventually, until
@@ -67,16 +68,30 @@ async def test_time_that_runs_out_is_a_503_or_an_event(run: Any) -> None:
     assert len(api.engine.cancelled) == 2
 
 
-async def test_silence_is_filled_with_comments() -> None:
+@pytest.mark.parametrize(
+    ("marks", "heartbeat", "done"),
+    [
+        ({}, HEARTBEAT, b"data: [DONE]\n\n"),
+        ({"heartbeat": PING, "done": b""}, b'event: ping\ndata: {"type":"ping"}\n\n', b""),
+    ],
+    ids=["comments", "Anthropic's pings"],
+)
+async def test_silence_is_filled(marks: Any, heartbeat: bytes, done: bytes) -> None:
     async def late() -> Any:
         await asyncio.sleep(0.1)
         yield b"data: late\n\n"
 
-    sent = await send(
-        EventStream(Owner(), late(), fault=lambda _: b"", timeout_seconds=5, heartbeat_seconds=0.03)
+    stream = EventStream(
+        Owner(),
+        late(),
+        fault=lambda _: b"",
+        timeout_seconds=5,
+        heartbeat_seconds=0.03,
+        **marks,
     )
-    assert sent[:2] == [HEARTBEAT, HEARTBEAT]
-    assert sent[-2:] == [b"data: late\n\n", b"data: [DONE]\n\n"]
+    sent = await send(stream)
+    assert sent[:2] == [heartbeat, heartbeat]
+    assert sent[-2:] == [b"data: late\n\n", done]
 
 
 async def test_an_unforeseen_fault_in_a_stream_is_an_event_not_a_cut() -> None:

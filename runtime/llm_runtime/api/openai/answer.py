@@ -7,10 +7,11 @@ from typing import Any
 
 from llm_runtime.api.answering import model_name
 from llm_runtime.api.openai.common import Chunks, fingerprint, logprob, usage
-from llm_runtime.api.openai.offer import Answers
 from llm_runtime.api.spelled import Spelled, Spelling, spelled
 from llm_runtime.pipeline import Choice, Generation, Pipeline, text_of
 from llm_runtime.request import FinishReason, TokenEvent
+from llm_runtime.tools.calls import Call
+from llm_runtime.tools.offer import Answers
 
 
 def completion(
@@ -82,7 +83,7 @@ class _Deltas:
         """The text between thoughts and calls."""
         part = self._reader.take(text, final=final)
         self.thoughts = part.thoughts
-        self._pending = [self._answers.rendered(call) for call in part.calls]
+        self._pending = [_call(call, self._answers) for call in part.calls]
         return part.text
 
     def calls(self) -> Iterator[dict[str, Any]]:
@@ -117,8 +118,13 @@ def _message(text: str, answers: Answers) -> dict[str, Any]:
     return {
         **message,
         "content": part.text or None,
-        "tool_calls": [answers.rendered(call) for call in part.calls],
+        "tool_calls": [_call(call, answers) for call in part.calls],
     }
+
+
+def _call(call: Call, answers: Answers) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": answers.new_id(call.name), "type": "function", "function": function}
 
 
 def _finish_reason(reason: FinishReason, called: bool) -> str:

@@ -16,18 +16,18 @@ from llm_runtime.api.answering import (
     worked_out,
 )
 from llm_runtime.api.answers import JsonResponse, openai_error
-from llm_runtime.api.body import MAX_MESSAGES, MaxTokens, Text, conflict
+from llm_runtime.api.body import MAX_MESSAGES, MaxTokens, Structure, Text, conflict
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.answer import chunks, completion
 from llm_runtime.api.openai.common import OpenAIBody
 from llm_runtime.api.openai.fields import NEUTRAL_IN_CHAT
-from llm_runtime.api.openai.messages import ChatMessage, Structure, for_template
-from llm_runtime.api.openai.offer import Answers, Offer, ToolFields, check_template, offer_of
+from llm_runtime.api.openai.messages import ChatMessage, for_template
+from llm_runtime.api.openai.offer import ToolFields
 from llm_runtime.contract import CHAT_PATH
 from llm_runtime.pipeline import NOT_ASKED, Job
 from llm_runtime.request import TextCodec
-from llm_runtime.tools.forms import begins_inside, reading_of
+from llm_runtime.tools.offer import Answers, Offer, answers_to, check_template
 
 router = APIRouter(
     route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
@@ -108,7 +108,7 @@ class ChatBody(OpenAIBody, ToolFields):
         for number, message in enumerate(self.messages):
             if message.speaks_of_tools:
                 check_template(template, f"messages[{number}]")
-        return offer_of(self, template)
+        return self.offer_in(template)
 
     @property
     def template_options(self) -> dict[str, Any]:
@@ -119,14 +119,8 @@ class ChatBody(OpenAIBody, ToolFields):
 
     def answers(self, codec: TextCodec, offer: Offer | None) -> Answers:
         """How to parse the model's answers."""
-        template = codec.tool_template if offer else codec.chat_template
-        # A constrained answer must match from its first token on, so it has no thoughts.
-        bound = self.constraint() is not None or (offer is not None and offer.must_call)
-        return Answers(
-            reading_of(template),
-            offer,
-            inside=not bound and begins_inside(template, self.template_options),
-        )
+        bound = self.constraint() is not None
+        return answers_to(codec, offer, self.template_options, bound=bound)
 
     def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         codec = pipeline_of(request).codec

@@ -1,6 +1,5 @@
 """Fields and rendering that chat completions and text completions share."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring as quoted
@@ -8,7 +7,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from llm_runtime import errors
 from llm_runtime.api.body import (
     Body,
     MaxTokens,
@@ -19,7 +17,9 @@ from llm_runtime.api.body import (
     TopK,
     TopP,
     conflict,
+    recommended,
     sampling,
+    schema_text,
 )
 from llm_runtime.api.openai.fields import HINTS
 from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
@@ -73,7 +73,9 @@ class ResponseFormat(Body):
         if self.json_schema is None:
             return None
         return Constraint(
-            "json_schema", _json(self.json_schema.schema_), strict=bool(self.json_schema.strict)
+            "json_schema",
+            schema_text(self.json_schema.schema_),
+            strict=bool(self.json_schema.strict),
         )
 
 
@@ -96,20 +98,10 @@ class StructuredOutputs(Body):
     def constraint(self) -> Constraint:
         if self.json_ is not None:
             return Constraint(
-                "json_schema", self.json_ if isinstance(self.json_, str) else _json(self.json_)
+                "json_schema",
+                self.json_ if isinstance(self.json_, str) else schema_text(self.json_),
             )
         return Constraint("regex", self.regex or "|".join(map(_literally, self.choice or ())))
-
-
-def _json(schema: dict[str, Any]) -> str:
-    # Equal schemas share an entry in the grammar cache.
-    # Keys are not sorted: the order of properties has a meaning.
-    try:
-        return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-    except RecursionError:
-        raise errors.InvalidRequest(
-            "The JSON schema is nested too deeply.", code="invalid_constraint"
-        ) from None
 
 
 def _literally(text: str) -> str:
@@ -198,22 +190,17 @@ class OpenAIBody(Body):
     ) -> Sampling:
         """The sampling options, from fields of both endpoints and arguments that differ.
         `defaults` are the model's."""
-        left_out = {
-            name: value for name, value in defaults.items() if name not in self.model_fields_set
-        }
-        temperature = left_out.pop("temperature", self.temperature)
-        top_p = left_out.pop("top_p", self.top_p)
-        filters = {
+        chosen: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
             "top_k": self.top_k,
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
-            **left_out,
+            **recommended(self, defaults),
         }
         return sampling(
             max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            **filters,
+            **chosen,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple((int(token_id), bias) for token_id, bias in self.logit_bias.items()),

@@ -2,16 +2,14 @@
 converted to the form of chat templates."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from llm_runtime.api.body import MAX_MESSAGES, Baggage, Text
+from llm_runtime.api.body import MAX_MESSAGES, Baggage, Text, writable
 from llm_runtime.api.openai.fields import NEUTRAL_IN_MESSAGES
 from llm_runtime.request import Message
-
-MAX_DEPTH = 64
 
 
 def _as_thought(value: Any) -> str:
@@ -45,30 +43,6 @@ class Part(Baggage):
     def said(self) -> str | None:
         """The text that this part adds to its message."""
         return {"refusal": self.refusal, "thinking": None}.get(self.type, self.text)
-
-
-def writable(structure: dict[str, Any]) -> dict[str, Any]:
-    """Return `structure` if it can be written into a prompt. Raises ValueError otherwise."""
-    depth = 0
-    level = list[Any]([structure])
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
-        level = [
-            inner for value in level for inner in _inside(value) if isinstance(inner, dict | list)
-        ]
-    json.dumps(
-        structure, ensure_ascii=False
-    ).encode()  # UnicodeEncodeError, for half a surrogate pair, is a ValueError.
-    return structure
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
-
-
-Structure = Annotated[dict[str, Any], AfterValidator(writable)]
 
 
 def _as_parts(value: Any) -> Any:

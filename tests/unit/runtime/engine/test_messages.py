@@ -22,6 +22,7 @@ EVENTS = [
     TokenEvent(5, "a", -0.5, (TopLogprob(5, "a", -0.5), TopLogprob(6, "b", -1.0))),
     TokenEvent(5, "a", cached_tokens=7),
     TokenEvent(5, "a", finish_reason=FinishReason.LENGTH),
+    TokenEvent(5, "a", finish_reason=FinishReason.STOP, stopped_by="END"),
     TokenEvent(None, "held", finish_reason=FinishReason.ERROR, error="why"),
 ]
 

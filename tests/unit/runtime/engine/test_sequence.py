@@ -60,7 +60,9 @@ def test_what_was_held_back_comes_with_the_last_event() -> None:
 
 
 def test_the_earliest_of_several_stop_strings_cuts() -> None:
-    assert "".join(event.text for event in run("abcd", stop=("cd", "bc"))) == "a"
+    events = run("abcd", stop=("cd", "bc"))
+    assert "".join(event.text for event in events) == "a"
+    assert [event.stopped_by for event in events] == ["", "", "bc"]
 
 
 def test_unfinished_characters_are_flushed_at_the_end() -> None:

@@ -1,0 +1,1 @@
+"""Anthropic's dialect: the Messages API, for its own clients and all that speak as they do."""
