@@ -34,7 +34,10 @@ def path(uri: str | None) -> list[Manifest]:
     if not claim(uri or ""):
         return []
     folder = (uri or "").removeprefix(CLAIM).rstrip("/")
-    return [{"name": contract.ENV_MODEL_PATH, "value": f"{CLAIMS_MOUNT}/{folder}"}]
+    # The kubelet would write another variable's value, such as a Secret's, in the place of $(NAME):
+    # the path is shown where it is no folder.
+    literal = f"{CLAIMS_MOUNT}/{folder}".replace("$", "$$")
+    return [{"name": contract.ENV_MODEL_PATH, "value": literal}]
 
 
 def volume(uri: str | None) -> list[Manifest]:
