@@ -167,14 +167,23 @@ class PodPolicy(_Section):
         ),
         refused=(
             "*kubernetes.io/*", "*k8s.io/*", "*.cncf.io/*", "io.kubernetes.*", "io.katacontainers.*", "io.containerd.*",
+            "*cri-o.io/*", "*crio.io", "*crio.io/*", "dev.gvisor.*", "run.oci.*", "*nri.io/*", "devices.gke.io/*",
             "*istio.io/*", "config.linkerd.io/*", "consul.hashicorp.com/*", "vault.hashicorp.com/*",
-            "iam.amazonaws.com/*", "*workload.identity/*", "cni.projectcalico.org/*",
+            "dapr.io/sidecar-image", "dapr.io/volume-mounts*", "admission.datadoghq.com/*custom-image",
+            "iam.amazonaws.com/*", "vpc.amazonaws.com/*", "*workload.identity/*", "cni.projectcalico.org/*",
+            "*multus-cni.io/*", "*ovn.org/*",
         ),
     )  # fmt: skip
     """Keys of spec.pod.annotations."""
     labels: Choice = Choice(
         allowed=("sidecar.istio.io/inject", "kueue.x-k8s.io/*"),
-        refused=("*kubernetes.io/*", "*k8s.io/*", "*istio.io/*", "*workload.identity/*"),
+        refused=(
+            "*kubernetes.io/*",
+            "*k8s.io/*",
+            "*istio.io/*",
+            "*workload.identity/*",
+            "aadpodidbinding",
+        ),
     )
     """Keys of spec.pod.labels."""
     tolerations: Choice = Choice(
@@ -185,6 +194,9 @@ class PodPolicy(_Section):
     """spec.pod.priorityClassName."""
     runtime_classes: Choice = Choice()
     """spec.pod.runtimeClassName."""
+    anti_affinity_namespaces: Choice = Choice(refused=("*",))
+    """Other namespaces in required terms of spec.pod.affinity.podAntiAffinity: their pods then come
+    to no node, or zone, of these pods."""
     images: Choice = Choice()
     """spec.image: its code sees the credentials with which the pods fetch their model."""
     app_armor_profile: Literal["", "RuntimeDefault"] = ""

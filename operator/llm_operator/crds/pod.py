@@ -31,8 +31,11 @@ _OWN = (
 )
 _PROCESS = (
     r"PYTHON.*|LD_.*|DYLD_.*|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|PATH|SHELL|IFS|BASH_ENV|ENV|CC|CXX|CFLAGS|CXXFLAGS|"
-    r"CPATH|LIBRARY_PATH|OPENSSL_.*|SSLKEYLOGFILE|GIT_.*|VIRTUAL_ENV|CUDA_INJECTION.*|NCCL_.*_PLUGIN|OMP_TOOL_LIBRARIES|"
-    r"TRITON_.*|TORCHINDUCTOR_CACHE_DIR|TORCH_EXTENSIONS_DIR|NVIDIA_VISIBLE_DEVICES"
+    r"CPATH|LIBRARY_PATH|OPENSSL_.*|SSLKEYLOGFILE|GIT_.*|VIRTUAL_ENV|CUDA_INJECTION.*|NCCL_.*_PLUGIN|NCCL_CONF_FILE|"
+    r"OMP_TOOL_LIBRARIES|TRITON_.*|TORCHINDUCTOR_CACHE_DIR|TORCH_EXTENSIONS_DIR|TORCH_ADDR2LINE_BINARY|"
+    r"INTEL_LIBITTNOTIFY.*|INTEL_JIT_PROFILER.*|NVTX_INJECTION.*|"
+    r"(NVIDIA|AMD|HABANA|ASCEND)_VISIBLE_DEVICES|NVIDIA_(MIG_.*_DEVICES|IMEX_CHANNELS|FABRIC_DEVICES|NVSWITCH|GDS|"
+    r"MOFED|GDRCOPY)"
 )
 # The runtime's settings are read without regard to case.
 ENV_RULES = (
@@ -51,6 +54,10 @@ ENV_RULES = (
 )
 """CEL, the pattern that it refuses, what to write instead.
 The operator holds stored objects against the pattern."""
+_NO_SECRET = (
+    "a setting of the runtime takes no value from a Secret, nor $(NAME), which may stand for one: settings are shown. "
+    "Write the value itself"
+)
 _OWN_LABELS = (
     "self.all(k, !k.startsWith('llm-operator.dev/') && !k.startsWith('app.kubernetes.io/'))",
     "keys under llm-operator.dev/ and app.kubernetes.io/ belong to the operator: use a key of your own",
@@ -89,13 +96,6 @@ class EnvSource(Section):
     """Key of a ConfigMap that holds the value."""
 
 
-def env_refusal(name: str) -> str | None:
-    """Why a stored object's variable is none for a new pod."""
-    if name in ENV_FREE_SETTINGS:
-        return None
-    return next((told for _, refused, told in ENV_RULES if re.match(refused, name)), None)
-
-
 class EnvVar(Section):
     """An environment variable of the serving container; the container that fetches with registry
     credentials never gets it."""
@@ -113,9 +113,9 @@ class EnvVar(Section):
             ),
             *((cel, told) for cel, _, told in ENV_RULES),
             (
-                "!has(self.valueFrom) || !has(self.valueFrom.secretKeyRef) || "
-                f"!(self.name in {list(ENV_FREE_SETTINGS)})",
-                "a setting of the runtime takes no value from a Secret: settings are shown. Write `value`",
+                f"!(self.name in {list(ENV_FREE_SETTINGS)}) || !(has(self.valueFrom) && "
+                "has(self.valueFrom.secretKeyRef) || has(self.value) && self.value.contains('$('))",
+                _NO_SECRET,
             ),
         )
     )
@@ -127,6 +127,15 @@ class EnvVar(Section):
     """Value of the variable as it is."""
     value_from: EnvSource | None = None
     """Source of the value, instead of `value`."""
+
+
+def env_refusal(variable: EnvVar) -> str | None:
+    """Why a stored object's variable is none for a new pod."""
+    if variable.name not in ENV_FREE_SETTINGS:
+        matching = (told for _, refused, told in ENV_RULES if re.match(refused, variable.name))
+        return next(matching, None)
+    of_secret = variable.value_from is not None and variable.value_from.secret_key_ref is not None
+    return _NO_SECRET if of_secret or "$(" in (variable.value or "") else None
 
 
 class ImagePullSecret(Section):

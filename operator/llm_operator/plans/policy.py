@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from llm_operator.crds import LLMDeploymentSpec
-from llm_operator.crds.pod import env_refusal
+from llm_operator.crds.pod import PodSpec, env_refusal
 from llm_operator.plans import approval
 from llm_operator.plans.objects import revision
 from llm_operator.plans.reasons import Reason
@@ -19,13 +19,13 @@ def refusal(observed: Observed, policy: PodPolicy) -> Fault | None:
     children = observed.revisions.get(target.revision) if target else None
     if children is not None and children.config is not None:
         return None
-    return next(_refusals(observed.spec, policy), None)
+    return next(_refusals(observed.spec, observed.meta.namespace, policy), None)
 
 
-def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
+def _refusals(spec: LLMDeploymentSpec, namespace: str, policy: PodPolicy) -> Iterator[Fault]:
     pod = spec.pod
     for variable in pod.env or ():
-        if refusal := env_refusal(variable.name):
+        if refusal := env_refusal(variable):
             yield Fault(
                 Reason.InvalidSpec, f"spec.pod.env: {variable.name}: {refusal}", terminal=True
             )
@@ -50,6 +50,12 @@ def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
             _one(pod.runtime_class_name),
             policy.runtime_classes,
         ),
+        (
+            "spec.pod.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution",
+            "antiAffinityNamespaces",
+            [each for each in _kept_away(pod) if each != namespace],
+            policy.anti_affinity_namespaces,
+        ),
         ("spec.image", "images", _one(spec.image), policy.images),
     )
     for field, name, written, choice in asked:
@@ -65,6 +71,13 @@ def _refusals(spec: LLMDeploymentSpec, policy: PodPolicy) -> Iterator[Fault]:
                     f"{message}: remove it, or have the platform team allow it",
                     terminal=True,
                 )
+
+
+def _kept_away(pod: PodSpec) -> list[str]:
+    """The namespaces whose pods can't come to a node, or a zone, that has this one."""
+    apart = pod.affinity.pod_anti_affinity if pod.affinity else None
+    terms = apart.required_during_scheduling_ignored_during_execution if apart else None
+    return [namespace for term in terms or () for namespace in term.namespaces or ()]
 
 
 def _one(name: str | None) -> list[str]:

@@ -22,7 +22,9 @@ class Hub:
 
     def __init__(self, token: str = "") -> None:
         self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        self._token = token or os.environ.get("HF_TOKEN") or os.environ.get("HUGGINGFACE_TOKEN", "")
+        found = token or os.environ.get("HF_TOKEN") or os.environ.get("HUGGINGFACE_TOKEN", "")
+        # One that was read from a file often ends with a line break, which no header may have.
+        self._token = found.strip()
 
     @staticmethod
     def repository(uri: str) -> str:

@@ -6,6 +6,7 @@ read as YAML; no flavour is imported and no pickle is opened.
 """
 
 import json
+import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -90,8 +91,8 @@ def local_artifacts(folder: Path) -> Artifacts:
 
 
 def check_links(folder: Path) -> None:
-    """Raise ModelCorrupt for a symbolic link that leaves the folder:
-    a model must not make this process read others.
+    """Raise ModelCorrupt for a symbolic link that leaves the folder, and for a pipe or a device:
+    a model must not make this process read others' files, or wait for ever.
 
     In the Hugging Face cache, files are links to blobs beside their snapshot, so there the whole
     repository is allowed. The folder may be a link itself, but not to one around it: whoever fills
@@ -106,9 +107,14 @@ def check_links(folder: Path) -> None:
         else root
     )
     for path in folder.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(home):
+        # Path.resolve raises for links in a circle, which lead nowhere.
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
             raise ModelCorrupt(
                 f"{path.relative_to(folder)} is a link out of {folder}: put the file itself there"
+            )
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelCorrupt(
+                f"{path.relative_to(folder)} in {folder} is a pipe, a socket or a device: remove it"
             )
 
 

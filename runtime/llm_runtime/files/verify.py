@@ -3,6 +3,7 @@ safetensors headers, the index of shards, the manifest."""
 
 import hashlib
 import json
+import logging
 import math
 import os
 import struct
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_runtime.errors import ModelCorrupt
-from llm_runtime.files.locate import INDEX, index_shards
+from llm_runtime.files.locate import INDEX, check_links, index_shards
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MAX_HEADER_BYTES = 16 << 20
@@ -110,12 +113,20 @@ def read_manifest(folder: Path) -> Mapping[str, Any]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest exists with its size. Cheap enough for every start."""
+    """Whether every file of the manifest exists with its size, and none leads elsewhere.
+    Cheap enough for every start.
+
+    A download makes no link. Whoever else writes to the volume could add one.
+    """
     try:
+        check_links(folder)
         files: Mapping[str, Any] = read_manifest(folder)["files"]
         return bool(files) and all(
             (folder / name).stat().st_size == entry["size"] for name, entry in files.items()
         )
+    except ModelCorrupt as error:
+        log.warning("a version in the cache is not used: %s", error)
+        return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

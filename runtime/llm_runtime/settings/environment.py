@@ -31,6 +31,14 @@ SECRETS = (
 PRIVATE = (*SECRETS, "MLFLOW_TRACKING_URI")
 """The model's name and version are not hidden, because clients know them. Nor is MODEL_PATH: in a
 pod the operator sets it, and elsewhere a typing error in it must be seen."""
+_CREDENTIAL = re.compile(
+    "(_TOKEN|_PASSWORD|_SECRET|_SECRET_ACCESS_KEY|_CONNECTION_STRING|_STORAGE_ACCESS_KEY|_HEADERS)$"
+)
+"""Names of libraries' variables with a secret: HF_TOKEN, MLFLOW_TRACKING_PASSWORD and others."""
+MIN_CREDENTIAL = 8
+"""Shorter values of these are words, as in HF_HUB_DISABLE_IMPLICIT_TOKEN=true."""
+_ACCOUNT = re.compile(r"://([^/@\s]*:[^/@\s]+|[^/@\s]{16,})@")
+"""User and password, or a token, in an address such as a proxy's. A short name alone is no secret."""
 MIN_PRIVATE = 4
 """Shorter values are not redacted: they would be found in any text."""
 MANAGED = frozenset(
@@ -145,15 +153,25 @@ def managed_variables() -> dict[str, Variable]:
 
 
 def private_values(env_file: Path | None = Path(".env")) -> dict[str, str]:
-    """Names of variables by their secret values, which must not appear in logs or reports."""
+    """Names of variables by their secret values, which must not appear in logs or reports.
+    Libraries' variables count, as their errors quote headers and addresses."""
     found = variables(env_file)
     # Addresses and paths are secret, too.
     # Other settings are words and numbers, which may occur in any line.
     given = {
-        variable.name: variable.value for _, variable in nested(found) if "/" in variable.value
+        variable.value: variable.name for _, variable in nested(found) if "/" in variable.value
     }
-    given |= {name: found[name].value for name in PRIVATE if name in found}
-    return {value: name for name, value in given.items() if len(value) >= MIN_PRIVATE}
+    given |= {found[name].value: name for name in PRIVATE if name in found}
+    for name, variable in found.items():
+        if _CREDENTIAL.search(name) and len(variable.value) >= MIN_CREDENTIAL:
+            given.setdefault(variable.value, name)
+        for account in _ACCOUNT.findall(variable.value):
+            given.setdefault(account, name)
+    # A value that was read from a file often ends with a line break, which errors show escaped.
+    bare = {value.strip(): name for value, name in given.items()}
+    # One may be part of another.
+    longest_first = sorted(bare, key=len, reverse=True)
+    return {value: bare[value] for value in longest_first if len(value) >= MIN_PRIVATE}
 
 
 def can_be_guessed(key: str) -> bool:

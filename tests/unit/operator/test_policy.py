@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_operator.crds.pod import env_refusal
+from llm_operator.crds.pod import EnvVar, env_refusal
 from llm_operator.plans.objects.containers import STORE_VARIABLES
 from llm_operator.reconcile import Pace, Retry, reconcile
 from llm_operator.settings import Choice, PodPolicy
@@ -35,6 +35,15 @@ async def asked(world: World, **spec: Any) -> tuple[str, str]:
     return stalled["reason"], stalled["message"]
 
 
+REACHING = (
+    "seccomp-profile.kubernetes.cri-o.io/runtime", "devices.crio.io", "userns-mode.crio.io", "run.oci.handler",
+    "dev.gvisor.spec.mount.x.source", "devices.nri.io/container.runtime", "devices.gke.io/container.runtime",
+    "dapr.io/sidecar-image", "dapr.io/volume-mounts-rw", "admission.datadoghq.com/python-lib.custom-image",
+    "v1.multus-cni.io/default-network", "k8s.ovn.org/pod-networks", "vpc.amazonaws.com/pod-eni",
+)  # fmt: skip
+"""Annotations that reach a pod's sandbox, devices, volumes, containers or networks."""
+
+
 @pytest.mark.parametrize(
     ("field", "value", "named"),
     [
@@ -50,6 +59,8 @@ async def asked(world: World, **spec: Any) -> tuple[str, str]:
         ("annotations", {"sidecar.istio.io/userVolume": "[]"}, "annotations"),
         ("annotations", {"proxy.istio.io/config": "x"}, "annotations"),
         ("annotations", {"vault.hashicorp.com/agent-inject": "true"}, "annotations"),
+        *(("annotations", {key: "x"}, "annotations") for key in REACHING),
+        ("labels", {"aadpodidbinding": "theirs"}, "labels"),
         ("labels", {"azure.workload.identity/use": "true"}, "labels"),
         ("labels", {"istio.io/rev": "other"}, "labels"),
         ("priorityClassName", "system-node-critical", "priorityClasses"),
@@ -67,6 +78,54 @@ async def test_what_the_platform_keeps_to_itself(field: str, value: Any, named: 
     assert f"podPolicy.{named}" in message
 
 
+def apart(kind: str, *namespaces: str) -> dict[str, Any]:
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {}}
+    return {"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {**term, **({"namespaces": list(namespaces)} if namespaces else {})}
+    ]}}}  # fmt: skip
+
+
+async def test_no_pod_keeps_those_of_other_namespaces_off_its_node() -> None:
+    reason, message = await asked(World(), pod=apart("podAntiAffinity", NAMESPACE, "kube-system"))
+    assert reason == "NotPermitted"
+    assert "kube-system is refused by the platform (podPolicy.antiAffinityNamespaces" in message
+    for own in (
+        apart("podAntiAffinity"),
+        apart("podAntiAffinity", NAMESPACE),
+        apart("podAffinity", "kube-system"),
+    ):
+        assert (await asked(World(), pod=own))[0] == "NoFault"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"value": "$(HF_TOKEN)"},
+        {"value": "/tmp/$$(HF_TOKEN)"},
+        {"valueFrom": {"secretKeyRef": {"name": "theirs", "key": "k"}}},
+    ],
+)
+async def test_a_stored_setting_with_a_secrets_value_makes_no_pod(given: dict[str, Any]) -> None:
+    env = [{"name": "HF_TOKEN", "value": "x"}, {"name": "SERVER__LOG_FILE", **given}]
+    reason, message = await asked(World(), pod={"env": env})
+    assert (reason, "SERVER__LOG_FILE" in message) == ("InvalidSpec", True)
+
+
+async def test_no_address_of_a_model_takes_a_variables_value() -> None:
+    """The kubelet writes the variable in the place of $(NAME),
+    and the path stands in the report of a folder that is not there."""
+    world = World()
+    secret(world, "theirs")
+    credentials = {"credentialsSecretRef": {"name": "theirs"}}
+    await world.deploy(model={"uri": "pvc://claim/$(password)/$$(a)$b", **credentials})
+    await look(world)
+    (name,) = world.cluster.named("Deployment")
+    pod = world.cluster.objects["Deployment", NAMESPACE, name]["spec"]["template"]["spec"]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        (path,) = (each["value"] for each in container["env"] if each["name"] == "MODEL_PATH")
+        assert path == "/mnt/claims/claim/$$(password)/$$$$(a)$$b"
+
+
 async def test_what_users_of_gpus_write_is_taken() -> None:
     ordinary = {
         "annotations": {
@@ -75,6 +134,9 @@ async def test_what_users_of_gpus_write_is_taken() -> None:
             "prometheus.io/scrape": "true",
             "sidecar.istio.io/inject": "false",
             "example.com/rolled": "today",
+            "ad.datadoghq.com/runtime.checks": "{}",
+            "instrumentation.opentelemetry.io/inject-sdk": "true",
+            "linkerd.io/inject": "enabled",
             "team": "a",
         },
         "labels": {"team": "a", "example.com/cost": "1", "kueue.x-k8s.io/queue-name": "gpus"},
@@ -90,7 +152,8 @@ async def test_what_users_of_gpus_write_is_taken() -> None:
             for name in (
                 "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "PYTORCH_CUDA_ALLOC_CONF", "HF_HOME", "TZ",
                 "OTEL_EXPORTER_OTLP_ENDPOINT", "AWS_REGION", "HTTPS_PROXY", "no_proxy", "LLM_ATTENTION",
-                "TOKENIZERS_PARALLELISM", "NVIDIA_DRIVER_CAPABILITIES", "SSL_CERT_FILE", *ENV_FREE_SETTINGS,
+                "TOKENIZERS_PARALLELISM", "NVIDIA_DRIVER_CAPABILITIES", "NVIDIA_REQUIRE_CUDA", "ROCR_VISIBLE_DEVICES",
+                "CUDA_HOME", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "SSL_CERT_FILE", *ENV_FREE_SETTINGS,
             )
         ],
     }  # fmt: skip
@@ -115,7 +178,9 @@ async def test_what_is_refused_is_told_once_and_costs_no_look_after_look() -> No
      "ENGINE__DEVICE", "DATABASE__URL", "SERVER__LAZY_LOAD", "MLFLOW_TRACKING_URI", "LLM_ARTIFACT_HOSTS",
      "ADAPTERS", "TIERS", "PYTHONPATH", "PYTHONSTARTUP",
      "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "BASH_ENV", "GLIBC_TUNABLES", "CXX",
-     "CUDA_INJECTION64_PATH", "NCCL_NET_PLUGIN", "NVIDIA_VISIBLE_DEVICES", "OPENSSL_CONF"],
+     "CUDA_INJECTION64_PATH", "NCCL_NET_PLUGIN", "NVIDIA_VISIBLE_DEVICES", "OPENSSL_CONF", "INTEL_LIBITTNOTIFY64",
+     "INTEL_JIT_PROFILER64", "NVTX_INJECTION64_PATH", "TORCH_ADDR2LINE_BINARY", "NCCL_CONF_FILE", "NVIDIA_MOFED",
+     "NVIDIA_IMEX_CHANNELS", "NVIDIA_MIG_CONFIG_DEVICES", "AMD_VISIBLE_DEVICES", "HABANA_VISIBLE_DEVICES"],
 )  # fmt: skip
 async def test_variables_that_a_stored_object_may_still_have_make_no_pod(name: str) -> None:
     reason, message = await asked(World(), pod={"env": [{"name": name, "value": "x"}]})
@@ -124,9 +189,9 @@ async def test_variables_that_a_stored_object_may_still_have_make_no_pod(name: s
 
 def test_all_that_a_configuration_file_says_is_refused_but_what_has_no_field() -> None:
     for name in RuntimeConfig.model_fields:
-        assert env_refusal(name.upper())
-        assert env_refusal(f"{name.upper()}__ANYTHING")
-    assert not [name for name in ENV_FREE_SETTINGS if env_refusal(name)]
+        assert env_refusal(EnvVar(name=name.upper()))
+        assert env_refusal(EnvVar(name=f"{name.upper()}__ANYTHING"))
+    assert not [name for name in ENV_FREE_SETTINGS if env_refusal(EnvVar(name=name, value="1"))]
 
 
 async def test_a_policy_that_came_later_touches_no_pod_that_runs() -> None:

@@ -189,3 +189,43 @@ def test_what_came_by_the_environment_is_named_and_not_quoted(
             assert "1200" in line
     finally:
         logs.hide({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("HF_TOKEN", "hush-hush-hush\n", "a header: 'Bearer hush-hush-hush\\n'"),
+        ("MLFLOW_TRACKING_PASSWORD", "hush-hush-hush", "hush-hush-hush was refused"),
+        ("AWS_SECRET_ACCESS_KEY", "hush/hush-hush", "the key hush/hush-hush"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "AccountKey=hush", "in AccountKey=hush"),
+        ("HF_ENDPOINT", "https://me:hush-hush@mirror", "https://me:hush-hush@mirror is away"),
+        (
+            "HF_ENDPOINT",
+            "https://hush-hush-hush-hush@mirror",
+            "at https://hush-hush-hush-hush@mirror",
+        ),
+        ("https_proxy", "http://me:hush@proxy:3128", "no answer of http://me:hush@proxy:3128"),
+    ],
+    ids=lambda given: given if "hush" not in given else "",  # pytest writes it into a variable
+)
+def test_what_libraries_quote_of_the_environment_is_named_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    logs.hide(private_values(None))
+    try:
+        told = logs.shown(told)
+        assert "hush" not in told
+        assert f"${name.upper()}" in told
+    finally:
+        logs.hide({})
+
+
+def test_words_in_variables_that_only_sound_secret_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "true")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "anything-at-all")
+    logs.hide(private_values(None))
+    try:
+        assert logs.shown("true anything-at-all") == "true anything-at-all"
+    finally:
+        logs.hide({})

@@ -44,8 +44,11 @@ def claimed(uri: str | None) -> Claimed:
     name = folder.partition("/")[0]
     readable = {"claimName": name, "readOnly": True}
     mount = {"name": "source", "mountPath": f"{CLAIMS_MOUNT}/{name}", "readOnly": True}
+    # The kubelet would write another variable's value, such as a Secret's, in the place of $(NAME):
+    # the path is shown where it is no folder.
+    literal = f"{CLAIMS_MOUNT}/{folder}".replace("$", "$$")
     return Claimed(
-        variables=({"name": contract.ENV_MODEL_PATH, "value": f"{CLAIMS_MOUNT}/{folder}"},),
+        variables=({"name": contract.ENV_MODEL_PATH, "value": literal},),
         mounts=(mount,),
         volumes=({"name": "source", "persistentVolumeClaim": readable},),
     )

@@ -101,7 +101,8 @@ def test_the_hub_refuses_without_a_token_and_knows_no_others(
     monkeypatch.delenv("HUGGINGFACE_TOKEN", raising=False)
     with pytest.raises(RegistryDenied, match="set HF_TOKEN"):
         fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path)
-    monkeypatch.setenv("HUGGINGFACE_TOKEN", "secret")
+    # A Secret that was made of a file often ends with a line break.
+    monkeypatch.setenv("HUGGINGFACE_TOKEN", "secret\n")
     assert is_whole(fetch(ModelConfig(name="x", uri="hf://acme/bot"), tmp_path))
 
 

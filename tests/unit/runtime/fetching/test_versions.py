@@ -53,6 +53,20 @@ def test_what_was_just_used_or_is_linked_stays(tmp_path: Path) -> None:
     assert sorted(names(tmp_path)) == ["claimed", "just", "linked"]
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/rag.jinja"])
+def test_a_version_with_a_link_out_of_it_is_fetched_anew(tmp_path: Path, name: str) -> None:
+    """Others may write to a shared volume, and a chat template may be any file of this pod."""
+    (tmp_path / "password").write_text("secret")
+    fetcher = Fetcher(FolderRegistry(write_model(tmp_path / "registry")), tmp_path / "models")
+    folder = fetcher.fetch(VERSION)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(tmp_path / "password")
+    assert not claim(folder)
+    assert fetcher.fetch(VERSION) == folder
+    assert not (folder / name).exists()
+    assert claim(folder)
+
+
 HOLDER = """
 import sys; sys.path.insert(0, {runtime!r})
 from pathlib import Path

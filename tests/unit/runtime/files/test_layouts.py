@@ -3,6 +3,7 @@ as it lies in the registry, and what becomes of it."""
 
 import itertools
 import json
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -310,6 +311,21 @@ def test_a_link_that_leaves_the_folder_is_corrupt(tmp_path: Path, name: str) -> 
     link.symlink_to(tmp_path / "outside" / ("text" if link.suffix else ""))
     with pytest.raises(ModelCorrupt, match="is a link out of"):
         local_model(folder, tmp_path / "models")
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/rag.jinja"])
+def test_a_pipe_is_corrupt_as_reading_it_would_wait_for_ever(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelCorrupt, match="is a pipe, a socket or a device: remove it"):
+        local_model(folder, tmp_path / "models")
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "circle").symlink_to("circle")
+    assert local_model(folder, tmp_path / "models") == folder
 
 
 @pytest.mark.parametrize(
