@@ -145,7 +145,7 @@ async def test_an_error_without_words_is_named_alone() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadTimeout("", request=request)
 
-    with pytest.raises(registry.RegistryUnreachable, match=r"does not answer \(ReadTimeout\);"):
+    with pytest.raises(registry.RegistryUnreachable, match=r"does not answer \(ReadTimeout\)\."):
         await MlflowRegistry(httpx.MockTransport(refuse)).resolve(SERVER, ALIAS)
 
 
