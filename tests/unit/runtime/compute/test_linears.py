@@ -19,7 +19,7 @@ WEIGHTS_MIB = LAYERS * SIZE * SIZE * 4 >> 20
 PACK = "from llm_runtime.compute.linears import pack_linears; pack_linears(model)"
 QUANTIZE = (
     "from llm_runtime.compute.int8 import quantize_int8; quantize_int8(model, lambda:"
-    " model(torch.zeros(1, SIZE)))"
+    " model(torch.zeros(1, SIZE)), 'cpu')"
 )
 # As Transformers reads a model: weights are made on threads,
 # each with a heap that no other thread uses.
