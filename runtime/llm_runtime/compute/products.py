@@ -17,6 +17,8 @@ from llm_runtime.compute import native
 
 BLOCK_OUTPUTS = 16
 """Outputs that lie together, as in products.cpp."""
+ROWS = 4096
+"""Outputs compared at a time: a whole copy would be the peak of loading."""
 _TOGETHER = {torch.float32: 1, torch.bfloat16: 2, torch.int8: 4}
 """Inputs of one output that lie together, by the weights' number format."""
 _NAMES = {
@@ -53,6 +55,11 @@ class BlockLinear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
         """[..., in_features] → [..., out_features]."""
         return self._product(x)[0]
 
+    def rows(self, outputs: Any) -> Any:
+        """The weights of some outputs, [..., in_features], as they are stored. Not for int8."""
+        found = self.weight[outputs // BLOCK_OUTPUTS, :, outputs % BLOCK_OUTPUTS]
+        return found.flatten(-2)[..., : self.in_features]
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features},"
@@ -73,7 +80,7 @@ class Product:
         self._kept = [(layer.weight, layer.scale, layer.bias) for layer in layers]
         self._layers = (native.LayerArguments * len(layers))(
             *(
-                (_address(weight), _address(scale), _address(bias), outputs)
+                native.LayerArguments(_address(weight), _address(scale), _address(bias), outputs)
                 for (weight, scale, bias), outputs in zip(self._kept, self._outputs, strict=True)
             )
         )
@@ -134,6 +141,17 @@ def in_blocks(weight: Any) -> Any:
     blocks = weight.reshape(-1, BLOCK_OUTPUTS, weight.shape[1] // together, together)
     ordered = blocks.transpose(1, 2).contiguous()
     return ordered.view(torch.uint8).bitwise_xor_(128) if weight.dtype is torch.int8 else ordered
+
+
+def as_stored(weight: Any) -> Any:
+    """A float32 weight [outputs, inputs] as bfloat16; None where that would change a number."""
+    narrow = torch.empty(weight.shape, dtype=torch.bfloat16)
+    for start in range(0, len(weight), ROWS):
+        rows = weight[start : start + ROWS]
+        narrow[start : start + ROWS] = rows
+        if not torch.equal(narrow[start : start + ROWS].float(), rows):
+            return None
+    return narrow
 
 
 def _padded(numbers: Any) -> Any:
