@@ -1,8 +1,9 @@
-"""Embeddings on a CPU in half the memory, where the checkpoint holds no more than that.
+"""Embeddings on a CPU in half the memory, or none, where that changes no number.
 
 Most checkpoints are stored in bfloat16 and computed in float32. A row of the embedding is only
 looked up, so it can stay as it was stored, and is widened when it is read: the same numbers, bit for
-bit. Where the output layer shares the weight and is packed, the embedding is what is held twice.
+bit. Where the output layer shares the weight and has it in blocks (`products`), rows are read from
+there, and the embedding goes.
 """
 
 import logging
@@ -12,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llm_runtime.compute.products import ROWS, BlockLinear, as_stored
 from llm_runtime.machine.heap import Replaced
 
 log = logging.getLogger(__name__)
 
 MODELS = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 """Classes whose code was reviewed: it calls the embedding, and never asks for its weight."""
-ROWS = 4096
-"""Compared at a time: a whole copy in float32 would be the peak of loading."""
 
 
 class StoredEmbedding(nn.Module):  # type: ignore[misc]
@@ -36,27 +36,64 @@ class StoredEmbedding(nn.Module):  # type: ignore[misc]
         return F.embedding(ids, self.weight).float()
 
 
+class SharedEmbedding(nn.Module):  # type: ignore[misc]
+    """An `nn.Embedding` whose rows are those of the output layer's weight."""
+
+    def __init__(self, embedding: Any, layer: BlockLinear) -> None:
+        super().__init__()
+        self.num_embeddings = embedding.num_embeddings
+        self.embedding_dim = embedding.embedding_dim
+        self._dtype = embedding.weight.dtype
+        self._rows = layer.rows  # A bound method: the layer is not a part of this module.
+
+    def forward(self, ids: Any) -> Any:
+        return self._rows(ids).to(self._dtype)
+
+
 def shrink_embeddings(model: Any) -> int:
-    """Store embeddings as bfloat16 where that loses nothing. Returns the bytes saved.
+    """Store embeddings once and as bfloat16 where that loses nothing. Returns the bytes saved.
     Call it after `pack_linears`: a weight that a layer still shares stays as it is."""
-    if type(model).__name__ not in MODELS or model.dtype is not torch.float32:
+    if type(model).__name__ not in MODELS or model.dtype not in (torch.float32, torch.bfloat16):
         return 0
+    output = model.get_output_embeddings()
     saved = 0
     replaced = Replaced()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is not nn.Embedding or not _alone(model, child):
                 continue
-            weight = _as_stored(child.weight.detach())
-            if weight is not None:
+            smaller = _smaller(child, output)
+            if smaller is not None:
                 size = child.weight.nbytes
-                setattr(parent, name, StoredEmbedding(child, weight))
+                setattr(parent, name, smaller)
                 del child
-                saved += size - weight.nbytes
+                saved += size - sum(buffer.nbytes for buffer in smaller.buffers())
                 replaced.add(size)
     if saved:
-        log.info("embeddings stay as they were stored", extra={"mib_saved": saved >> 20})
+        log.info("embeddings take less memory", extra={"mib_saved": saved >> 20})
     return saved
+
+
+def _smaller(embedding: Any, output: Any) -> Any:
+    """The embedding that takes `embedding`'s place; None where there is no smaller one."""
+    weight = embedding.weight.detach()
+    if isinstance(output, BlockLinear) and _has_rows(output, weight):
+        return SharedEmbedding(embedding, output)
+    narrow = as_stored(weight) if weight.dtype is torch.float32 else None
+    return None if narrow is None else StoredEmbedding(embedding, narrow)
+
+
+def _has_rows(layer: BlockLinear, weight: Any) -> bool:
+    """Whether the layer's weight is `weight`, to the last bit."""
+    if (layer.out_features, layer.in_features) != tuple(weight.shape):
+        return False
+    return all(
+        torch.equal(
+            layer.rows(torch.arange(start, min(start + ROWS, len(weight)))).to(weight.dtype),
+            weight[start : start + ROWS],
+        )
+        for start in range(0, len(weight), ROWS)
+    )
 
 
 def _alone(model: Any, embedding: Any) -> bool:
@@ -71,14 +108,3 @@ def _alone(model: Any, embedding: Any) -> bool:
         if own.data_ptr() == place
     ]
     return owners == [embedding]
-
-
-def _as_stored(weight: Any) -> Any:
-    """`weight` as bfloat16; None where that would change a number."""
-    narrow = torch.empty(weight.shape, dtype=torch.bfloat16)
-    for start in range(0, len(weight), ROWS):
-        rows = weight[start : start + ROWS]
-        narrow[start : start + ROWS] = rows
-        if not torch.equal(narrow[start : start + ROWS].float(), rows):
-            return None
-    return narrow

@@ -18,6 +18,7 @@ import torch
 from llm_runtime.compute import native
 from llm_runtime.compute.attention import Rule, attend_native
 from llm_runtime.compute.native import KERNELS
+from llm_runtime.compute.products import Together
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def _fuse_gate(module: Any, dtype: Any) -> bool:
         hasattr(module, name) for name in ("up_proj", "down_proj")
     ):
         return False
-    return _try(module, partial(_gated, module), gate.in_features, dtype)
+    both = Together((gate, module.up_proj))
+    return _try(module, partial(_gated, module, both), gate.in_features, dtype)
 
 
 def _fuse_attention(module: Any) -> bool:
@@ -70,7 +72,8 @@ def _fuse_attention(module: Any) -> bool:
         or module.head_dim > native.limit("most_head")
     ):
         return False
-    module.forward = partial(_attention, module)
+    projections = Together((module.q_proj, module.k_proj, module.v_proj))
+    module.forward = partial(_attention, module, projections)
     return True
 
 
@@ -101,9 +104,8 @@ def _norm(module: Any, epsilon: float, offset: float, hidden_states: Any) -> Any
     return out
 
 
-def _gated(module: Any, hidden_states: Any) -> Any:
-    gate = module.gate_proj(hidden_states)
-    up = module.up_proj(hidden_states)
+def _gated(module: Any, both: Together, hidden_states: Any) -> Any:
+    gate, up = both(hidden_states)
     native.call(
         "llm_gate_silu", KERNELS[gate.dtype], gate.data_ptr(), up.data_ptr(), gate.data_ptr(),
         gate.numel(), torch.get_num_threads(),
@@ -112,8 +114,8 @@ def _gated(module: Any, hidden_states: Any) -> Any:
 
 
 def _attention(
-    module: Any, hidden_states: Any, position_embeddings: Any = None, attention_mask: Any = None,
-    past_key_values: Any = None, paged_step: Any = None, **options: Any,
+    module: Any, projections: Together, hidden_states: Any, position_embeddings: Any = None,
+    attention_mask: Any = None, past_key_values: Any = None, paged_step: Any = None, **options: Any,
 ) -> tuple[Any, None]:  # fmt: skip
     if paged_step is None:
         result: tuple[Any, None] = type(module).forward(
@@ -121,10 +123,7 @@ def _attention(
         )
         return result
     shape = (hidden_states.shape[1], -1, module.head_dim)
-    query, key, value = (
-        projection(hidden_states).view(shape)
-        for projection in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    query, key, value = (part.view(shape) for part in projections(hidden_states))
     if hasattr(module, "q_norm"):
         query = module.q_norm(query)
         key = module.k_norm(key)

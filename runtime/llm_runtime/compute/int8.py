@@ -1,8 +1,10 @@
 """Linear weights as 8-bit integers: a quarter of float32's memory, half of bfloat16's.
 
-Weight-only, symmetric, one scale for each output: `w[n, k] ≈ q[n, k] * scale[n]` with
-`scale[n] = max|w[n]| / 127`. Activations are not quantised: in large models a few of them are very
-large, and quantising those costs quality (Dettmers et al. 2022, LLM.int8()).
+Symmetric, one scale for each output: `w[n, k] ≈ q[n, k] * scale[n]` with
+`scale[n] = max|w[n]| / 127`. With the compiled kernels, a CPU multiplies integers
+(`products.BlockLinear`): each row of activations is quantised by itself, in groups of 64 with a
+scale each. In large models a few activations are very large (Dettmers et al. 2022, LLM.int8()); one
+such costs precision in its group only.
 """
 
 from collections.abc import Callable
@@ -12,19 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llm_runtime.compute import native
+from llm_runtime.compute.products import BlockLinear
+from llm_runtime.errors import ModelCorrupt
 from llm_runtime.machine.heap import Replaced
 
 
 class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
-    """Replaces a `torch.nn.Linear`.
-    Computes in bfloat16 with float32 sums, and returns the input's dtype."""
+    """Replaces a `torch.nn.Linear` on a GPU, and on a CPU without the compiled kernels.
 
-    def __init__(self, linear: nn.Linear) -> None:
+    Activations are not quantised: computes in bfloat16 with float32 sums on a CPU, else in the
+    input's dtype, which it returns.
+    """
+
+    def __init__(self, linear: nn.Linear, weight: Any, scale: Any) -> None:
+        """`weight` and `scale` as of `quantize_weight`."""
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
         self.bias = linear.bias
-        weight, scale = quantize_weight(linear.weight.detach())
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
 
@@ -55,8 +63,9 @@ def quantize_weight(weight: Any) -> tuple[Any, Any]:
     return (weight.float() / scale.unsqueeze(1)).round_().to(torch.int8), scale
 
 
-def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Replace the linear layers of `model` in place, one by one. Returns the bytes saved.
+def quantize_int8(model: nn.Module, forward: Callable[[], object], device: str) -> int:
+    """Replace the linear layers of `model`, which is in host memory and will run on `device`, in
+    place, one by one. Returns the bytes saved. Raises ModelCorrupt for weights without a scale.
 
     Three kinds of layers stay as they are:
     - those that are never called when `forward` runs the model:
@@ -68,6 +77,7 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
     names = _called(model, forward)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     shared = _shared_weights(model)
+    blocks = device == "cpu" and native.library() is not None
     saved = 0
     replaced = Replaced()
     # `pop` drops the reference to each layer,
@@ -83,12 +93,22 @@ def quantize_int8(model: nn.Module, forward: Callable[[], object]) -> int:
             or id(module.weight) in shared
         ):
             continue
-        replacement = Int8Linear(module)
+        replacement = _quantized(module, path, blocks=blocks)
         saved += module.weight.nbytes - replacement.weight.nbytes - replacement.scale.nbytes
         size = module.weight.nbytes
         setattr(model.get_submodule(parent), name, replacement)
         replaced.add(size)
     return saved
+
+
+def _quantized(linear: nn.Linear, path: str, *, blocks: bool) -> nn.Module:
+    weight, scale = quantize_weight(linear.weight.detach())
+    if not scale.isfinite().all():
+        raise ModelCorrupt(
+            f"{path}.weight has numbers that are not finite, which have no place among 8-bit"
+            " integers: correct the checkpoint, or set engine.quantization to none"
+        )
+    return BlockLinear(linear, weight, scale) if blocks else Int8Linear(linear, weight, scale)
 
 
 def _called(model: nn.Module, forward: Callable[[], object]) -> set[str]:

@@ -14,50 +14,15 @@
 #include <limits>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 8;
-#elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 4;
-#else
-constexpr int LANES = 4, ROWS = 4;
-#endif
 constexpr int BLOCK = 32;        // tokens of a cache block
 constexpr int SMALL = 65536;     // so few elements are done before another thread has woken
 constexpr int LORA_ROWS = 4, LORA_RANKS = 4;  // rows of one adapter, and ranks, that are computed together
 constexpr int MOST_HEAD = 512;   // largest head_size that can be rotated here
 constexpr int WIDE = 2 * LANES;  // two vectors at a time keep ROWS * 2 sums in registers
-
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-
-struct BFloat16 { uint16_t bits; };
-
-inline Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
-inline Vector load(const BFloat16* from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  return (Vector)(__builtin_convertvector(halves, Words) << 16);
-}
-inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
-inline float widen(float x) { return x; }
-inline float widen(BFloat16 x) { uint32_t w = uint32_t(x.bits) << 16; float f; std::memcpy(&f, &w, 4); return f; }
-inline void narrow(float x, float* to) { *to = x; }
-inline void narrow(float x, BFloat16* to) {  // round to nearest even
-  uint32_t w;
-  std::memcpy(&w, &x, 4);
-  to->bits = std::isnan(x) ? 0x7FC0 : uint16_t((w + 0x7FFF + ((w >> 16) & 1)) >> 16);
-}
-inline void store(BFloat16* to, Vector v) {  // round to nearest even
-  const Words w = (Words)v;
-  const Words rounded = (w + 0x7FFF + ((w >> 16) & 1)) >> 16;
-  const Halves halves = __builtin_convertvector(v == v ? rounded : Words{} + 0x7FC0, Halves);
-  std::memcpy(to, &halves, sizeof halves);
-}
-inline Vector spread(float x) { return x - Vector{}; }
 
 // e^x for x <= 0: 2^k times a polynomial of degree 6 on [-ln2/2, ln2/2] (Cephes expf); below -87 it is 0.
 inline Vector exp_negative(Vector x) {

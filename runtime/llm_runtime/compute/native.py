@@ -24,7 +24,8 @@ from llm_runtime.machine.remembered import cache_folder, cpu_flags
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "products.cpp"))
+HEADER = Path(__file__).with_name("vectors.h")
 BUILT = Path(__file__).with_name("built")
 FLAGS = (
     "-O3",
@@ -35,9 +36,17 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
 )
-LEVELS = {"x86-64-v4": {"avx512f", "avx512bw", "avx512vl"}, "x86-64-v3": {"avx2", "fma", "bmi2"}}
-"""Instruction sets that an image has kernels for, by GCC's names and best first,
-with the CPU flags they need."""
+_V3 = frozenset({"avx2", "fma", "bmi2"})
+_V4 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512cd", "avx512vl"})
+LEVELS = {
+    "x86-64-v4+avx512vnni": _V4 | {"avx512_vnni"},
+    "x86-64-v4": _V4,
+    "x86-64-v3+avxvnni": _V3 | {"avx_vnni"},
+    "x86-64-v3": _V3,
+}
+"""Instruction sets that an image has kernels for, best first, with the CPU flags they need. Names
+are GCC's; what follows a `+` is switched on beside a level, none of which has VNNI (dot products of
+8-bit integers)."""
 COMPILE_SECONDS = 120
 KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Number formats that the kernels support, with the suffixes of their C functions."""
@@ -61,6 +70,10 @@ ARGUMENTS = {
         _SIZE,
     ),
     "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
+    **dict.fromkeys(
+        ("llm_product_int8", "llm_product_float32", "llm_product_bfloat16"),
+        (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE),
+    ),
 }
 """Argument types of the kernels' C functions, by name without the suffix."""
 
@@ -91,6 +104,17 @@ class StepArguments(ctypes.Structure):
     ]  # fmt: skip
 
 
+class LayerArguments(ctypes.Structure):
+    """The struct `Layer` of products.cpp. Fields and their order must be the same there."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+    )
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The kernels, or None if there are neither prebuilt ones nor a compiler.
@@ -119,7 +143,7 @@ def limit(name: str) -> int:
     """A constant of the compiled kernels.
 
     `attention_rows` and `lora_rows` are the most rows of a tile, `most_head` is the largest head
-    size that can be rotated.
+    size that can be rotated, `product_outputs` is what packed layers' outputs are padded to.
     """
     return int(getattr(library(), f"llm_{name}")())
 
@@ -139,17 +163,20 @@ def _function(name: str, number_format: str) -> Any:
 
 
 def build(target: Path, architecture: str) -> None:
-    """Compile for one instruction set (GCC's -march). Raises OSError or SubprocessError."""
+    """Compile for one instruction set, named as in LEVELS, or `native`.
+    Raises OSError or SubprocessError."""
+    level, *beside = architecture.split("+")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         out = Path(folder) / target.name
         command = [
             _compiler() or "g++",
             *FLAGS,
-            f"-march={architecture}",
+            f"-march={level}",
+            *(f"-m{name}" for name in beside),
             "-o",
             str(out),
-            str(SOURCE),
+            *map(str, SOURCES),
         ]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
@@ -186,7 +213,7 @@ def _compiled() -> Path | None:
         [compiler, "--version"], capture_output=True, timeout=10, check=True
     ).stdout
     inputs = (
-        SOURCE.read_bytes(),
+        *(file.read_bytes() for file in (*SOURCES, HEADER)),
         version,
         " ".join(sorted(cpu_flags())).encode(),
         " ".join(FLAGS).encode(),

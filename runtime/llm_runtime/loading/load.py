@@ -286,7 +286,7 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
         model.requires_grad_(False)
         _check_report(folder, report)
         if quantization == "int8":
-            _to_int8(model)
+            _to_int8(model, device)
         return model if device == "cpu" else model.to(device)
     except Fatal:
         raise
@@ -306,13 +306,13 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
         ) from error
 
 
-def _to_int8(model: Any) -> None:
+def _to_int8(model: Any, device: str) -> None:
     """Quantise the weights in host memory and log the effect.
-    Raises ModelUnsupported if it breaks the model."""
+    Raises ModelUnsupported if it breaks the model, ModelCorrupt if weights are not finite."""
     probe = probe_tokens(model.get_input_embeddings().num_embeddings)
     whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
     before = reference_logits(model, probe)
-    saved = quantize_int8(model, lambda: reference_logits(model, probe))
+    saved = quantize_int8(model, lambda: reference_logits(model, probe), device)
     try:
         apart = difference(reference_logits(model, probe), before)
     except ModelUnsupported as error:

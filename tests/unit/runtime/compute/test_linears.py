@@ -11,15 +11,20 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
-from llm_runtime.compute import linears  # noqa: E402
+from llm_runtime.compute import linears, native  # noqa: E402
+from llm_runtime.compute.products import BlockLinear  # noqa: E402
 
 LAYERS = 48
 SIZE = 768
 WEIGHTS_MIB = LAYERS * SIZE * SIZE * 4 >> 20
-PACK = "from llm_runtime.compute.linears import pack_linears; pack_linears(model)"
+PACKS = {
+    way: f"linears._gains = lambda samples: {{s: {{{way!r}: 2.0}} for s in samples}}; "
+    "linears.pack_linears(model)"
+    for way in linears._WAYS
+}
 QUANTIZE = (
     "from llm_runtime.compute.int8 import quantize_int8; quantize_int8(model, lambda:"
-    " model(torch.zeros(1, SIZE)))"
+    " model(torch.zeros(1, SIZE)), 'cpu')"
 )
 # As Transformers reads a model: weights are made on threads,
 # each with a heap that no other thread uses.
@@ -31,7 +36,6 @@ from llm_runtime.compute import linears
 from llm_runtime.machine.memory import MIB
 from llm_runtime.loading.peak import PeakMemory
 LAYERS, SIZE, THREADS = {layers}, {size}, 4
-linears._gains = lambda weights: dict.fromkeys(weights, 2.0)
 torch.empty(4 * MIB)  # Freed at once: from now on the C library keeps blocks of up to 16 MiB in its heaps.
 made, together = [], threading.Barrier(THREADS)
 def read():
@@ -53,7 +57,7 @@ print((peak.peak_bytes - peak.before_bytes) // MIB)
 """
 
 
-@pytest.mark.parametrize("change", [PACK, QUANTIZE], ids=["packed", "int8"])
+@pytest.mark.parametrize("change", [*PACKS.values(), QUANTIZE], ids=[*PACKS, "int8"])
 def test_a_model_whose_layers_are_replaced_never_takes_its_weights_twice(change: str) -> None:
     program = PROGRAM.format(layers=LAYERS, size=SIZE, change=change)
     done = subprocess.run(
@@ -65,12 +69,13 @@ def test_a_model_whose_layers_are_replaced_never_takes_its_weights_twice(change:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int, ...]]:
-    """The shapes that are measured, each with a gain of 1.5; the cache is an empty one."""
+    """The shapes that are measured, with a gain of 1.5 by oneDNN; the cache is an empty one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(linears, "_ways", lambda dtype: ["onednn"])
     shapes: list[tuple[int, ...]] = []
 
-    def gain(weight: Any) -> float:
-        shapes.append(tuple(weight.shape))
+    def gain(linear: Any, way: str) -> float:
+        shapes.append(tuple(linear.weight.shape))
         return 1.5
 
     monkeypatch.setattr(linears, "_gain", gain)
@@ -122,9 +127,9 @@ def test_another_machine_or_another_code_measures_anew(
 def test_a_remembered_loss_keeps_the_layer_as_it_is(
     measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linears, "_gain", lambda weight: 0.5)
+    monkeypatch.setattr(linears, "_gain", lambda linear, way: 0.5)
     linears.pack_linears(layers((16, 32)))
-    monkeypatch.setattr(linears, "_gain", lambda weight: pytest.fail("measured again"))
+    monkeypatch.setattr(linears, "_gain", lambda *_: pytest.fail("measured again"))
     model = layers((16, 32))
     linears.pack_linears(model)
     assert packed(model) == [False]
@@ -134,7 +139,7 @@ def test_a_remembered_loss_keeps_the_layer_as_it_is(
 def test_what_may_be_noise_is_measured_again(
     measured: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch, close: float
 ) -> None:
-    monkeypatch.setattr(linears, "_gain", lambda weight: measured.append((0,)) or close)
+    monkeypatch.setattr(linears, "_gain", lambda *_: measured.append((0,)) or close)
     for _ in range(2):
         linears.pack_linears(layers((16, 32)))
     assert len(measured) == 2
@@ -161,7 +166,7 @@ def test_a_large_product_is_repeated_as_often_as_it_takes_and_no_more(
     now = [0.0]
     calls: list[float] = []
 
-    def slow(*_: Any) -> None:
+    def slow(_: Any) -> None:
         now[0] += 0.05
         calls.append(now[0])
 
@@ -170,8 +175,82 @@ def test_a_large_product_is_repeated_as_often_as_it_takes_and_no_more(
         return now[0]
 
     monkeypatch.setattr(linears.time, "perf_counter", clock)
-    monkeypatch.setattr(linears.F, "linear", slow)
-    weight = torch.randn(16, 32)
-    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-    linears._speedup(torch.randn(8, 32), weight, reordered)
+    linears._speedup(torch.randn(8, 32), slow, lambda _: None)
     assert len(calls) == linears._LEAST_REPEATS
+
+
+GAINS = {"onednn": 1.5, "blocks": 2.0}
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both ways are there and gain as in GAINS; the cache is an empty one."""
+    if native.library() is None:
+        pytest.skip("no compiled kernels: apt-get install g++")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(linears, "_gain", lambda linear, way: GAINS[way])
+
+
+@pytest.mark.usefixtures("both")
+def test_the_way_that_gains_most_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = layers((16, 32))
+    linears.pack_linears(model)
+    assert type(model[0]) is BlockLinear
+    monkeypatch.setattr(linears, "_gain", lambda *_: pytest.fail("measured again"))
+    model = layers((16, 32))
+    linears.pack_linears(model)
+    assert type(model[0]) is BlockLinear
+    monkeypatch.setitem(GAINS, "onednn", 2.5)
+    monkeypatch.setattr(linears, "_gain", lambda linear, way: GAINS[way])
+    model = layers((48, 32))
+    linears.pack_linears(model)
+    assert packed(model) == [True]
+
+
+@pytest.mark.usefixtures("both")
+def test_a_weight_that_was_stored_in_bfloat16_is_kept_so_and_measured_as_such() -> None:
+    for stored in (torch.float32, torch.bfloat16):
+        model = layers((16, 32), (16, 32))
+        model.to(stored).float()
+        x = torch.randn(3, 32)
+        expected = [layer(x) for layer in model]
+        linears.pack_linears(model)
+        for layer, theirs in zip(model, expected, strict=True):
+            assert layer.weight.dtype is stored
+            torch.testing.assert_close(layer(x), theirs, rtol=1e-5, atol=1e-6)
+    names = linears._memory().read()
+    assert {name.replace(", stored narrow", "") for name in names} == {
+        "16x32 float32 onednn",
+        "16x32 float32 blocks",
+    }
+    assert len(names) == 4
+
+
+@pytest.mark.usefixtures("both")
+def test_half_precision_and_a_machine_without_kernels_have_one_way_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert linears._ways(torch.float16) == ["onednn"]
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert linears._ways(torch.float32) == ["onednn"]
+
+
+def test_without_any_way_layers_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(linears, "_ways", lambda dtype: [])
+    model = layers((16, 32))
+    linears.pack_linears(model)
+    assert type(model[0]) is torch.nn.Linear
+
+
+def test_what_is_measured_here_is_a_gain_or_a_loss(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = layers((64, 32))
+    expected = model[0](torch.ones(1, 32))
+    (gains,) = linears._gains({(64, 32, torch.float32): model[0]}).values()
+    assert gains
+    assert all(gain > 0 for gain in gains.values())
+    linears.pack_linears(model)
+    torch.testing.assert_close(model[0](torch.ones(1, 32)), expected)
