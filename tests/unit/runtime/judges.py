@@ -1,16 +1,26 @@
 """The server that the official clients judge, and where their packages are kept."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from devstack.cache import CACHE
 from fakes import FakeCodec, ScriptedEngine, ScriptedStream, token_id
+from harness import KEY
 from llm_runtime.errors import QueueFull
 from llm_runtime.request import GenerationRequest
 from unit.runtime.tools.templates import QWEN
 
 FOR_NODE = {"openai": "7.57.0", "@anthropic-ai/sdk": "1.14.0"}
+
+SCRIPTS_FOR_NODE = Path(__file__).parents[2] / "judges"
+NEEDS_NODE = pytest.mark.skipif(
+    None in map(shutil.which, ("node", "npm")),
+    reason="Node.js 20 or newer with npm is not installed",
+)
 
 HELLO = ("Hello", " there", "!")
 JSON = ('{"city":', ' "Kiel"}')
@@ -34,6 +44,22 @@ class JudgedEngine(ScriptedEngine):
         bound = request.sampling.constraint
         self.script = SCRIPTS[bound.kind] if bound else HELLO
         return super().generate(request)
+
+
+def passed_by_node(script: str, package: str, url: str) -> int:
+    """How many checks of a script of tests/judges pass with a client for Node."""
+    environment = {
+        **os.environ,
+        "BASE_URL": url,
+        "API_KEY": KEY,
+        "PACKAGES": str(node_package(package)),
+    }
+    command = ["node", str(SCRIPTS_FOR_NODE / script)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.count("ok ")
 
 
 def node_package(name: str) -> Path:

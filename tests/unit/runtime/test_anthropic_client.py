@@ -1,10 +1,6 @@
 """Anthropic's own clients against a real server: they decide what compatible means."""
 
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -13,9 +9,8 @@ from anthropic import Anthropic, AsyncAnthropic
 from pydantic import BaseModel
 
 from harness import EXPIRED, KEY, Harness
-from unit.runtime.judges import JudgedEngine, node_package
+from unit.runtime.judges import NEEDS_NODE, JudgedEngine, passed_by_node
 
-ROOT = Path(__file__).parents[3]
 MODEL = "support-bot"
 HI: Any = [{"role": "user", "content": "hi you"}]
 BUSY: Any = [{"role": "user", "content": "always busy"}]
@@ -195,21 +190,7 @@ async def test_the_asynchronous_client_does_the_same(server: Harness) -> None:
     assert whole.content[0].text == text == "Hello there!"
 
 
-@pytest.mark.skipif(
-    None in map(shutil.which, ("node", "npm")),
-    reason="Node.js 20 or newer with npm is not installed",
-)
+@NEEDS_NODE
 @pytest.mark.torch  # Not for torch, but for the time that npm and Node take.
 def test_the_client_for_node_passes_its_script(server: Harness) -> None:
-    environment = {
-        **os.environ,
-        "BASE_URL": server.url,
-        "API_KEY": KEY,
-        "PACKAGES": str(node_package("@anthropic-ai/sdk")),
-    }
-    command = ["node", str(ROOT / "tests" / "judges" / "anthropic.mjs")]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok ") == 8
+    assert passed_by_node("anthropic.mjs", "@anthropic-ai/sdk", server.url) == 8

@@ -2,7 +2,6 @@
 they decide what compatible means."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from harness import KEY, Harness
-from unit.runtime.judges import JudgedEngine, node_package
+from unit.runtime.judges import NEEDS_NODE, JudgedEngine, passed_by_node
 
 ROOT = Path(__file__).parents[3]
 MODEL = "support-bot"
@@ -191,24 +190,10 @@ async def test_the_asynchronous_client_does_the_same(server: Harness) -> None:
     assert place.choices[0].message.parsed == Place(city="Kiel")
 
 
-@pytest.mark.skipif(
-    None in map(shutil.which, ("node", "npm")),
-    reason="Node.js 20 or newer with npm is not installed",
-)
+@NEEDS_NODE
 @pytest.mark.torch  # Not for torch, but for the time that npm and Node take.
 def test_the_client_for_node_passes_its_script(server: Harness) -> None:
-    environment = {
-        **os.environ,
-        "BASE_URL": f"{server.url}/v1",
-        "API_KEY": KEY,
-        "PACKAGES": str(node_package("openai")),
-    }
-    command = ["node", str(ROOT / "tests" / "judges" / "openai.mjs")]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok ") == 12
+    assert passed_by_node("openai.mjs", "openai", f"{server.url}/v1") == 12
 
 
 @pytest.mark.torch  # Not for torch, but for the time that its imports take.
