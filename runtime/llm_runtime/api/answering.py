@@ -4,7 +4,7 @@ from a body to a job, from a generation to an answer."""
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 from uuid import uuid4
 
 from fastapi import Request
@@ -16,9 +16,10 @@ from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import may_use
 from llm_runtime.common.aside import aside
 from llm_runtime.pipeline import IDEMPOTENCY_KEY, Choice, Generation, Job, Pipeline, text_of
-from llm_runtime.request import Caller
+from llm_runtime.request import Caller, TextCodec
 from llm_runtime.stream import DONE, HEARTBEAT, EventStream, sse, while_connected
 from llm_runtime.tools.forms import AnswerForm, reading_of
+from llm_runtime.tools.offer import Answers, Offer
 from llm_runtime.tools.reader import AnswerReader, Part
 
 P = ParamSpec("P")
@@ -112,6 +113,33 @@ async def start(request: Request, wanted: Job) -> Generation:
     return await while_connected(
         request.receive, starting, pipeline.config.server.request_timeout_seconds
     )
+
+
+class Conversation(Protocol):
+    """A body whose model may call tools."""
+
+    @property
+    def model(self) -> str:
+        """The model, or one of its adapters, that is asked."""
+
+    def offer(self, template: str) -> Offer | None:
+        """The tools that the model may call."""
+
+    def answers(self, codec: TextCodec, offer: Offer | None) -> Answers:
+        """How to parse the model's answers."""
+
+    def job(self, request: Request, adapter: str, answers: Answers) -> Job:
+        """The job whose answers these are."""
+
+
+async def converse(request: Request, body: Conversation) -> tuple[Generation, Answers]:
+    """Start the job of a conversation. Raises what it can be refused for."""
+    codec = pipeline_of(request).codec
+    adapter = adapter_of(request, body.model)
+    offer = await worked_out(request, body.offer, codec.tool_template)
+    answers = body.answers(codec, offer)
+    wanted = await worked_out(request, body.job, request, adapter, answers)
+    return await start(request, wanted), answers
 
 
 async def worked_out(

@@ -10,10 +10,10 @@ from llm_runtime import errors
 from llm_runtime.api.answering import (
     adapter_of,
     collect,
+    converse,
     event_stream,
     job,
     pipeline_of,
-    start,
     worked_out,
 )
 from llm_runtime.api.answers import JsonResponse, anthropic_error
@@ -163,7 +163,7 @@ class PromptBody(ToolFields):
         bound = self.output_config.format is not None
         return answers_to(codec, offer, self.template_options, bound=bound)
 
-    def job(self, request: Request, adapter: str, sampling: Sampling, **fields: Any) -> Job:
+    def prompt(self, request: Request, adapter: str, sampling: Sampling, **fields: Any) -> Job:
         """The job of this prompt; `fields` are others of `Job`."""
         return job(
             request,
@@ -197,7 +197,7 @@ class MessageBody(PromptBody):
     metadata: Metadata = Metadata()
     stream: bool = False
 
-    def wanted(self, request: Request, adapter: str, answers: Answers) -> Job:
+    def job(self, request: Request, adapter: str, answers: Answers) -> Job:
         """The job whose answers these are."""
         codec = pipeline_of(request).codec
         offer = answers.offer
@@ -208,7 +208,7 @@ class MessageBody(PromptBody):
             "top_k": self.top_k,
             **recommended(self, codec.sampling_defaults),
         }
-        return self.job(
+        return self.prompt(
             request,
             adapter,
             sampling(
@@ -243,12 +243,7 @@ class TokenCount(BaseModel):
 async def create_message(request: Request, body: MessageBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline = pipeline_of(request)
-    adapter = adapter_of(request, body.model)
-    offer = await worked_out(request, body.offer, pipeline.codec.tool_template)
-    answers = body.answers(pipeline.codec, offer)
-    generation = await start(
-        request, await worked_out(request, body.wanted, request, adapter, answers)
-    )
+    generation, answers = await converse(request, body)
     if body.stream:
         return event_stream(
             request,
@@ -271,7 +266,7 @@ async def count_tokens(request: Request, body: CountBody) -> TokenCount:
     pipeline = pipeline_of(request)
     adapter = adapter_of(request, body.model)
     await worked_out(request, body.offer, pipeline.codec.tool_template)
-    wanted = await worked_out(request, body.job, request, adapter, Sampling(max_tokens=1))
+    wanted = await worked_out(request, body.prompt, request, adapter, Sampling(max_tokens=1))
     tokens = await while_connected(
         request.receive,
         pipeline.count(wanted, large=request.state.large),

@@ -7,13 +7,11 @@ from pydantic import AfterValidator, Field, model_validator
 from starlette.responses import Response
 
 from llm_runtime.api.answering import (
-    adapter_of,
     collect,
+    converse,
     event_stream,
     job,
     pipeline_of,
-    start,
-    worked_out,
 )
 from llm_runtime.api.answers import JsonResponse, openai_error
 from llm_runtime.api.body import MAX_MESSAGES, MaxTokens, Structure, Text, conflict
@@ -154,12 +152,7 @@ class ChatBody(OpenAIBody, ToolFields):
 async def chat_completions(request: Request, body: ChatBody) -> Response:
     """Answer the last message, whole or as server-sent events."""
     pipeline = pipeline_of(request)
-    adapter = adapter_of(request, body.model)
-    offer = await worked_out(request, body.offer, pipeline.codec.tool_template)
-    answers = body.answers(pipeline.codec, offer)
-    generation = await start(
-        request, await worked_out(request, body.job, request, adapter, answers)
-    )
+    generation, answers = await converse(request, body)
     if body.stream:
         events = chunks(generation, pipeline, answers, include_usage=body.include_usage)
         return event_stream(request, generation, events, openai_error)
