@@ -89,7 +89,8 @@ class Inventory(Collector):
             name: GaugeMetricFamily(name, help_, labels=labels)
             for name, (help_, labels) in FAMILIES.items()
         }
-        for samples in self._samples.values():
+        # A list, made at once: the scrape is another thread.
+        for samples in list(self._samples.values()):
             for name, labels, value in samples:
                 found[name].add_metric(labels, value)
         return found.values()

@@ -1,6 +1,7 @@
 """/livez, /readyz and /metrics of the operator itself. The probes of the pods are in
 plans/objects/containers.py."""
 
+import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
@@ -81,7 +82,9 @@ async def serve(
 
     async def scrape(_: web.Request) -> web.Response:
         refresh()
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        # With thousands of objects it takes half a second, which nothing else should wait for.
+        body = await asyncio.to_thread(generate_latest)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.add_routes(
