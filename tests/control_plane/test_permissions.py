@@ -220,6 +220,7 @@ def test_every_verb_is_used(
                 empty.models.promote(model, version)
                 empty.ready(version=str(version))
             empty.deploy(
+                replicas=1,
                 rollout={"revisionHistoryLimit": 1},
                 monitoring={"serviceMonitor": {"enabled": "Disabled"}},
             )
