@@ -20,6 +20,8 @@ from llm_operator.plans.names import DEPLOYMENT_LABEL
 from llm_operator.state import Manifest
 
 Read = TypeVar("Read")
+GRAVES = 4096
+"""Objects that are gone and whose last versions are remembered."""
 
 
 class Place(NamedTuple):
@@ -93,6 +95,9 @@ class Mirror:
         self._listed: set[Place] = set()
         self._unsure: defaultdict[Place, dict[str, int]] = defaultdict(dict)
         """Objects that we have deleted, and their versions before."""
+        self._graves: dict[tuple[Place, str], int] = {}
+        """Objects that are gone, and their last versions, the latest at the end. The answer to a
+        write of ours may come after the event that says so."""
         self._count = 0
 
     def see(self, sighting: Sighting) -> None:
@@ -104,6 +109,9 @@ class Mirror:
 
     def _note(self, sighting: Sighting) -> None:
         place = sighting.place
+        if sighting.version <= self._graves.get((place, sighting.name), -1):
+            return
+        self._graves.pop((place, sighting.name), None)
         self._drop(place, sighting.name)
         self._count += 1
         self._known[place][sighting.name] = _Known(sighting, self._count)
@@ -114,9 +122,17 @@ class Mirror:
     def lose(self, sighting: Sighting) -> None:
         """Note that an object is gone, or is not watched any more."""
         known = self._known[sighting.place].get(sighting.name)
-        if known is not None and known.sighting.version <= sighting.version:
-            self._drop(sighting.place, sighting.name)
+        if known is None or known.sighting.version <= sighting.version:
+            self._bury(sighting)
         self._unsure[sighting.place].pop(sighting.name, None)
+
+    def _bury(self, sighting: Sighting) -> None:
+        place = sighting.place
+        self._drop(place, sighting.name)
+        self._graves.pop((place, sighting.name), None)
+        self._graves[place, sighting.name] = sighting.version
+        if len(self._graves) > GRAVES:
+            del self._graves[next(iter(self._graves))]
 
     def doubt(self, kind: str, namespace: str, name: str) -> None:
         """Note that we have asked for an object to be deleted: it may be gone or going."""
@@ -163,7 +179,7 @@ class Mirror:
             if known.noted <= listed.began and known.sighting.uid not in listed.uids
         ]
         for sighting in vanished:
-            self._drop(sighting.place, sighting.name)
+            self._bury(sighting)
             self._unsure[sighting.place].pop(sighting.name, None)
         return vanished
 

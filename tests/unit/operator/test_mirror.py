@@ -93,6 +93,32 @@ def test_what_is_older_than_what_is_known_changes_nothing(mirror: Mirror) -> Non
     assert names(mirror) == []
 
 
+def test_the_answer_to_a_write_that_comes_after_the_deletion_brings_nothing_back(
+    mirror: Mirror,
+) -> None:
+    mirror.see(sighting("a", 5))
+    mirror.lose(sighting("a", 7))
+    mirror.see(sighting("a", 6, status="our write"))
+    assert names(mirror) == []
+    assert mirror.find("Pod", "team", "a") is None
+    listed(mirror, sighting("a", 6))
+    assert names(mirror) == [], "a list of before"
+    mirror.see(sighting("a", 9, uid="another"))
+    assert names(mirror) == ["a"]
+
+
+def test_few_of_those_that_are_gone_are_remembered(
+    mirror: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_operator.mirror.GRAVES", 2)
+    for name in ("a", "b", "c"):
+        mirror.see(sighting(name, 5))
+        mirror.lose(sighting(name, 7))
+    for name in ("a", "b", "c"):
+        mirror.see(sighting(name, 6))
+    assert names(mirror) == ["a"]
+
+
 def test_a_label_that_changes_moves_the_object(mirror: Mirror) -> None:
     mirror.see(sighting("a", 5))
     mirror.see(sighting("a", 6, of="other"))
