@@ -40,6 +40,9 @@ class Spawned:
 
     process: "subprocess.Popen[bytes]"
     ours: socket.socket
+    oom_kills_before: int
+    """Processes that the kernel had killed here for their memory when this one was started. It may
+    be killed so before anybody listens to it."""
 
     def end(self) -> None:
         """End the process, unless it has ended: then nothing it writes comes after this."""
@@ -76,19 +79,17 @@ async def start_engine(
 class EngineProcess(asyncio.Protocol):
     """A `client.Channel` to the engine's process."""
 
-    def __init__(
-        self, link: EngineLink, process: "subprocess.Popen[bytes]", ours: socket.socket
-    ) -> None:
+    def __init__(self, link: EngineLink, spawned: Spawned) -> None:
         self._link = link
-        self._process = process
+        self._process = spawned.process
         self._loop = asyncio.get_running_loop()
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
         # A copy that is this object's own: it can be shut down from any thread.
-        self._socket = ours.dup()
+        self._socket = spawned.ours.dup()
         self._ending: asyncio.Task[None] | None = None
         self._wanted_gone = False
-        self._oom_kills_before = oom_kills(cgroup.memory_groups())
+        self._oom_kills_before = spawned.oom_kills_before
 
     @classmethod
     async def start(cls, link: EngineLink, command: Sequence[str]) -> "EngineProcess":
@@ -99,9 +100,7 @@ class EngineProcess(asyncio.Protocol):
     async def attach(cls, link: EngineLink, spawned: Spawned) -> "EngineProcess":
         """The channel to a process that was started before, on this event loop."""
         loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(
-            lambda: cls(link, spawned.process, spawned.ours), sock=spawned.ours
-        )
+        _, protocol = await loop.create_connection(lambda: cls(link, spawned), sock=spawned.ours)
         return protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -162,8 +161,9 @@ class EngineProcess(asyncio.Protocol):
 
 def _spawned(command: Sequence[str]) -> Spawned:
     ours, theirs = socket.socketpair()
+    killed = oom_kills(cgroup.memory_groups())
     try:
-        return Spawned(_spawn(command, theirs), ours)
+        return Spawned(_spawn(command, theirs), ours, killed)
     finally:
         theirs.close()
 

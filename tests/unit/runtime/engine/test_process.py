@@ -117,6 +117,19 @@ async def test_a_model_that_does_not_load_says_why(start: Start, folder: str, re
     assert failed.value.reason == reason
 
 
+async def test_an_engine_that_is_killed_for_its_memory_before_it_is_heard_says_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [group(oom_kills=0)]
+    monkeypatch.setattr("llm_runtime.machine.cgroup.memory_groups", lambda: groups)
+    spawned = spawn_engine(config(), WORKER)
+    spawned.end()
+    groups[0] = group(oom_kills=1)
+    with pytest.raises(EngineFailed) as failed:
+        await start(spawned=spawned)
+    assert failed.value.reason == "OutOfMemory"
+
+
 async def test_a_killed_engine_ends_every_stream_with_an_error(start: Start) -> None:
     client = await start(slots=1)
     streams = [client.generate(request("forever", 200)) for _ in range(3)]
