@@ -24,7 +24,11 @@ from unit.operator.fakes import NAMESPACE, FakeRegistry, World
 SEEDS = range(100)
 OWN_FAULTS = ("InvalidSpec", "NotObserved", "NotPermitted")
 ANY = PodPolicy(
-    annotations=Choice(), labels=Choice(), tolerations=Choice(), priority_classes=Choice()
+    annotations=Choice(),
+    labels=Choice(),
+    tolerations=Choice(),
+    priority_classes=Choice(),
+    anti_affinity_namespaces=Choice(),
 )
 """A platform that keeps nothing to itself: what it refuses by default is in test_policy.py."""
 PLAN_SECONDS = 0.05
