@@ -1,8 +1,8 @@
 """What a request offers its model to call, and how to parse the answers to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llm_runtime import errors
 from llm_runtime.request import STRICT_AS, Constraint, TextCodec
@@ -118,6 +118,22 @@ def answers_to(
     bound = bound or (offer is not None and offer.must_call)
     inside = not bound and begins_inside(template, options)
     return Answers(reading_of(template), offer, inside)
+
+
+class SaidMessage(Protocol):
+    """A message of a conversation."""
+
+    @property
+    def speaks_of_tools(self) -> bool:
+        """Whether it holds calls or results."""
+
+
+def check_messages(template: str, messages: Iterable[SaidMessage]) -> None:
+    """Raise `errors.InvalidRequest` if a chat template can't show the tools that `messages` speak
+    of."""
+    for number, message in enumerate(messages):
+        if message.speaks_of_tools:
+            check_template(template, f"messages[{number}]")
 
 
 def check_template(template: str, field: str) -> None:

@@ -41,7 +41,7 @@ from llm_runtime.engine.limits import ENGINE_STOPS
 from llm_runtime.pipeline import Job
 from llm_runtime.request import Constraint, Sampling, TextCodec
 from llm_runtime.stream import named_sse, while_connected
-from llm_runtime.tools.offer import Answers, Offer, answers_to, check_template
+from llm_runtime.tools.offer import Answers, Offer, answers_to, check_messages
 
 VERSIONS = ("2023-06-01", "2026-10-21")
 """The versions of Anthropic's API whose shapes these are. The newer one has no temperature, top_p
@@ -139,9 +139,7 @@ class PromptBody(ToolFields):
     def offer(self, template: str) -> Offer | None:
         """The tools that the model may call.
         Raises `errors.InvalidRequest` if its template can't show them."""
-        for number, said in enumerate(self.messages):
-            if said.speaks_of_tools:
-                check_template(template, f"messages[{number}]")
+        check_messages(template, self.messages)
         return self.offer_in(template)
 
     def constraint(self) -> Constraint | None:

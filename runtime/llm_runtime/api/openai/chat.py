@@ -25,7 +25,7 @@ from llm_runtime.api.openai.offer import ToolFields
 from llm_runtime.contract import CHAT_PATH
 from llm_runtime.pipeline import NOT_ASKED, Job
 from llm_runtime.request import TextCodec
-from llm_runtime.tools.offer import Answers, Offer, answers_to, check_template
+from llm_runtime.tools.offer import Answers, Offer, answers_to, check_messages
 
 router = APIRouter(
     route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
@@ -103,9 +103,7 @@ class ChatBody(OpenAIBody, ToolFields):
     def offer(self, template: str) -> Offer | None:
         """The tools that the model may call.
         Raises `errors.InvalidRequest` if its template can't show them."""
-        for number, message in enumerate(self.messages):
-            if message.speaks_of_tools:
-                check_template(template, f"messages[{number}]")
+        check_messages(template, self.messages)
         return self.offer_in(template)
 
     @property
