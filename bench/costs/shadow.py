@@ -1,5 +1,5 @@
-"""What shadow traffic costs stable: `hack/bench shadow [--rounds 10] [--seconds 10] [--rate 8]
-[--dry]`.
+"""What shadow traffic costs stable: `hack/bench shadow [--rounds 10] [--seconds 10] [--rate 4]
+[--tokens 16] [--dry]`.
 
 Two real runtimes with the same model: a stable one under constant load, and a candidate that it
 sends a copy of every request to. Copies are on and off in turns inside each round, by the mounted
@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,14 @@ from llm_runtime.contract import (
 KEY = format_key("bench", "x" * 43)
 SALT = "salt"
 PATH = "/v1/completions"
-TOKENS = 16
 LOOK_SECONDS = 0.2
 """After the file has changed, before a turn begins."""
 MAX_CHANGE = 0.03
 WAYS = {"off": "no copies", "on": "100 % copied"}
 METRICS = {"p50_ms": "p50, ms", "p99_ms": "p99, ms", "answers": "answers", "lost": "failed"}
-METHOD = f"""\
+METHOD = """\
 Requests begin at fixed times, whatever has become of those before, from threads in the process that measures. Each is
-greedy, has a prompt of its own and {TOKENS} tokens of answer, and its latency counts from when it was due. The
+greedy, has a prompt of its own, and its latency counts from when it was due. The
 candidate runs under SCHED_IDLE: in a cluster it has a machine of its own, here it gets what stable leaves of this one.
 p50 and p99 are those of all answers of all rounds of one way together; the change is their quotient less 1."""
 
@@ -63,16 +63,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument(
         "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
     )
     options = parser.parse_args()
     before = machine()
-    rows, copies = measure(options.model, options.rounds, options.seconds, options.rate)
+    rows, copies = measure(
+        options.model, options.rounds, options.seconds, Load(options.rate, options.tokens)
+    )
     record = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": before, "model": options.model,
-        "rounds": options.rounds, "seconds": options.seconds, "rate": options.rate, "copies": copies,
+        "rounds": options.rounds, "seconds": options.seconds, "rate": options.rate,
+        "tokens": options.tokens, "copies": copies,
         "figures": figures(rows), "targets": verdicts(rows), "noise": noise(rows["off"]),
     }  # fmt: skip
     print(page(record))
@@ -81,7 +85,15 @@ def main() -> None:
         (FOLDER / "shadow.md").write_text(page(record))
 
 
-def measure(model: str, rounds: int, seconds: float, rate: float) -> tuple[Rows, dict[str, float]]:
+@dataclass(frozen=True)
+class Load:
+    """Requests a second, and the tokens of each answer."""
+
+    rate: float
+    tokens: int
+
+
+def measure(model: str, rounds: int, seconds: float, steady: Load) -> tuple[Rows, dict[str, float]]:
     """Latencies by way, and how many copies ended how."""
     scratch = Path(tempfile.mkdtemp(prefix="llm-shadow-"))
     keys = scratch / "keys"
@@ -106,7 +118,7 @@ def measure(model: str, rounds: int, seconds: float, rate: float) -> tuple[Rows,
         for turn in range(-1, rounds):  # The first one warms up.
             for way in ("off", "on") if turn % 2 else ("on", "off"):
                 _switch(keys / SHADOW_FILE, order if way == "on" else "")
-                found = load(ports["bench-stable"], rate, seconds, f"{turn} {way}")
+                found = load(ports["bench-stable"], steady, seconds, f"{turn} {way}")
                 if turn >= 0:
                     rows.setdefault(way, []).append(found)
                 shown = (
@@ -154,19 +166,19 @@ def _switch(file: Path, order: str) -> None:
     time.sleep(LOOK_SECONDS)
 
 
-def load(port: int, rate: float, seconds: float, mark: str) -> dict[str, Any]:
+def load(port: int, steady: Load, seconds: float, mark: str) -> dict[str, Any]:
     """Latencies in milliseconds of requests at a constant rate, and how many failed."""
     found = list[float]()
     lost = list[str]()
     began = time.perf_counter()
 
     def ask(count: int) -> None:
-        due = began + count / rate
+        due = began + count / steady.rate
         time.sleep(max(0.0, due - time.perf_counter()))
         body = {
             "model": "bench",
             "prompt": f"{mark} {count}: Once upon a time",
-            "max_tokens": TOKENS,
+            "max_tokens": steady.tokens,
             "temperature": 0,
         }
         try:
@@ -184,7 +196,9 @@ def load(port: int, rate: float, seconds: float, mark: str) -> dict[str, Any]:
         else:
             lost.append(str(answer.status))
 
-    threads = [threading.Thread(target=ask, args=(count,)) for count in range(int(rate * seconds))]
+    threads = [
+        threading.Thread(target=ask, args=(count,)) for count in range(int(steady.rate * seconds))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -267,8 +281,8 @@ def page(record: dict[str, Any]) -> str:
         f"Noise: the odd and the even rounds without copies differ by {record['noise']['p50_ms']:.1%} in p50 and "
         f"{record['noise']['p99_ms']:.1%} in p99. Of a change below that nothing can be said.",
         f"Copies: {copies}. {record['date']}, commit {record['commit']}, {record['model']}, {record['rounds']} rounds "
-        f"of {record['seconds']:g} s each way, {record['rate']:g} requests a second; {circumstances['cpu']}, "
-        f"{circumstances['cores']} cores, load {circumstances['load_before']} before.",
+        f"of {record['seconds']:g} s each way, {record['rate']:g} requests a second, {record['tokens']} tokens each; "
+        f"{circumstances['cpu']}, {circumstances['cores']} cores, load {circumstances['load_before']} before.",
         "## How it was measured",
         METHOD,
     ]
