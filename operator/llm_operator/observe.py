@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from pydantic import ValidationError
 
 from llm_operator import plans
-from llm_operator.confined import Confined
+from llm_operator.confined.children import Confined
 from llm_operator.crds import (
     AdapterSpec,
     ApiKeyStatus,

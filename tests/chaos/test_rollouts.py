@@ -134,7 +134,7 @@ def _converge(rollouts: list[Rollout], began: float) -> list[float]:
     took = list[float]()
 
     def over() -> bool:
-        time.sleep(0.3)  # The machine is for those under test.
+        time.sleep(1.0)  # The machine is for those under test.
         for rollout in list(open_):
             with suppress(AssertionError, KeyError):
                 rollout.over()

@@ -217,7 +217,11 @@ class PlayedKubelet:
         self.api.call("DELETE", f"/api/v1/nodes/{self.name}")
 
     def _run(self) -> None:
-        while not self._stop.wait(0.1):
+        took = 0.0
+        # A look at hundreds of pods takes so long that ten a second would leave the operator a part
+        # of the machine only.
+        while not self._stop.wait(max(0.1, 3 * took)):
+            began = time.monotonic()
             try:
                 self._beat()
                 pods = self._pods()
@@ -228,6 +232,7 @@ class PlayedKubelet:
                 # as in a namespace that is deleted, holds up no other.
                 with suppress(Refusal, httpx.HTTPError):
                     self._play(pod)
+            took = time.monotonic() - began
 
     def _beat(self) -> None:
         if time.monotonic() - self._heartbeat < 5:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import re2
 
+from llm_operator.confined import smoke
 from llm_operator.crds.rollout import ScorerSpec
 from llm_operator.evaluation.records import Record, Unusable
-from llm_operator.plans.evidence import smoke
 
 MOST_CHARACTERS = 64 << 10
 """Largest length of an answer that is scored; the rest is cut."""

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from llm_operator import crds
-from llm_operator.confined import Confined, work
+from llm_operator.confined.__main__ import work
+from llm_operator.confined.children import Confined
 from llm_operator.observe import Outside
 from llm_operator.ports.cluster import ApiError, Conflict, Invalid, NotFound, Refused, Unavailable
 from llm_operator.ports.pods import Answer

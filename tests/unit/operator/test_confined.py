@@ -4,16 +4,19 @@ schemas, YAML and patterns, pods' figures, queries."""
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from llm_operator import confined
-from llm_operator.confined import Confined
+from llm_operator.confined import children, smoke
+from llm_operator.confined.children import Confined
 from llm_operator.crds.rollout import GateSpec
-from llm_operator.plans.evidence import gates, smoke
+from llm_operator.plans.evidence import gates
 from llm_operator.ports import pods
 from llm_operator.ports.prometheus import HttpPrometheus
 from llm_operator.state import Evidence, Measured
@@ -64,6 +67,40 @@ def test_an_entry_is_refused_by_its_size_and_depth_before_it_is_read(entry: str,
         smoke.read({"one": entry})
 
 
+async def test_a_child_is_started_once_for_a_config_map_and_never_for_no_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    confined = Confined()
+    data = {"one": "prompt: a\nexpect: {exact: b}"}
+    asked = await confined.prompts(data)
+
+    async def run(_: object) -> object:
+        raise AssertionError("a child is started")
+
+    monkeypatch.setattr(confined, "_run", run)
+    assert await confined.prompts(dict(data)) == asked
+    assert await confined.faults(data, {}) == []
+    with pytest.raises(AssertionError, match="a child is started"):
+        await confined.prompts({"one": "prompt: c\nexpect: {exact: b}"})
+
+
+def test_the_child_imports_nothing_of_the_planner() -> None:
+    code = "import sys, llm_operator.confined.__main__; print(*(n for n in sys.modules if n.startswith('llm_')))"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(found.stdout.split()) == {
+        "llm_operator",
+        "llm_operator.confined",
+        "llm_operator.confined.__main__",
+        "llm_operator.confined.smoke",
+    }
+
+
 async def test_the_child_reads_prompts_and_judges_answers() -> None:
     data = {
         "capital": "prompt: The capital of France?\nexpect: {exact: Paris}",
@@ -86,7 +123,7 @@ async def test_what_takes_too_much_ends_with_the_child_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        confined, "MEMORY_BYTES", 1 << 20
+        children, "MEMORY_BYTES", 1 << 20
     )  # What the interpreter has by then counts, too.
     data = {"one": "prompt: " + "a" * 5_000_000}
     with pytest.raises(ValueError, match="write fewer or simpler entries"):

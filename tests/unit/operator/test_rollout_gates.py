@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from llm_operator.confined import smoke
 from llm_operator.crds import GateVerdict
 from llm_operator.crds.rollout import GateSpec
 from llm_operator.memory import PODS_AT_ONCE
-from llm_operator.plans.evidence import gates, smoke
+from llm_operator.plans.evidence import gates
 from llm_operator.ports.cluster import Unavailable
 from llm_operator.ports.pods import Answer
 from llm_operator.ports.prometheus import HttpPrometheus

@@ -9,7 +9,6 @@ buckets samples counted by bucket, as a histogram has them
 watched all trials of one candidate, fed with what its pods say of themselves
 copies  the same for copies of requests, before there is traffic
 loadprobe  the same load on both, before there is traffic
-smoke   prompts with an expected answer, before there is traffic
 
 How it works. A gate's question is whether a count is larger than its fair share. Its evidence is a
 likelihood ratio, averaged over several sizes of the difference: a non-negative supermartingale

@@ -1,25 +1,21 @@
-"""Reads and judges what tenants write, in a process of its own that is bounded in time and memory.
-
-The operator has one event loop for all: a schema,
-a pattern or a YAML document that takes for ever takes itself alone.
-"""
+"""Starts the processes that read and judge what tenants write, and takes what they say."""
 
 import asyncio
+import hashlib
 import json
 import os
-import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
-
-from llm_operator.plans.evidence import smoke
 
 CPU_SECONDS = 2
 WALL_SECONDS = 30.0
 """On a machine that is busy with something else; the child works for CPU_SECONDS at most."""
 MEMORY_BYTES = 256 << 20
 AT_ONCE = 2
+READ_KEPT = 8
+"""ConfigMaps whose prompts are remembered: every pod of every candidate is asked the same ones."""
 TOO_MUCH = f"takes more than {CPU_SECONDS} s of computing or {MEMORY_BYTES >> 20} MiB of memory"
 
 
@@ -28,20 +24,30 @@ class Confined:
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(AT_ONCE)
+        self._read = dict[str, dict[str, dict[str, Any]]]()
+        """Prompts by the digest of what they were read from; the one longest known first."""
 
     async def prompts(self, data: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         """What to ask by the name of the ConfigMap's entry.
         Raises ValueError with a sentence for its author."""
+        digest = hashlib.sha256(json.dumps(dict(data), sort_keys=True).encode()).hexdigest()
+        if (known := self._read.get(digest)) is not None:
+            return known
         lines, whole = await self._run({"data": dict(data)})
         if lines and isinstance(lines[0], str):
             raise ValueError(lines[0])
         if not whole:
             raise ValueError(f"reading it {TOO_MUCH}: write fewer or simpler entries")
-        return dict(lines)
+        self._read[digest] = dict(lines)
+        if len(self._read) > READ_KEPT:
+            del self._read[next(iter(self._read))]
+        return self._read[digest]
 
     async def faults(self, data: Mapping[str, str], answers: Mapping[str, str]) -> list[str]:
         """One sentence for each of the answers, by the entry's name,
         that is not as the entry expects."""
+        if not answers:
+            return []
         lines, whole = await self._run({"data": dict(data), "answers": dict(answers)})
         found = [f"{name}: {wrong}" for name, wrong in lines if wrong]
         unjudged = list(answers)[len(lines) :]
@@ -55,7 +61,7 @@ class Confined:
         """The child's lines, and whether it came to its end."""
         async with self._places:
             child = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", __name__, str(CPU_SECONDS), str(MEMORY_BYTES),
+                sys.executable, "-P", "-m", __package__, str(CPU_SECONDS), str(MEMORY_BYTES),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
                 env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"},
             )  # fmt: skip
@@ -72,33 +78,3 @@ class Confined:
         # The last line may be cut off where the child was ended.
         lines = output.decode(errors="replace").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")], child.returncode == 0
-
-
-def work(task: dict[str, Any]) -> Iterator[Any]:
-    """The child's work: a line for each entry, or the sentence that the author is told."""
-    try:
-        found = smoke.read(task["data"])
-    except ValueError as error:
-        yield str(error)
-        return
-    for name, answer in (task.get("answers") or {}).items():
-        yield name, smoke.fault(found[name].expect, answer)
-    if "answers" not in task:
-        for name, prompt in found.items():
-            yield name, prompt.body()
-
-
-def main() -> None:
-    """Read a task, write its lines. The limits are this process's own: nothing sets them back."""
-    for limit, most in zip(
-        (resource.RLIMIT_CPU, resource.RLIMIT_AS), map(int, sys.argv[1:]), strict=True
-    ):
-        resource.setrlimit(limit, (most, most))
-    os.nice(5)
-    for line in work(json.load(sys.stdin)):
-        sys.stdout.write(json.dumps(line, default=str) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
