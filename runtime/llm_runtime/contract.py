@@ -234,6 +234,13 @@ class EngineConfig(_Section):
     kv_cache_bytes: Annotated[int, Field(ge=1)] | None = None
     """Memory for the KV cache in bytes. Absent: four fifths of what is free after loading; on a CPU
     without a memory limit, at most 4 GiB."""
+    # Left out while it is as ever: older runtimes do not know it.
+    kv_cache_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(exclude_if=lambda dtype: dtype == "auto"),
+    ] = "auto"
+    """Number format of keys and values in the KV cache. auto: the one that the model computes in.
+    bfloat16 halves the cache of a model in float32, and rounds what is in it."""
     prefix_caching: bool = True
     """Whether to keep the keys and values of prompt prefixes, so that the next prompt that begins
     alike need not compute them."""

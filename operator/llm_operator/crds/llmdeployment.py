@@ -42,6 +42,7 @@ class EngineSpec(Section):
     kv_cache_memory: Size | None = None
     """Memory for the KV cache, as a quantity such as `8Gi`. Absent: four fifths of what is free
     after loading; on a CPU without a memory limit, at most 4 GiB."""
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = ENGINE.kv_cache_dtype
     prefix_caching: bool = ENGINE.prefix_caching
     quantization: Literal["none", "int8"] = ENGINE.quantization
 

@@ -21,7 +21,6 @@ from transformers import AttentionInterface
 
 from llm_runtime.compute import native
 from llm_runtime.compute.cache import KvCache
-from llm_runtime.compute.native import KERNELS
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.scheduler import Span
 
@@ -55,8 +54,12 @@ class Rule:
 class AttentionMetadata:
     """Where each span's tokens lie in the cache during a step. It is the same for every layer."""
 
-    def __init__(self, spans: tuple[Span, ...], cache: KvCache, device: Any) -> None:
+    def __init__(
+        self, spans: tuple[Span, ...], cache: KvCache, device: Any, *, adapted: bool = False
+    ) -> None:
+        """`adapted`: adapters take part, so linear layers must be called one by one."""
         self.cache = cache
+        self.adapted = adapted
         self.device = device
         self.starts = [span.start for span in spans]
         self.counts = [span.count for span in spans]
@@ -181,11 +184,11 @@ def _is_set(option: Any) -> bool:
 def _choose(step: AttentionMetadata, layer: int, query: Any) -> Callable[..., Any]:
     at = step.cache.shape.layers[layer]
     fits = (
-        query.dtype is step.cache.shape.dtype
-        and query.dtype in KERNELS
+        (query.dtype, step.cache.shape.dtype) in native.ATTENTION
         and at.head_size == at.value_size
+        and at.head_size % 16 == 0
+        and step.device == "cpu"
     )
-    fits = fits and at.head_size % 16 == 0 and step.device == "cpu"
     return attend_native if fits and native.library() else attend_gathered
 
 
@@ -234,7 +237,8 @@ def attend_native(
         arguments.cosines, arguments.sines = (
             part.data_ptr() for part in step.native.rotation(rotation)
         )
-    native.call("llm_attention", KERNELS[query.dtype], ctypes.byref(arguments))
+    formats = query.dtype, step.cache.shape.dtype
+    native.call("llm_attention", native.ATTENTION[formats], ctypes.byref(arguments))
     return out
 
 
@@ -249,7 +253,7 @@ def attend_gathered(
         lengths = torch.tensor(
             [start + 1 for start in step.starts[: step.singles]], device=step.device
         )
-        keys, values = step.cache.read(layer, step.table(0, step.singles))
+        keys, values = step.cache.read(layer, step.table(0, step.singles), query.dtype)
         parts.append(
             _softmax(
                 query[: step.singles].unsqueeze(2), keys, values, lengths.unsqueeze(1), rule
@@ -258,7 +262,7 @@ def attend_gathered(
     for span in range(step.singles, len(step.counts)):
         begin = step.ends[span] - step.counts[span]
         end = step.ends[span]
-        keys, values = step.cache.read(layer, step.table(span, span + 1))
+        keys, values = step.cache.read(layer, step.table(span, span + 1), query.dtype)
         lengths = torch.arange(
             step.starts[span] + 1, step.starts[span] + step.counts[span] + 1, device=step.device
         )

@@ -60,20 +60,20 @@ class KvCache:
     def write(self, layer: int, blocks: Any, offsets: Any, keys: Any, values: Any) -> None:
         """Store token i's keys and values, [tokens, kv_heads, head_size],
         at (blocks[i], offsets[i])."""
-        self.keys[layer][blocks, :, :, offsets] = keys
-        self.values[layer][blocks, :, offsets] = values
+        self.keys[layer][blocks, :, :, offsets] = keys.to(self.shape.dtype)
+        self.values[layer][blocks, :, offsets] = values.to(self.shape.dtype)
 
-    def read(self, layer: int, blocks: Any) -> tuple[Any, Any]:
+    def read(self, layer: int, blocks: Any, dtype: Any) -> tuple[Any, Any]:
         """Keys and values of block lists [rows, width],
-        as two [rows, kv_heads, width * BLOCK_TOKENS, size]."""
+        as two [rows, kv_heads, width * BLOCK_TOKENS, size] of `dtype`."""
         rows, width = blocks.shape
         at = self.shape.layers[layer]
         keys = self.keys[layer][blocks].permute(0, 2, 1, 4, 3)
         values = self.values[layer][blocks].permute(0, 2, 1, 3, 4)
         tokens = width * BLOCK_TOKENS
         return (
-            keys.reshape(rows, at.kv_heads, tokens, at.head_size),
-            values.reshape(rows, at.kv_heads, tokens, at.value_size),
+            keys.reshape(rows, at.kv_heads, tokens, at.head_size).to(dtype),
+            values.reshape(rows, at.kv_heads, tokens, at.value_size).to(dtype),
         )
 
 

@@ -51,7 +51,7 @@ def _fuse_norm(module: Any, dtype: Any) -> bool:
     if weight.dim() != 1 or weight.dtype != dtype:
         return False
     # Gemma's norms store weight - 1.
-    ways = (partial(_norm, module, float(epsilon), offset) for offset in (0.0, 1.0))
+    ways = (partial(norm, module, float(epsilon), offset) for offset in (0.0, 1.0))
     return any(_try(module, way, len(weight), dtype) for way in ways)
 
 
@@ -62,7 +62,7 @@ def _fuse_gate(module: Any, dtype: Any) -> bool:
     ):
         return False
     both = Together((gate, module.up_proj))
-    return _try(module, partial(_gated, module, both), gate.in_features, dtype)
+    return _try(module, partial(gated, module, both), gate.in_features, dtype)
 
 
 def _fuse_attention(module: Any) -> bool:
@@ -73,7 +73,7 @@ def _fuse_attention(module: Any) -> bool:
     ):
         return False
     projections = Together((module.q_proj, module.k_proj, module.v_proj))
-    module.forward = partial(_attention, module, projections)
+    module.forward = partial(attention, module, projections)
     return True
 
 
@@ -93,7 +93,16 @@ def _try(module: Any, forward: Any, size: int, dtype: Any) -> bool:
     return True
 
 
-def _norm(module: Any, epsilon: float, offset: float, hidden_states: Any) -> Any:
+def window_of(module: Any) -> int:
+    """The sliding window of one of ATTENTIONS; 0 for none."""
+    # Mistral's modules read it from the configuration at each call,
+    # the others keep it as an attribute.
+    holder = module.config if type(module).__name__ == "MistralAttention" else module
+    return getattr(holder, "sliding_window", None) or 0
+
+
+def norm(module: Any, epsilon: float, offset: float, hidden_states: Any) -> Any:
+    """The forward of a fused RMSNorm."""
     hidden_states = hidden_states.contiguous()
     out = torch.empty_like(hidden_states)
     size = hidden_states.shape[-1]
@@ -104,7 +113,8 @@ def _norm(module: Any, epsilon: float, offset: float, hidden_states: Any) -> Any
     return out
 
 
-def _gated(module: Any, both: Together, hidden_states: Any) -> Any:
+def gated(module: Any, both: Together, hidden_states: Any) -> Any:
+    """The forward of a fused MLP with a gate."""
     gate, up = both(hidden_states)
     native.call(
         "llm_gate_silu", KERNELS[gate.dtype], gate.data_ptr(), up.data_ptr(), gate.data_ptr(),
@@ -113,10 +123,11 @@ def _gated(module: Any, both: Together, hidden_states: Any) -> Any:
     return module.down_proj(gate)
 
 
-def _attention(
+def attention(
     module: Any, projections: Together, hidden_states: Any, position_embeddings: Any = None,
     attention_mask: Any = None, past_key_values: Any = None, paged_step: Any = None, **options: Any,
 ) -> tuple[Any, None]:  # fmt: skip
+    """The forward of fused attention; without `paged_step`, the module's own."""
     if paged_step is None:
         result: tuple[Any, None] = type(module).forward(
             module, hidden_states, position_embeddings, attention_mask, past_key_values, **options
@@ -127,10 +138,7 @@ def _attention(
     if hasattr(module, "q_norm"):
         query = module.q_norm(query)
         key = module.k_norm(key)
-    # Mistral's modules read the window from the configuration at each call,
-    # the others keep it as an attribute.
-    holder = module.config if type(module).__name__ == "MistralAttention" else module
-    rule = Rule(module.scaling, getattr(holder, "sliding_window", None) or 0)
+    rule = Rule(module.scaling, window_of(module))
     query, key, value = (part.transpose(0, 1) for part in (query, key, value))
     out = attend_native(paged_step, module.layer_idx, rule, query, key, value, position_embeddings)
     return module.o_proj(out.view(1, shape[0], -1)), None

@@ -14,12 +14,14 @@
 #include <limits>
 #include <vector>
 
+#include "step.h"
 #include "vectors.h"
 
 namespace {
 
 constexpr int BLOCK = 32;        // tokens of a cache block
 constexpr int SMALL = 65536;     // so few elements are done before another thread has woken
+constexpr int FEW_PAIRS = 1 << 17;  // so few products of attention are done before another thread has woken
 constexpr int LORA_ROWS = 4, LORA_RANKS = 4;  // rows of one adapter, and ranks, that are computed together
 constexpr int MOST_HEAD = 512;   // largest head_size that can be rotated here
 constexpr int WIDE = 2 * LANES;  // two vectors at a time keep ROWS * 2 sums in registers
@@ -45,21 +47,6 @@ inline Vector exp_negative(Vector x) {
 
 }  // namespace
 
-// One step, as the runner describes it; the same for all layers but for the pointers of the first group.
-// A span is a run of tokens of one sequence; token i of span s has position span_start[s] + i and row span_row[s] + i.
-struct Step {
-  const void *query, *key, *value;  // [heads, rows, head_size] with the strides below, in elements
-  void *keys, *values, *out;        // the layer's cache; out [rows, heads, value_size]
-  const float* sinks;               // per head, or null: a logit that takes part in the softmax and has no value
-  const float *cosines, *sines;     // [rows, head_size], or null: queries and keys come rotated
-  int64_t query_row, query_head, key_row, key_head, value_row, value_head;
-  int64_t heads, kv_heads, head_size, rows, spans, threads, window;  // window 0: none
-  float scale, softcap;             // softcap 0: none
-  const int32_t *span_row, *span_start, *span_count, *span_tiles;  // tiles: cumulative, [spans + 1]
-  const int32_t *table, *span_table;      // block numbers of all spans; where each span's begin
-  const int32_t *row_block, *row_offset;  // where each row's key and value go
-};
-
 extern "C" int llm_attention_block() { return BLOCK; }
 extern "C" int llm_attention_rows() { return ROWS; }
 extern "C" int llm_lora_rows() { return LORA_ROWS; }
@@ -78,29 +65,31 @@ inline void rotate(const T* x, const float* cosines, const float* sines, int64_t
   }
 }
 
-template <typename T>
+// T is the number format of queries, keys and values as they come, K that of the cache.
+template <typename T, typename K>
 void remember(const Step& s, int64_t row) {
   const int64_t d = s.head_size;
   for (int64_t h = 0; h < s.kv_heads; ++h) {
     const int64_t at = (int64_t(s.row_block[row]) * s.kv_heads + h) * BLOCK * d;
     const T* key = static_cast<const T*>(s.key) + row * s.key_row + h * s.key_head;
     const T* value = static_cast<const T*>(s.value) + row * s.value_row + h * s.value_head;
-    T* keys = static_cast<T*>(s.keys) + at + s.row_offset[row];
+    K* keys = static_cast<K*>(s.keys) + at + s.row_offset[row];
+    K* values = static_cast<K*>(s.values) + at + s.row_offset[row] * d;
     if (s.cosines) {
       float turned[MOST_HEAD];
       rotate(key, s.cosines + row * d, s.sines + row * d, d, turned);
       for (int64_t i = 0; i < d; ++i) narrow(turned[i], keys + i * BLOCK);
     } else {
-      for (int64_t i = 0; i < d; ++i) keys[i * BLOCK] = key[i];
+      for (int64_t i = 0; i < d; ++i) narrow(widen(key[i]), keys + i * BLOCK);
     }
-    std::memcpy(static_cast<T*>(s.values) + at + s.row_offset[row] * d, value, d * sizeof(T));
+    for (int64_t i = 0; i < d; ++i) narrow(widen(value[i]), values + i);
   }
 }
 
 // scores[r * stride + t] = query r times key t, for the tokens of one block. Blocks are scattered over memory, where the
 // processor's own prefetching can't follow: `next` is the block that will be read after this one.
-template <typename T, int R>
-void score(const T* keys, const T* next, const float* query, int64_t d, float* scores, int64_t stride) {
+template <typename K, int R>
+void score(const K* keys, const K* next, const float* query, int64_t d, float* scores, int64_t stride) {
   for (int t = 0; t < BLOCK; t += WIDE) {
     Vector sums[R][2] = {};
     for (int64_t i = 0; i < d; ++i) {
@@ -120,15 +109,15 @@ void score(const T* keys, const T* next, const float* query, int64_t d, float* s
 }
 
 // out[r, i..i+V*LANES) = sum over t of weight[r, t] * value[t, i..)
-template <typename T, int R, int V>
+template <typename K, int R, int V>
 void mix(const Step& s, const int32_t* table, int64_t head, int64_t from, int64_t to, const float* weights,
          int64_t stride, int64_t origin, int64_t i, float* out) {
   Vector sums[R][V] = {};
   for (int64_t block = from / BLOCK; block * BLOCK < to; ++block) {
     const int64_t first = std::max(from, block * BLOCK), last = std::min(to, (block + 1) * BLOCK);
-    const T* value = static_cast<const T*>(s.values) +
+    const K* value = static_cast<const K*>(s.values) +
                      ((int64_t(table[block]) * s.kv_heads + head) * BLOCK + first - block * BLOCK) * s.head_size + i;
-    const T* next = static_cast<const T*>(s.values) +
+    const K* next = static_cast<const K*>(s.values) +
                     (int64_t(table[std::min(block + 1, (to - 1) / BLOCK)]) * s.kv_heads + head) * BLOCK * s.head_size + i;
     for (int64_t t = first; t < last; ++t, value += s.head_size, next += s.head_size) {
       Vector v[V];
@@ -167,7 +156,7 @@ float soften(float* row, int64_t from, int64_t to, int64_t length, const Step& s
 }
 
 // Up to ROWS queries of one span that share a key head: query number n is head n % group of token n / group.
-template <typename T, int R>
+template <typename T, typename K, int R>
 void attend(const Step& s, int64_t span, int64_t head, int64_t first, std::vector<float>& room) {
   const int64_t group = s.heads / s.kv_heads, d = s.head_size;
   const int32_t* table = s.table + s.span_table[span];
@@ -190,18 +179,18 @@ void attend(const Step& s, int64_t span, int64_t head, int64_t first, std::vecto
     }
   }
   const auto keys = [&](int64_t block) {
-    return static_cast<const T*>(s.keys) + (int64_t(table[block]) * s.kv_heads + head) * BLOCK * d;
+    return static_cast<const K*>(s.keys) + (int64_t(table[block]) * s.kv_heads + head) * BLOCK * d;
   };
   for (int64_t block = from / BLOCK, end = (to + BLOCK - 1) / BLOCK; block < end; ++block)
-    score<T, R>(keys(block), keys(std::min(block + 1, end - 1)), query, d, scores + block * BLOCK - from, length);
+    score<K, R>(keys(block), keys(std::min(block + 1, end - 1)), query, d, scores + block * BLOCK - from, length);
   float divisors[R];
   for (int r = 0; r < R; ++r) {
     const int64_t end = start + (first + r) / group + 1, begin = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
     divisors[r] = soften(scores + r * length, begin - from, end - from, length, s, head * group + (first + r) % group);
   }
   int64_t i = 0;
-  for (; i + WIDE <= d; i += WIDE) mix<T, R, 2>(s, table, head, from, to, scores, length, from, i, out);
-  for (; i < d; i += LANES) mix<T, R, 1>(s, table, head, from, to, scores, length, from, i, out);
+  for (; i + WIDE <= d; i += WIDE) mix<K, R, 2>(s, table, head, from, to, scores, length, from, i, out);
+  for (; i < d; i += LANES) mix<K, R, 1>(s, table, head, from, to, scores, length, from, i, out);
   for (int r = 0; r < R; ++r) {
     const int64_t token = (first + r) / group, h = head * group + (first + r) % group;
     T* to_row = static_cast<T*>(s.out) + ((s.span_row[span] + token) * s.heads + h) * d;
@@ -209,31 +198,37 @@ void attend(const Step& s, int64_t span, int64_t head, int64_t first, std::vecto
   }
 }
 
-template <typename T>
+template <typename T, typename K>
 void attend_some(const Step& s, int64_t span, int64_t head, int64_t first, int64_t count, std::vector<float>& room) {
   switch (count) {
-    case 1: return attend<T, 1>(s, span, head, first, room);
-    case 2: return attend<T, 2>(s, span, head, first, room);
-    case 3: return attend<T, 3>(s, span, head, first, room);
-    case 4: return attend<T, 4>(s, span, head, first, room);
+    case 1: return attend<T, K, 1>(s, span, head, first, room);
+    case 2: return attend<T, K, 2>(s, span, head, first, room);
+    case 3: return attend<T, K, 3>(s, span, head, first, room);
+    case 4: return attend<T, K, 4>(s, span, head, first, room);
 #if defined(__AVX512F__)
-    case 5: return attend<T, 5>(s, span, head, first, room);
-    case 6: return attend<T, 6>(s, span, head, first, room);
-    case 7: return attend<T, 7>(s, span, head, first, room);
-    case 8: return attend<T, 8>(s, span, head, first, room);
+    case 5: return attend<T, K, 5>(s, span, head, first, room);
+    case 6: return attend<T, K, 6>(s, span, head, first, room);
+    case 7: return attend<T, K, 7>(s, span, head, first, room);
+    case 8: return attend<T, K, 8>(s, span, head, first, room);
 #endif
   }
 }
 
-template <typename T>
+inline int64_t useful_threads(const Step& s) {
+  int64_t pairs = 0;
+  for (int64_t span = 0; span < s.spans; ++span) pairs += int64_t(s.span_count[span]) * (s.span_start[span] + s.span_count[span]);
+  return pairs * s.heads * s.head_size > FEW_PAIRS ? s.threads : 1;
+}
+
+template <typename T, typename K>
 void run(const Step& s) {
   const int64_t group = s.heads / s.kv_heads;
   const int64_t items = int64_t(s.span_tiles[s.spans]) * s.kv_heads;
-#pragma omp parallel num_threads(s.threads)
+#pragma omp parallel num_threads(useful_threads(s))
   {
     std::vector<float> room;
 #pragma omp for schedule(static)
-    for (int64_t row = 0; row < s.rows; ++row) remember<T>(s, row);
+    for (int64_t row = 0; row < s.rows; ++row) remember<T, K>(s, row);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t item = 0; item < items; ++item) {
       // From the last, longest spans to the first: short ones fill the threads' idle ends.
@@ -241,7 +236,7 @@ void run(const Step& s) {
       const int64_t span = std::upper_bound(s.span_tiles, s.span_tiles + s.spans + 1, tile) - s.span_tiles - 1;
       const int64_t first = (tile - s.span_tiles[span]) * ROWS;
       const int64_t count = std::min<int64_t>(ROWS, s.span_count[span] * group - first);
-      attend_some<T>(s, span, head, first, count, room);
+      attend_some<T, K>(s, span, head, first, count, room);
     }
   }
 }
@@ -368,8 +363,11 @@ void lora(const T* x, T* y, int64_t inputs, int64_t outputs, const int32_t* orde
 
 }  // namespace
 
+extern "C" void llm_attention_float32(const Step* step) { run<float, float>(*step); }
+extern "C" void llm_attention_bfloat16(const Step* step) { run<BFloat16, BFloat16>(*step); }
+extern "C" void llm_attention_float32_bfloat16(const Step* step) { run<float, BFloat16>(*step); }  // the cache is narrower
+
 #define FOR_EACH_TYPE(NAME, TYPE)                                                                                   \
-  extern "C" void llm_attention_##NAME(const Step* step) { run<TYPE>(*step); }                                      \
   extern "C" void llm_rms_norm_##NAME(const TYPE* x, const TYPE* weight, TYPE* out, int64_t rows, int64_t size,     \
                                       int64_t threads, float epsilon, float offset) {                               \
     normalise<TYPE>(x, weight, out, rows, size, epsilon, offset, threads);                                          \

@@ -34,6 +34,9 @@ _LEAST_REPEATS = 3
 _SECONDS = 0.02
 """After so long no further repeats: those of a large product differ by less than small ones'."""
 _LEAST_GAIN = 1.05
+_JOINED_GAIN = 1.25
+"""What blocks gain beside their own speed in a model whose layers can then run in one call
+(`decoder`): 1.15 to 1.5 times as many steps of 1 to 32 rows, measured with SmolLM2-135M."""
 _CLEAR = 1.15
 """A gain that is this factor off 1, up or down, is remembered. What is close may be noise, and is
 measured again at the next start."""
@@ -60,9 +63,9 @@ Shape = tuple[int, int, Any]
 """Outputs, inputs and number format of a weight."""
 
 
-def pack_linears(model: Any) -> None:
-    """Replace the layers that become faster.
-    A weight that is shared with an embedding is then in memory twice, until `shrink_embeddings`."""
+def pack_linears(model: Any, *, joinable: bool = False) -> None:
+    """Replace the layers that become faster. `joinable`: all of them in blocks are worth more than
+    each by itself. A weight that is shared with an embedding is then in memory twice, until `shrink_embeddings`."""
     remaining = [
         (parent, name, child)
         for parent in model.modules()
@@ -78,6 +81,8 @@ def pack_linears(model: Any) -> None:
     with torch.inference_mode():
         gains = _gains(samples)
         del samples
+        if joinable:
+            gains = {shape: _with_joining(ways) for shape, ways in gains.items()}
         best = {shape: max(ways, key=ways.__getitem__, default="") for shape, ways in gains.items()}
         chosen = {
             shape: way for shape, way in best.items() if way and gains[shape][way] >= _LEAST_GAIN
@@ -104,6 +109,10 @@ def pack_linears(model: Any) -> None:
             },
         },
     )
+
+
+def _with_joining(ways: dict[str, float]) -> dict[str, float]:
+    return ways | ({"blocks": ways["blocks"] * _JOINED_GAIN} if "blocks" in ways else {})
 
 
 def _in_blocks(linear: Any) -> BlockLinear:

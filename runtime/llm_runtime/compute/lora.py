@@ -173,6 +173,11 @@ class AdapterSet:
             self._selected = wanted
         self._step.forget_products()
 
+    @property
+    def selected(self) -> bool:
+        """Whether a row of the next forward belongs to an adapter."""
+        return bool(self._step.blocks)
+
     def _shelve(self, name: str) -> None:
         rank = self._adapters[name].rank
         for shelf in self._shelves:

@@ -24,8 +24,10 @@ from llm_runtime.machine.remembered import cache_folder, cpu_flags
 
 log = logging.getLogger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "products.cpp"))
-HEADER = Path(__file__).with_name("vectors.h")
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("kernels.cpp", "products.cpp", "decoder.cpp")
+)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "step.h"))
 BUILT = Path(__file__).with_name("built")
 FLAGS = (
     "-O3",
@@ -53,6 +55,12 @@ KERNELS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER = ctypes.c_void_p
 _SIZE = ctypes.c_int64
 _FLOAT = ctypes.c_float
+ATTENTION = {
+    (torch.float32, torch.float32): "float32",
+    (torch.bfloat16, torch.bfloat16): "bfloat16",
+    (torch.float32, torch.bfloat16): "float32_bfloat16",
+}
+"""Suffixes of `llm_attention`, by the number formats of queries and of the cache."""
 ARGUMENTS = {
     "llm_attention": (_POINTER,),
     "llm_rms_norm": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT),
@@ -70,6 +78,7 @@ ARGUMENTS = {
         _SIZE,
     ),
     "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
+    "llm_decode": (_POINTER, _POINTER, _POINTER),
     **dict.fromkeys(
         ("llm_product_int8", "llm_product_float32", "llm_product_bfloat16"),
         (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE),
@@ -79,7 +88,7 @@ ARGUMENTS = {
 
 
 class StepArguments(ctypes.Structure):
-    """The struct `Step` of kernels.cpp. Fields and their order must be the same there."""
+    """The struct `Step` of step.h. Fields and their order must be the same there."""
 
     _fields_ = [
         *(
@@ -112,6 +121,47 @@ class LayerArguments(ctypes.Structure):
         ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
+    )
+
+
+class ProjectionArguments(ctypes.Structure):
+    """The struct `Projection` of decoder.cpp. Fields and their order must be the same there."""
+
+    _fields_ = (
+        ("product", ctypes.c_void_p),
+        ("layers", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+    )
+
+
+class DecoderLayerArguments(ctypes.Structure):
+    """The struct `DecoderLayer` of decoder.cpp. Fields and their order must be the same there."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "query_norm", "key_norm", "gate_norm")),
+        *(
+            (name, ProjectionArguments)
+            for name in ("attention_in", "attention_out", "gate_in", "gate_out")
+        ),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("window", ctypes.c_int64),
+    )  # fmt: skip
+
+
+class DecoderArguments(ctypes.Structure):
+    """The struct `Decoder` of decoder.cpp. Fields and their order must be the same there."""
+
+    _fields_ = (
+        ("layers", ctypes.c_void_p),
+        ("attention", ctypes.c_void_p),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("count", "hidden", "gates", "heads", "kv_heads", "head_size")
+        ),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
     )
 
 
@@ -152,6 +202,11 @@ def call(name: str, number_format: str, *arguments: Any) -> None:
     """Run a kernel for float32 or bfloat16.
     Pointers are tensors' `data_ptr()`. Sizes are not checked."""
     _function(name, number_format)(*arguments)
+
+
+def address(name: str, number_format: str) -> int | None:
+    """Where a kernel's C function begins, for kernels that call others."""
+    return ctypes.cast(_function(name, number_format), ctypes.c_void_p).value
 
 
 @cache
@@ -213,7 +268,7 @@ def _compiled() -> Path | None:
         [compiler, "--version"], capture_output=True, timeout=10, check=True
     ).stdout
     inputs = (
-        *(file.read_bytes() for file in (*SOURCES, HEADER)),
+        *(file.read_bytes() for file in (*SOURCES, *HEADERS)),
         version,
         " ".join(sorted(cpu_flags())).encode(),
         " ".join(FLAGS).encode(),

@@ -49,11 +49,11 @@ class BlockLinear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
         self.register_buffer("scale", _padded(scale), persistent=False)
         bias = None if linear.bias is None else linear.bias.detach().float()
         self.register_buffer("bias", _padded(bias), persistent=False)
-        self._product = Product((self,))
+        self.product = Product((self,))
 
     def forward(self, x: Any) -> Any:
         """[..., in_features] → [..., out_features]."""
-        return self._product(x)[0]
+        return self.product(x)[0]
 
     def rows(self, outputs: Any) -> Any:
         """The weights of some outputs, [..., in_features], as they are stored. Not for int8."""
@@ -68,17 +68,19 @@ class BlockLinear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
 
 
 class Product:
-    """The product of one input with several layers. They have the same inputs and weight format."""
+    """The product of one input with several layers. They have the same inputs and weight format.
+
+    `name` is its kernel's, `formats` the number formats of inputs that the kernel takes."""
 
     def __init__(self, layers: Sequence[BlockLinear]) -> None:
         first = layers[0]
-        self._inputs = first.in_features
+        self.inputs = first.in_features
         self._outputs = [layer.out_features for layer in layers]
-        self._name = _NAMES[first.weight.dtype]
-        self._formats = _INPUTS[first.weight.dtype]
+        self.name = _NAMES[first.weight.dtype]
+        self.formats = _INPUTS[first.weight.dtype]
         # The kernel gets addresses, so the tensors must live as long as this.
         self._kept = [(layer.weight, layer.scale, layer.bias) for layer in layers]
-        self._layers = (native.LayerArguments * len(layers))(
+        self.layers = (native.LayerArguments * len(layers))(
             *(
                 native.LayerArguments(_address(weight), _address(scale), _address(bias), outputs)
                 for (weight, scale, bias), outputs in zip(self._kept, self._outputs, strict=True)
@@ -87,18 +89,18 @@ class Product:
 
     def __call__(self, x: Any) -> list[Any]:
         """[..., inputs] → [..., outputs] of each layer."""
-        if x.shape[-1] != self._inputs:
-            raise RuntimeError(f"the layer has {self._inputs} inputs, not {x.shape[-1]}")
-        number_format = self._formats.get(x.dtype)
+        if x.shape[-1] != self.inputs:
+            raise RuntimeError(f"the layer has {self.inputs} inputs, not {x.shape[-1]}")
+        number_format = self.formats.get(x.dtype)
         if number_format is None:
             return [out.to(x.dtype) for out in self(x.float())]
         x = x.contiguous()
         *shape, _ = x.shape
-        rows = x.numel() // self._inputs
+        rows = x.numel() // self.inputs
         out = x.new_empty(rows * sum(self._outputs))
         native.call(
-            self._name, number_format, x.data_ptr(), out.data_ptr(), rows, self._inputs,
-            ctypes.addressof(self._layers), len(self._outputs), torch.get_num_threads(),
+            self.name, number_format, x.data_ptr(), out.data_ptr(), rows, self.inputs,
+            ctypes.addressof(self.layers), len(self._outputs), torch.get_num_threads(),
         )  # fmt: skip
         if len(self._outputs) == 1:
             return [out.view(*shape, self._outputs[0])]
@@ -117,17 +119,17 @@ class Together:
         alike = all(isinstance(layer, BlockLinear) for layer in layers) and (
             len({(layer.in_features, layer.weight.dtype) for layer in layers}) == 1
         )
-        self._product = Product(layers) if alike else None
+        self.product = Product(layers) if alike else None
 
     def __call__(self, x: Any) -> list[Any]:
         """[..., inputs] → [..., outputs] of each layer."""
         # An adapter gives a layer a `forward` of its own, and learns by hooks what a layer reads.
-        if self._product is None or any(
+        if self.product is None or any(
             "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks
             for layer in self._layers
         ):
             return [layer(x) for layer in self._layers]
-        return self._product(x)
+        return self.product(x)
 
 
 def in_blocks(weight: Any) -> Any:

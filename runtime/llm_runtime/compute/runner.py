@@ -70,7 +70,9 @@ class TransformersRunner:
         """Logits after the last token of each sampling span, [sampling spans, vocabulary]."""
         device = self.model.device
         self.adapters.select((span.sequence.adapter, span.count) for span in batch.spans)
-        step = AttentionMetadata(batch.spans, self.cache, device.type)
+        step = AttentionMetadata(
+            batch.spans, self.cache, device.type, adapted=self.adapters.selected
+        )
         ids = [token for span in batch.spans for token in _tokens(span)]
         rows = torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=device)
         options = {"logits_to_keep": rows} if self._selects_rows else {}

@@ -124,6 +124,12 @@ class Sizing:
         most = most_positions(self.settings)
         return min(self.engine.max_model_length, most or self.engine.max_model_length)
 
+    @property
+    def cache_dtype(self) -> str:
+        """Number format of keys and values."""
+        wanted = self.engine.kv_cache_dtype
+        return self.dtype if wanted == "auto" else wanted
+
     def changed(self, dtype: str = "", **engine: Any) -> "Sizing":
         """This sizing with another dtype or other fields of `engine`."""
         return replace(
@@ -181,7 +187,7 @@ def needed(sizing: Sizing, *, surely: bool = False) -> Need:
     weights = whole
     if sizing.engine.quantization == "int8":
         weights -= _int8_saves(sizing, surely=surely)
-    cache = cache_bytes(sizing.settings, sizing.length, sizing.dtype)
+    cache = cache_bytes(sizing.settings, sizing.length, sizing.cache_dtype)
     spared = 0 if sizing.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
     activations = activation_bytes(
         first_number(sizing.settings, "vocab_size"), sizing.engine.max_batch_size

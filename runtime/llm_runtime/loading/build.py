@@ -125,6 +125,7 @@ def _batched(
     loaded: Loaded, engine: EngineConfig, length: int, steps: Steps | None = None
 ) -> "tuple[BlockPool, TransformersRunner]":
     from llm_runtime.compute.cache import KvCache
+    from llm_runtime.compute.decoder import join_layers, joinable
     from llm_runtime.compute.embeddings import shrink_embeddings
     from llm_runtime.compute.fused import fuse
     from llm_runtime.compute.linears import pack_linears
@@ -138,14 +139,15 @@ def _batched(
     steps = steps or Steps()
     probe = probe_tokens(loaded.codec.vocabulary_size, length)
     with steps.step("logits of the model itself"):
-        shape = _cache_shape(loaded)
+        shape = _cache_shape(loaded, engine.kv_cache_dtype)
         expected = reference_logits(loaded.model, probe)
     if loaded.device == "cpu":
         with steps.step("measuring and packing linear layers"):
-            pack_linears(loaded.model)
+            pack_linears(loaded.model, joinable=joinable(loaded.model))
             shrink_embeddings(loaded.model)
         with steps.step("CPU kernels"):
             fuse(loaded.model)
+            join_layers(loaded.model)
     pool = room_for(shape.block_bytes, loaded, engine, length, sharing=engine.prefix_caching)
     # Before the runner, which replaces the model's attention:
     # AdapterSet runs the model once with its own.
@@ -158,9 +160,11 @@ def _batched(
     return pool, runner
 
 
-def _cache_shape(loaded: Loaded) -> "CacheShape":
-    """The shape of the model's own cache after a few tokens.
+def _cache_shape(loaded: Loaded, dtype: str) -> "CacheShape":
+    """The shape of the model's own cache after a few tokens, with numbers of `dtype`.
     Raises ModelUnsupported unless it is keys and values."""
+    import torch
+
     from llm_runtime.compute.cache import CacheShape, LayerShape
     from llm_runtime.loading.load import cached_shapes
 
@@ -168,4 +172,4 @@ def _cache_shape(loaded: Loaded) -> "CacheShape":
         LayerShape(heads, size, value_size)
         for heads, size, value_size in cached_shapes(loaded.model)
     )
-    return CacheShape(layers, loaded.model.dtype)
+    return CacheShape(layers, loaded.model.dtype if dtype == "auto" else getattr(torch, dtype))

@@ -25,13 +25,22 @@ at borders of blocks, whole prompts and chunks."""
 
 
 def attended(
-    way: Any, heads: int, kv_heads: int, size: int, dtype: Any, rule: Rule, spans: Any = MIXED
+    way: Any,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    dtype: Any,
+    rule: Rule,
+    spans: Any = MIXED,
+    cached: Any = None,
 ) -> Any:
     """Output [tokens, heads, size] of one layer whose cache already holds what lies before each
     span."""
     torch.manual_seed(7)
     pool = BlockPool(64)
-    cache = KvCache(CacheShape((LayerShape(kv_heads, size, size),), dtype), pool.size, "cpu")
+    cache = KvCache(
+        CacheShape((LayerShape(kv_heads, size, size),), cached or dtype), pool.size, "cpu"
+    )
     cache.keys[0].normal_()
     cache.values[0].normal_()
     numbers = list(range(64))
@@ -66,6 +75,19 @@ def test_kernel_and_torch_agree(heads: int, kv_heads: int, size: int, dtype: Any
         torch.testing.assert_close(
             ours, theirs, atol=2e-2 if dtype is torch.bfloat16 else 2e-6, rtol=1e-2
         )
+
+
+@needs_kernel
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(9, 3, 64), (4, 2, 80)])
+@pytest.mark.parametrize("rule", [Rule(0.2), Rule(0.3, 33, 2.0)])
+def test_a_cache_may_be_narrower_than_the_model(
+    heads: int, kv_heads: int, size: int, rule: Rule
+) -> None:
+    shape = (heads, kv_heads, size, torch.float32, rule, MIXED, torch.bfloat16)
+    for ours, theirs in zip(
+        attended(attend_native, *shape), attended(attend_gathered, *shape), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
 @needs_kernel

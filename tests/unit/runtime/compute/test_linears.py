@@ -207,6 +207,24 @@ def test_the_way_that_gains_most_is_taken_and_remembered(monkeypatch: pytest.Mon
     assert packed(model) == [True]
 
 
+@pytest.mark.parametrize(
+    ("blocks", "joinable", "taken"),
+    [
+        (0.9, False, torch.nn.Linear),
+        (0.9, True, linears.BlockLinear),
+        (0.7, True, torch.nn.Linear),
+    ],
+)
+def test_layers_that_can_run_in_one_call_are_in_blocks_unless_these_are_clearly_slower(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blocks: float, joinable: bool, taken: type
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(linears, "_gain", lambda _, way: {"onednn": 1.0, "blocks": blocks}[way])
+    model = layers((16, 32))
+    linears.pack_linears(model, joinable=joinable)
+    assert type(model[0]) is taken
+
+
 @pytest.mark.usefixtures("both")
 def test_a_weight_that_was_stored_in_bfloat16_is_kept_so_and_measured_as_such() -> None:
     for stored in (torch.float32, torch.bfloat16):
