@@ -250,6 +250,12 @@ class EngineConfig(_Section):
     inter_token_goal_seconds: Annotated[float, Field(gt=0)] = 0.1
     """Longest time in seconds that running streams should wait for their next token; prompts are
     computed in chunks of a size that rarely exceeds it."""
+    # Left out while it is as ever: older runtimes do not know it.
+    speculation: Annotated[
+        Literal["promptLookup", "none"], Field(exclude_if=lambda way: way == "promptLookup")
+    ] = "promptLookup"
+    """Whether a step may check guesses of several next tokens, which changes no answer. promptLookup:
+    what followed the last few tokens where they stood before, while that pays."""
     max_adapters: Annotated[int, Field(ge=1)] = 16
     """Largest number of LoRA adapters in memory; the least recently used makes room."""
     max_adapter_rank: Annotated[int, Field(ge=1)] = 64

@@ -64,6 +64,10 @@ class EngineFigures(Protocol):
     @property
     def cached_prompt_tokens(self) -> int: ...
     @property
+    def guessed_tokens(self) -> int: ...
+    @property
+    def right_tokens(self) -> int: ...
+    @property
     def gpu_memory_bytes(self) -> int | None: ...
     @property
     def load_seconds(self) -> float: ...
@@ -352,6 +356,16 @@ def _engine_counters(figures: EngineFigures) -> Iterable[CounterMetricFamily]:
             "llm_prefix_cache_tokens",
             "Prompt tokens found in the prefix cache.",
             figures.cached_prompt_tokens,
+        ),
+        (
+            "llm_guessed_tokens",
+            "Tokens of answers that were guessed, and checked several in a step.",
+            figures.guessed_tokens,
+        ),
+        (
+            "llm_guessed_tokens_right",
+            "Guessed tokens that were right.",
+            figures.right_tokens,
         ),
     ):
         yield CounterMetricFamily(name, text, value=float(value))

@@ -166,6 +166,10 @@ class EngineStats:
     """How many of them were in the prefix cache."""
     gpu_memory_bytes: int | None = None
     """GPU memory that the engine holds; None on a CPU."""
+    guessed_tokens: int = 0
+    """Tokens of answers that were guessed and then checked, several in a step."""
+    right_tokens: int = 0
+    """How many of them were right."""
     kind: Literal["batched", "sequential"] = "batched"
     """The runner. A sequential one computes the sequences of a step one after another."""
     quiet_seconds: float = 0.0

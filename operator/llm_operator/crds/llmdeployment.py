@@ -45,6 +45,7 @@ class EngineSpec(Section):
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = ENGINE.kv_cache_dtype
     prefix_caching: bool = ENGINE.prefix_caching
     quantization: Literal["none", "int8"] = ENGINE.quantization
+    speculation: Literal["promptLookup", "none"] = ENGINE.speculation
 
 
 class AutoscalingMetric(Section):

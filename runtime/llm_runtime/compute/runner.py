@@ -5,6 +5,8 @@ All tokens of a step are packed into one row, [1, tokens], so that no layer sees
 """
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +65,22 @@ class TransformersRunner:
     def _forward(self, batch: Batch) -> list[Sampled]:
         with torch.inference_mode():
             logits = self.logits(batch)
-            sequences = [span.sequence for span in batch.spans if span.samples]
-            return self.sampler.sample(logits, sequences) if sequences else []
+            spans = [span for span in batch.spans if span.samples]
+            if not spans:
+                return []
+            sequences = [span.sequence for span in spans for _ in (0, *span.guess)]
+            ahead = [place for span in spans for place in range(1 + len(span.guess))]
+            return confirmed(spans, self.sampler.sample(logits, sequences, ahead))
 
     def logits(self, batch: Batch) -> Any:
-        """Logits after the last token of each sampling span, [sampling spans, vocabulary]."""
+        """Logits after the last token of each sampling span, and after each token before it that a
+        guess follows: [rows, vocabulary]."""
         device = self.model.device
         self.adapters.select((span.sequence.adapter, span.count) for span in batch.spans)
         step = AttentionMetadata(
             batch.spans, self.cache, device.type, adapted=self.adapters.selected
         )
-        ids = [token for span in batch.spans for token in _tokens(span)]
+        ids = [token for span in batch.spans for token in span.token_ids]
         rows = torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=device)
         options = {"logits_to_keep": rows} if self._selects_rows else {}
         logits = self.model(
@@ -86,15 +93,26 @@ class TransformersRunner:
         return logits if self._selects_rows else logits[rows]
 
 
-def _tokens(span: Span) -> list[int]:
-    return span.sequence.token_ids[span.start : span.start + span.count]
+def confirmed(spans: Sequence[Span], sampled: Sequence[Sampled]) -> list[Sampled]:
+    """What each span yields: the token after its known ones, and a further one for each guessed
+    token that is the one chosen. `sampled` has an entry for each row of logits."""
+    rows = iter(sampled)
+    found = []
+    for span in spans:
+        first, *others = (next(rows) for _ in (0, *span.guess))
+        chosen = [first, *others]
+        right = 0
+        while right < len(span.guess) and chosen[right].token_id == span.guess[right]:
+            right += 1
+        found.append(replace(first, more=tuple(others[:right])) if right else first)
+    return found
 
 
 def _sampling_rows(spans: tuple[Span, ...]) -> list[int]:
-    rows = []
+    rows = list[int]()
     end = 0
     for span in spans:
         end += span.count
         if span.samples:
-            rows.append(end - 1)
+            rows += range(end - 1 - len(span.guess), end)
     return rows

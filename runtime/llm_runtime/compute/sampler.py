@@ -46,8 +46,15 @@ class Sampler:
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
 
-    def sample(self, logits: Any, sequences: list[Sequence]) -> list[Sampled]:
-        """Choose the next token of each sequence. `logits`: float [sequences, vocabulary]."""
+    def sample(
+        self, logits: Any, sequences: list[Sequence], ahead: list[int] | None = None
+    ) -> list[Sampled]:
+        """Choose the next token of each sequence. `logits`: float [sequences, vocabulary].
+
+        `ahead`: for each row, how many guessed tokens come before the one to choose; none if absent.
+        Only rows without penalties and constraints may have any.
+        """
+        ahead = ahead or [0] * len(sequences)
         logits = logits.float()
         samplings = [sequence.request.sampling for sequence in sequences]
         scores = _steered(logits, sequences)
@@ -57,15 +64,15 @@ class Sampler:
         ]
         if rows:
             drawn = [samplings[row] for row in rows]
-            keys = [self._key(sequences[row]) for row in rows]
+            keys = [self._key(sequences[row], ahead[row]) for row in rows]
             tokens[rows] = _draw(_filtered(_tempered(_rows(scores, rows), drawn), drawn), keys)
         return _packed(logits, tokens, best, samplings)
 
-    def _key(self, sequence: Sequence) -> int:
+    def _key(self, sequence: Sequence, ahead: int) -> int:
         seed = sequence.request.sampling.seed
         if seed is None:
             return self._random.getrandbits(64)
-        return int(_mix((_mix(seed & _WORD) + sequence.output_length) & _WORD))
+        return int(_mix((_mix(seed & _WORD) + sequence.output_length + ahead) & _WORD))
 
 
 def _steered(logits: Any, sequences: list[Sequence]) -> Any:

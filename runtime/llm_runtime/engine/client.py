@@ -176,6 +176,8 @@ class EngineLink:
             figures.prompt_tokens,
             figures.cached_prompt_tokens,
             figures.gpu_memory_bytes,
+            guessed_tokens=figures.guessed_tokens,
+            right_tokens=figures.right_tokens,
             quiet_seconds=self._quiet_seconds,
         )
 

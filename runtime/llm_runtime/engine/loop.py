@@ -236,6 +236,10 @@ class StepLoop:
             + sum(scheduler.prompt_tokens for scheduler in schedulers),
             self._models.freed_cached_tokens
             + sum(scheduler.cached_prompt_tokens for scheduler in schedulers),
+            self._models.freed_guessed_tokens
+            + sum(scheduler.guessed_tokens for scheduler in schedulers),
+            self._models.freed_right_tokens
+            + sum(scheduler.right_tokens for scheduler in schedulers),
             self._memory_bytes(),
         )
 

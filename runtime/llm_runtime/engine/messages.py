@@ -123,6 +123,8 @@ class EngineFigures(NamedTuple):
     batch_size: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
+    guessed_tokens: int = 0
+    right_tokens: int = 0
     gpu_memory_bytes: int | None = None
 
 

@@ -109,6 +109,9 @@ class CarefulRunner:
             halves = _halves(spans)
         else:
             return _in_order(spans, sampled)
+        if len(spans) == 1 and (guess := spans[0].guess):
+            plain = replace(spans[0], count=spans[0].count - len(guess), guess=())
+            return self._compute((plain,))
         if halves is None:
             return [fault]
         if len(spans) > 1:

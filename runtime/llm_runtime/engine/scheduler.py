@@ -8,10 +8,11 @@ there is room for its prompt and its longest answer, so a running one is never p
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.engine.budget import LEAST_TOKENS, PrefillBudget
+from llm_runtime.engine.drafts import Drafter
 from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.engine.waiting import WaitingQueue
 from llm_runtime.errors import QueueFull
@@ -27,6 +28,14 @@ class Span:
     count: int
     samples: bool
     """Whether the span ends the known tokens, so that the next one is to be chosen."""
+    guess: tuple[int, ...] = ()
+    """Tokens that may follow the known ones; the last ones of `count`."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens that the model reads."""
+        known = self.sequence.token_ids[self.start : self.start + self.count - len(self.guess)]
+        return [*known, *self.guess]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +50,8 @@ class Batch:
 
     @property
     def decode_tokens(self) -> int:
-        """Number of tokens in spans of a single token: all but the chunks of prompts."""
-        return sum(span.count == 1 for span in self.spans)
+        """Number of tokens in spans of a single token, and guesses: all but the chunks of prompts."""
+        return sum(span.count for span in self.spans if span.count == 1 or span.guess)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +72,10 @@ class Scheduler:
         max_batch_tokens: int,
         max_queue_length: int,
         budget: PrefillBudget | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """`budget` bounds how long running streams pause for a new prompt.
-        Without it only `max_batch_tokens` does."""
+        Without it only `max_batch_tokens` does. Without `drafter`, each step yields one token."""
         self.pool = pool
         self.max_batch_size = max_batch_size
         self.max_batch_tokens = max_batch_tokens
@@ -74,6 +84,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.prompt_tokens = self.cached_prompt_tokens = 0
         self._budget = budget
+        self._drafter = drafter
         self._tenants: Counter[str] = Counter()
         self._roots: dict[str, int] = {}
         self._arrivals = 0
@@ -86,6 +97,16 @@ class Scheduler:
     def usage_ratio(self) -> float:
         """Part of the key-value cache that running sequences have reserved, 0 to 1."""
         return 1 - self.pool.available / self.pool.size
+
+    @property
+    def guessed_tokens(self) -> int:
+        """Tokens of the guesses that were checked so far."""
+        return self._drafter.guessed if self._drafter else 0
+
+    @property
+    def right_tokens(self) -> int:
+        """How many of them were right."""
+        return self._drafter.right if self._drafter else 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises QueueFull: free places count as room,
@@ -117,9 +138,12 @@ class Scheduler:
     def next_batch(self) -> Batch | None:
         """The next step, or None when there is nothing to do."""
         self._admit()
-        decoding = [Span(s, s.computed, 1, samples=True) for s in self.running if s.pending == 1]
-        spans = (*decoding, *self._prefill(len(decoding)))
-        return Batch(spans) if spans else None
+        decoding = [s for s in self.running if s.pending == 1]
+        spans = [Span(s, s.computed, 1, samples=True) for s in decoding]
+        prompts = self._prefill(len(decoding))
+        if self._drafter and not prompts:
+            spans = self._drafted(self._drafter, spans)
+        return Batch((*spans, *prompts)) if spans or prompts else None
 
     def advance(self, batch: Batch, sampled: list[Sampled]) -> list[Delivery]:
         """Book what a step computed;
@@ -128,17 +152,24 @@ class Scheduler:
         deliveries = []
         for span in batch.spans:
             sequence = span.sequence
-            sequence.computed += span.count
-            self.pool.remember(sequence.blocks, sequence.token_ids, sequence.computed)
+            sequence.computed += span.count - len(span.guess)
             if span.samples:
-                deliveries.append(Delivery(sequence, sequence.append(next(chosen))))
+                events = self._append(sequence, next(chosen))
+                deliveries += [Delivery(sequence, event) for event in events]
+                if span.guess:
+                    sequence.computed += len(events) - 1
+                    self._learn(span, len(events) - 1)
+            self.pool.remember(sequence.blocks, sequence.token_ids, sequence.computed)
         self._release([d.sequence for d in deliveries if d.sequence.finish_reason is not None])
         return deliveries
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Hear how long a step took, to size the next ones."""
+        prompt_tokens = batch.tokens - batch.decode_tokens
         if self._budget:
-            self._budget.observe(batch.decode_tokens, batch.tokens - batch.decode_tokens, seconds)
+            self._budget.observe(batch.decode_tokens, prompt_tokens, seconds)
+        if self._drafter and not prompt_tokens:
+            self._drafter.observe(batch.tokens, seconds)
 
     def _admit(self) -> None:
         while len(self.running) < self.max_batch_size and (
@@ -162,6 +193,33 @@ class Scheduler:
         if adapter not in self._roots:
             self._roots[adapter] = self.pool.new_root()
         return self._roots[adapter]
+
+    def _drafted(self, drafter: Drafter, spans: list[Span]) -> list[Span]:
+        """The spans with what each may go on with."""
+        guesses = drafter.guess((s.sequence for s in spans), self.max_batch_tokens - len(spans))
+        return sorted(
+            (
+                replace(span, count=1 + len(guess), guess=guess)
+                if (guess := guesses.get(span.sequence))
+                else span
+                for span in spans
+            ),
+            key=lambda span: span.count > 1,
+        )
+
+    @staticmethod
+    def _append(sequence: Sequence, sampled: Sampled) -> list[TokenEvent]:
+        """The events of the tokens of one step, up to the sequence's end."""
+        events = list[TokenEvent]()
+        for one in (sampled, *sampled.more):
+            events.append(sequence.append(one))
+            if sequence.finish_reason is not None:
+                break
+        return events
+
+    def _learn(self, span: Span, right: int) -> None:
+        assert self._drafter is not None
+        self._drafter.learn(span.sequence, len(span.guess), right)
 
     def _prefill(self, decoding: int) -> list[Span]:
         room = self.max_batch_tokens - decoding
@@ -205,6 +263,8 @@ class Scheduler:
             return
         for sequence in self.running:
             if sequence in gone:
+                if self._drafter:
+                    self._drafter.forget(sequence)
                 self.pool.give_back(sequence.blocks)
                 self._tenants[sequence.request.tenant] -= 1
         self.running = [sequence for sequence in self.running if sequence not in gone]

@@ -25,6 +25,8 @@ class Sampled:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """(token id, natural-log probability), most likely first."""
+    more: "tuple[Sampled, ...]" = ()
+    """What was chosen after it in the same step, because the span's guess was right so far."""
 
 
 class Matcher(Protocol):

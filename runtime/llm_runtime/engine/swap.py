@@ -29,6 +29,8 @@ class Models:
         """Prompt tokens of models that are gone, because counters must not fall."""
         self.freed_cached_tokens = 0
         """Prompt tokens of such models that came out of the prefix cache."""
+        self.freed_guessed_tokens = self.freed_right_tokens = 0
+        """Guessed tokens of such models, and how many of these were right."""
 
     def __iter__(self) -> Iterator[Served]:
         return iter(list(self._by_number.values()))
@@ -86,6 +88,8 @@ class Models:
         model = self._by_number.pop(number).model
         self.freed_prompt_tokens += model.scheduler.prompt_tokens
         self.freed_cached_tokens += model.scheduler.cached_prompt_tokens
+        self.freed_guessed_tokens += model.scheduler.guessed_tokens
+        self.freed_right_tokens += model.scheduler.right_tokens
         free = model.free
         del model
         before = _resident_mib()

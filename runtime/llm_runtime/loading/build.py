@@ -12,6 +12,7 @@ from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.blocks import BlockPool
 from llm_runtime.engine.budget import PrefillBudget
 from llm_runtime.engine.client import EngineClient
+from llm_runtime.engine.drafts import Drafter
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
 from llm_runtime.engine.model import Model
@@ -63,6 +64,8 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     trial = _scheduler(config.engine, chosen.pool, loaded.device)
     with steps.step("first tokens"):
         tokens = warm_up(trial, chosen.runner, loaded.codec, probe, length)
+    guesses = config.engine.speculation == "promptLookup" and chosen.kind == "batched"
+    drafter = Drafter() if guesses else None
     free_memory()  # Of what loading used, glibc would keep much.
     seconds = time.monotonic() - started
     log.info(
@@ -70,7 +73,7 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
         extra={"tokens": tokens, "seconds": round(seconds, 1), "slow_steps": steps.slow()},
     )
     return Model(
-        scheduler=_scheduler(config.engine, chosen.pool, loaded.device),
+        scheduler=_scheduler(config.engine, chosen.pool, loaded.device, drafter),
         runner=chosen.runner,
         codec=loaded.codec,
         limits=RequestLimits(length, loaded.codec.vocabulary_size),
@@ -110,7 +113,9 @@ def _model_length(engine: EngineConfig, loaded: Loaded) -> int:
     return length
 
 
-def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
+def _scheduler(
+    engine: EngineConfig, pool: BlockPool, device: str, drafter: Drafter | None = None
+) -> Scheduler:
     tokens = (
         min(engine.max_batch_tokens, CPU_STEP_TOKENS)
         if device == "cpu"
@@ -118,7 +123,7 @@ def _scheduler(engine: EngineConfig, pool: BlockPool, device: str) -> Scheduler:
     )
     tokens = max(tokens, engine.max_batch_size)
     budget = PrefillBudget(tokens, engine.inter_token_goal_seconds)
-    return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget)
+    return Scheduler(pool, engine.max_batch_size, tokens, engine.max_queue_length, budget, drafter)
 
 
 def _batched(

@@ -184,6 +184,8 @@ async def test_metrics_are_there_and_add_up(api: Harness) -> None:
         "llm_engine_steps",
         "llm_prompt_tokens",
         "llm_prefix_cache_tokens",
+        "llm_guessed_tokens",
+        "llm_guessed_tokens_right",
     } <= set(families)
     assert "gpu_memory_usage_bytes" not in families
 

@@ -176,6 +176,10 @@ def _status(server: Server, visible: Callable[[str], bool]) -> dict[str, Any]:
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_prompt_tokens,
         },
+        "speculation": {
+            "guessed_tokens": stats.guessed_tokens,
+            "right_tokens": stats.right_tokens,
+        },
         "completion_cache": asdict(server.cache.statistics()) if server.cache else None,
         "adapters": (
             [entry for entry in server.adapters.report() if visible(entry["name"])]

@@ -16,6 +16,7 @@ from llm_runtime.compute.lora import Adapter, AdapterSet, LoraWeights  # noqa: E
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
+from llm_runtime.engine.drafts import Drafter  # noqa: E402
 from llm_runtime.engine.limits import RequestLimits  # noqa: E402
 from llm_runtime.engine.local import start_local  # noqa: E402
 from llm_runtime.engine.model import Model  # noqa: E402
@@ -103,6 +104,13 @@ def no_batch(loaded: Loaded, engine: EngineConfig, length: int) -> Any:
     raise ModelUnsupported("the test wants the slow path")
 
 
+class Eager(Drafter):
+    """Takes rows to cost nothing, so that it guesses whenever it can."""
+
+    def observe(self, rows: int, seconds: float) -> None:
+        super().observe(rows, 1.0)
+
+
 async def answers(
     loaded: Loaded, chosen: Chosen, adapter: Adapter | None = None
 ) -> tuple[Answers, Answers]:
@@ -111,7 +119,10 @@ async def answers(
     With an adapter, all once more with and without it,
     when the beginnings of the prompts are known already.
     """
-    scheduler = Scheduler(chosen.pool, SETTINGS.max_batch_size, SETTINGS.max_batch_tokens, 100)
+    drafter = Eager() if chosen.kind == "batched" else None
+    scheduler = Scheduler(
+        chosen.pool, SETTINGS.max_batch_size, SETTINGS.max_batch_tokens, 100, drafter=drafter
+    )
     limits = RequestLimits(SETTINGS.max_model_length, loaded.codec.vocabulary_size)
     table = AdapterTable(1)
     if adapter:
@@ -178,6 +189,49 @@ async def test_the_runner_that_is_chosen_says_what_generate_says(
     assert base == expected.answers
     assert adapted == expected.adapted
     assert adapted != base
+
+
+async def test_guesses_change_no_answer(folders: Any) -> None:
+    """Greedy and with a seed, from four tokens only, so that guesses are often right."""
+    folder = folders("Llama, SmolLM, SmolLM2").folder
+    few: dict[str, Any] = {
+        "max_tokens": 60,
+        "ignore_eos": True,
+        "logit_bias": tuple((token, 50.0) for token in range(40, 44)),
+    }
+    sampled = (
+        Sampling(temperature=0.0, **few),
+        Sampling(temperature=0.4, seed=3, **few),
+        Sampling(temperature=0.4, seed=3, top_p=0.9, logprobs=2, **few),
+    )
+    prompt = tuple(range(40, 52)) * 2
+
+    async def told(drafter: Drafter | None) -> tuple[list[Any], Any]:
+        loaded = load(folder, SETTINGS, MODEL)
+        chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, build._batched)
+        scheduler = Scheduler(chosen.pool, 4, 64, 100, drafter=drafter)
+        limits = RequestLimits(SETTINGS.max_model_length, loaded.codec.vocabulary_size)
+        engine = start_local(Model(scheduler, chosen.runner, loaded.codec, limits, AdapterTable(1)))
+        try:
+            found = [
+                [event async for event in engine.generate(GenerationRequest("it", prompt, one))]
+                for one in sampled
+            ]
+            return found, engine.stats()
+        finally:
+            engine.close()
+
+    plain, one_by_one = await told(None)
+    guessed, stats = await told(Eager())
+    for expected, found in zip(plain, guessed, strict=True):
+        assert [event.token_id for event in found] == [event.token_id for event in expected]
+        assert [event.text for event in found] == [event.text for event in expected]
+        assert [event.logprob for event in found] == pytest.approx(
+            [event.logprob for event in expected], abs=1e-4
+        )
+    assert one_by_one.guessed_tokens == 0
+    assert 10 < stats.right_tokens <= stats.guessed_tokens
+    assert stats.steps == one_by_one.steps - stats.right_tokens
 
 
 def test_answers_depend_on_the_prompt(folders: Any) -> None:
