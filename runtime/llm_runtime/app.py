@@ -22,6 +22,7 @@ from llm_runtime.api.anthropic import messages
 from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
 from llm_runtime.api.openai import chat, completions, models
+from llm_runtime.api.responses import create, stored
 from llm_runtime.api.server import Server
 from llm_runtime.api.serving import Serving
 from llm_runtime.api.state import load_probe, probes
@@ -33,6 +34,8 @@ ROUTERS = (
     chat.router,
     completions.router,
     models.router,
+    create.router,
+    stored.router,
     messages.router,
     generate.router,
     conversation.router,
@@ -124,7 +127,7 @@ def _with_cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST"],
+        allow_methods=["GET", "HEAD", "POST", "DELETE"],
         # Clients send headers of their own.
         # A page of a named origin may write any: the key is one of them.
         allow_headers=["*"],

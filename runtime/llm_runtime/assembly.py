@@ -24,7 +24,7 @@ from llm_runtime.db.migrate import UpToDate
 from llm_runtime.db.retention import Retention
 from llm_runtime.limits import Limiter
 from llm_runtime.metrics import Metrics
-from llm_runtime.sessions import Sessions
+from llm_runtime.sessions import Responses, Sessions
 from llm_runtime.settings import Settings
 from llm_runtime.shadow import Orders
 from llm_runtime.usage import LoggedUsage, UsageLog
@@ -101,6 +101,7 @@ def assemble(
         limiter=limiter,
         cache=_cache(config, database, parts),
         sessions=_sessions(config, database, parts),
+        responses=_responses(config, database, parts),
         adapters=adapters,
         tracing=tracing.from_environment(),
         shadow=_orders(key_file, adapters) if key_file else None,
@@ -181,3 +182,13 @@ def _sessions(
     sessions = Sessions(config.server.sessions, database)
     parts.append(sessions)
     return sessions
+
+
+def _responses(
+    config: RuntimeConfig, database: Database | None, parts: list[Part]
+) -> Responses | None:
+    if not config.server.sessions.enabled:
+        return None
+    responses = Responses(config.server.sessions, database)
+    parts.append(responses)
+    return responses

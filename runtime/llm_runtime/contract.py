@@ -58,6 +58,7 @@ CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 MESSAGES_PATH = "/v1/messages"
 COUNT_PATH = f"{MESSAGES_PATH}/count_tokens"
+RESPONSES_PATH = "/v1/responses"
 LOAD_PROBE_PATH = "/load-probe"
 """A short load on the server's own engine;
 answers `LoadFigures` to the operator's own key alone."""
@@ -309,14 +310,17 @@ class CompletionCacheConfig(_Section):
 
 
 class SessionsConfig(_Section):
-    """Conversations that `/v1/chat` continues by `session_id`."""
+    """Conversations that `/v1/chat` continues by `session_id`, and responses that `/v1/responses`
+    continues by `previous_response_id`."""
 
     enabled: bool = True
-    """Whether requests may name a `session_id`."""
+    """Whether requests may name a `session_id`, and responses are kept."""
     ttl_seconds: Annotated[int, Field(ge=1)] = 7200
-    """Seconds for which a conversation is kept after its last message."""
+    """Seconds for which a conversation is kept after its last message, and a response after it was
+    made or continued."""
     max_sessions: Annotated[int, Field(ge=1)] = 10_000
-    """Largest number of conversations in memory; the least recently used makes room."""
+    """Largest number of conversations in memory, and of responses; the least recently used makes
+    room."""
     max_messages: Annotated[int, Field(ge=2)] = 200
     """Largest number of messages of one conversation; the oldest make room."""
 

@@ -96,12 +96,16 @@ def written(structure: object) -> int:
 
 def drop_oldest(job: Job, count: int) -> Job:
     """Truncate a conversation: drop the `count` oldest messages that may go, rounded up to pairs,
-    so that a question goes together with its answer."""
+    so that a question goes together with its answer, and what was said to it: what is left begins
+    with a question."""
     count = min(count + count % 2, job.droppable_messages)
     [prompt] = job.prompts
     messages = [message for message in prompt if isinstance(message, dict)]
     keep = 1 if messages[0]["role"] == "system" else 0
-    count = min(count, len(messages) - keep - 1)
+    most = min(job.droppable_messages, len(messages) - keep - 1)
+    count = min(count, most)
+    while count < most and messages[keep + count]["role"] != "user":
+        count += 1
     left = (*messages[:keep], *messages[keep + count :])
     return replace(
         job, prompts=(left,), droppable_messages=job.droppable_messages - count if count else 0

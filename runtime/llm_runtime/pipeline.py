@@ -217,6 +217,10 @@ class Pipeline:
             admission.settle(0)
         return sum(map(len, prompts))
 
+    def masked(self, value: T) -> T:
+        """A value, wherever it holds texts, as the filters let the model see it."""
+        return self._filters.masked(value)
+
     async def _checked(self, job: Job, large: bool) -> tuple[Job, int]:
         return await aside(self._validate, job) if large else self._validate(job)
 

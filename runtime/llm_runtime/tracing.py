@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_runtime import errors
-from llm_runtime.contract import CHAT_PATH, COUNT_PATH, MESSAGES_PATH
+from llm_runtime.contract import CHAT_PATH, COUNT_PATH, MESSAGES_PATH, RESPONSES_PATH
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ OPERATIONS = {
     CHAT_PATH: "chat",
     "/v1/chat": "chat",
     MESSAGES_PATH: "chat",
+    RESPONSES_PATH: "chat",
     COUNT_PATH: "count_tokens",
 }
 """Operation names by route. All other routes are text completions."""
@@ -30,6 +31,7 @@ REQUESTED = {
     "model": "gen_ai.request.model",
     "max_tokens": "gen_ai.request.max_tokens",
     "max_completion_tokens": "gen_ai.request.max_tokens",
+    "max_output_tokens": "gen_ai.request.max_tokens",
     "max_new_tokens": "gen_ai.request.max_tokens",
     "max_length": "gen_ai.request.max_tokens",
     "temperature": "gen_ai.request.temperature",
@@ -146,6 +148,8 @@ def _note(attributes: Mapping[str, Any]) -> None:
     from opentelemetry.trace import get_current_span
 
     span = get_current_span()
+    if not span.is_recording():
+        return  # What runs in the background ends later than its request.
     span.set_attributes(attributes)
     if model := attributes.get("gen_ai.request.model") or attributes.get("gen_ai.response.model"):
         operation = getattr(span, "attributes", {}).get("gen_ai.operation.name", "")
@@ -155,5 +159,7 @@ def _note(attributes: Mapping[str, Any]) -> None:
 def _note_error(kind: str) -> None:
     from opentelemetry.trace import Status, StatusCode, get_current_span
 
-    get_current_span().set_attribute("error.type", kind)
-    get_current_span().set_status(Status(StatusCode.ERROR))
+    span = get_current_span()
+    if span.is_recording():
+        span.set_attribute("error.type", kind)
+        span.set_status(Status(StatusCode.ERROR))

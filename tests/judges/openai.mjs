@@ -20,6 +20,8 @@ const tools = [
 ];
 const chat = (fields) => client.chat.completions.create({ model, messages: hi, ...fields });
 
+const respond = (fields) => client.responses.create({ model, input: "hi you", ...fields });
+
 const cases = {
   async chat() {
     const answer = await chat({});
@@ -70,6 +72,49 @@ const cases = {
     }, { maxChatCompletions: 1 });
     await runner.done();
     assert.deepEqual(asked, ["Kiel"]);
+  },
+  async responses() {
+    const answer = await respond({ instructions: "Be brief" });
+    assert.equal(answer.output_text, "Hello there!");
+    assert.equal(answer.usage.total_tokens, 9);
+    const more = await respond({ input: "more", previous_response_id: answer.id });
+    assert.equal(more.previous_response_id, answer.id);
+    assert.equal((await client.responses.retrieve(answer.id)).output_text, "Hello there!");
+    const items = [];
+    for await (const item of client.responses.inputItems.list(more.id)) items.push(item.type);
+    assert.deepEqual(items, ["message"]);
+    await client.responses.delete(answer.id);
+    await assert.rejects(client.responses.retrieve(answer.id), OpenAI.NotFoundError);
+    await assert.rejects(respond({ previous_response_id: more.id }), OpenAI.BadRequestError);
+  },
+  async responsesInAStream() {
+    const types = [];
+    for await (const event of await respond({ stream: true })) types.push(event.type);
+    assert.equal(types.length, 11);
+    assert.equal(types.at(-1), "response.completed");
+    const runner = client.responses.stream({ model, input: "hi you" });
+    assert.equal((await runner.finalResponse()).output_text, "Hello there!");
+  },
+  async responsesThatCall() {
+    const called = { tools: [{ type: "function", ...tools[0].function, strict: false }] };
+    const answer = await respond({ ...called, tool_choice: "required" });
+    const [call] = answer.output;
+    assert.deepEqual(JSON.parse(call.arguments), { city: "Kiel" });
+    const result = { type: "function_call_output", call_id: call.call_id, output: "rain" };
+    assert.ok(await respond({ ...called, input: [result], previous_response_id: answer.id }));
+    assert.ok(await respond({ ...called, input: [...hi, call, result], store: false }));
+  },
+  async responsesOfASchema() {
+    const schema = { type: "object", properties: { city: { type: "string" } }, required: ["city"] };
+    const format = { type: "json_schema", name: "place", schema };
+    const answer = await client.responses.parse({ model, input: "hi you", text: { format } });
+    assert.deepEqual(answer.output_parsed, { city: "Kiel" });
+  },
+  async responsesInTheBackground() {
+    let answer = await respond({ background: true });
+    while (answer.status === "in_progress") answer = await client.responses.retrieve(answer.id);
+    assert.equal(answer.output_text, "Hello there!");
+    await assert.rejects(client.responses.cancel(answer.id), OpenAI.BadRequestError);
   },
   async completions() {
     const answer = await client.completions.create({ model, prompt: "a b", max_tokens: 2, logprobs: 1 });

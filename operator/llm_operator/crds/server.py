@@ -101,7 +101,8 @@ class CompletionCacheSpec(Section):
 
 @described_by(SessionsConfig)
 class SessionsSpec(Section):
-    """Conversations that `/v1/chat` continues by `session_id`."""
+    """Conversations that `/v1/chat` continues by `session_id`, and responses that `/v1/responses`
+    continues by `previous_response_id`."""
 
     enabled: bool = SESSIONS.enabled
     ttl_seconds: Ttl = SESSIONS.ttl_seconds

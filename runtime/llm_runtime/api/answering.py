@@ -45,8 +45,9 @@ def job(request: Request, prefix: str = "", **fields: Any) -> Job:
     """A job of this request;
     `fields` are those of `Job` that its body decides. `prefix` begins its id."""
     endpoint = request.url.path
+    begun = prefix or f"{endpoint.strip('/').replace('/', '-')}-"
     return Job(
-        id=f"{prefix or endpoint.strip('/').replace('/', '-')}-{uuid4().hex}",
+        id=f"{begun}{uuid4().hex}",
         endpoint=endpoint,
         request_id=logs.request_id.get() or "",
         caller=caller_of(request),

@@ -2,7 +2,7 @@
 that is ignored."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -87,6 +87,18 @@ class Baggage(Body):
         return not known or super()._asks_nothing(name, value)
 
 
+def one_of(types: Collection[str], instead: str) -> BeforeValidator:
+    """A check of a `type` whose error says what to send `instead` of those that aren't known."""
+    known = ("one of " if len(types) > 1 else "") + ", ".join(types)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value not in types:
+            raise ValueError(f"must be {known} here; {instead}")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _one_or_several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -112,9 +124,8 @@ def writable(structure: dict[str, Any]) -> dict[str, Any]:
         level = [
             inner for value in level for inner in _inside(value) if isinstance(inner, dict | list)
         ]
-    json.dumps(
-        structure, ensure_ascii=False
-    ).encode()  # UnicodeEncodeError, for half a surrogate pair, is a ValueError.
+    # UnicodeEncodeError, for half a surrogate pair, is a ValueError, and so is NaN's error.
+    json.dumps(structure, ensure_ascii=False, allow_nan=False).encode()
     return structure
 
 

@@ -11,7 +11,7 @@ STATUSES = {
     400: "The request can't be answered as it is; the message names the field.",
     401: "No API key, or an unknown one.",
     403: "The key is suspended, expired, or may not do this.",
-    404: "No such model.",
+    404: "No such model, or nothing of this id.",
     405: "Another method.",
     408: "The body did not come in time.",
     409: "A request with this Idempotency-Key is being answered.",
@@ -99,6 +99,12 @@ JSON_OR_NAMED_EVENTS = _stream(
     _OR_EVENTS,
     "An event: its name in `event`, and JSON in `data`. The last is `message_stop` or `error`;"
     " `ping` keeps the connection open.",
+)
+JSON_OR_RESPONSE_EVENTS = _stream(
+    _OR_EVENTS,
+    "An event: its name in `event`, and JSON in `data` with its `sequence_number`. The last is"
+    " `response.completed`, `response.incomplete`, `response.failed` or `error`. Comments keep the"
+    " connection open.",
 )
 
 

@@ -17,6 +17,7 @@ from llm_runtime.api.throttle import Throttle
 from llm_runtime.auth.callers import NO_ROLES, Callers, Keys, Tiers
 from llm_runtime.cache.completions import CompletionCache
 from llm_runtime.cache.idempotency import IdempotencyKeys
+from llm_runtime.common.background import Runs
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.db.database import Database
 from llm_runtime.filters import Filters
@@ -24,7 +25,7 @@ from llm_runtime.limits import Limiter
 from llm_runtime.machine.memory import server_bytes
 from llm_runtime.metrics import Metrics, Sources
 from llm_runtime.pipeline import Pipeline
-from llm_runtime.sessions import Sessions
+from llm_runtime.sessions import Responses, Sessions
 from llm_runtime.shadow import Copier, Orders, Tally
 from llm_runtime.tracing import Tracing
 from llm_runtime.usage import LoggedUsage, UsageLog
@@ -44,6 +45,7 @@ class Server:
     limiter: Limiter | None
     cache: CompletionCache | None
     sessions: Sessions | None
+    responses: Responses | None
     adapters: Adapters | None
     """Adapters that come and go; None where only the configuration names some."""
     tracing: Tracing | None
@@ -51,6 +53,7 @@ class Server:
     """None where no operator could have requests copied."""
     parts: Sequence[AbstractAsyncContextManager[Any]]
     """Entered before the model is loaded, in this order, and left after its engine has ended."""
+    runs: Runs
     throttle: Throttle = field(default_factory=Throttle)
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a load probe runs."""
@@ -83,6 +86,7 @@ def make_server(
     limiter: Limiter | None = None,
     cache: CompletionCache | None = None,
     sessions: Sessions | None = None,
+    responses: Responses | None = None,
     adapters: Adapters | None = None,
     tracing: Tracing | None = None,
     shadow: Orders | None = None,
@@ -129,6 +133,7 @@ def make_server(
         tally = Tally()
         metrics.registry.register(tally)
         copier = Copier(shadow, tally, limiter.most_tokens if limiter else lambda caller: None)
+    runs = Runs()
     source = keys or (management.keys if management else None)
     tiers = Tiers(config.tiers, config.default_tier, lambda: source.roles if source else NO_ROLES)
     return Server(
@@ -140,10 +145,13 @@ def make_server(
         limiter=limiter,
         cache=cache,
         sessions=sessions,
+        responses=responses,
         adapters=adapters,
         tracing=tracing,
         copier=copier,
-        parts=(*parts, copier) if copier else parts,
+        runs=runs,
+        # Left in the reverse order: runs still write what became of them.
+        parts=(*parts, runs, *([copier] if copier else [])),
     )
 
 

@@ -69,7 +69,7 @@ class Kept(Generic[V]):
     def put(self, key: str, tenant: str, value: V, size: int) -> None:
         """Store the value, replacing an older one and restarting its time to live."""
         self._expire()
-        self._drop(key)
+        self.drop(key)
         self._stored[key] = _Entry(tenant, value, size, self._clock() + self._ttl)
         own = self._tenants.setdefault(tenant, _Tenant(OrderedDict()))
         own.keys[key] = None
@@ -77,7 +77,7 @@ class Kept(Generic[V]):
         self._total += size
         while self._stored and (len(self._stored) > self.entries or self._total > self.size):
             largest = max(self._tenants.values(), key=self._fullness)
-            self._drop(next(iter(largest.keys)))
+            self.drop(next(iter(largest.keys)))
 
     def _fullness(self, own: _Tenant) -> float:
         return max(len(own.keys) / self.entries, own.size / self.size)
@@ -88,9 +88,10 @@ class Kept(Generic[V]):
             key, entry = next(iter(self._stored.items()))
             if entry.until > now:
                 return
-            self._drop(key)
+            self.drop(key)
 
-    def _drop(self, key: str) -> None:
+    def drop(self, key: str) -> None:
+        """Forget the value, if there is one."""
         entry = self._stored.pop(key, None)
         if entry is None:
             return

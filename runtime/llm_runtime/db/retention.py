@@ -1,6 +1,7 @@
-"""Deletes old rows: those of requests by age, cached completions and sessions by their expiry date.
+"""Deletes old rows: those of requests by age; cached completions, sessions and responses by their
+expiry date.
 
-Of completions and sessions, a tenant's oldest are also deleted when it has too many.
+Of these three, a tenant's oldest are also deleted when it has too many.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, Self
 import sqlalchemy as sa
 
 from llm_runtime.db.database import Database, DatabaseAway, explain
-from llm_runtime.db.tables import completion_cache, inference_log, sessions, usage_daily
+from llm_runtime.db.tables import completion_cache, inference_log, responses, sessions, usage_daily
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ PAUSE_SECONDS = 0.1
 """Pause between two batches, so that requests can use the disk and get locks."""
 INTERVAL_SECONDS = 3600.0
 MOST_ROWS = 10_000
-"""Most sessions, and most cached completions, of one tenant. Beyond it, its oldest are deleted."""
+"""Most sessions, responses and cached completions of one tenant, each.
+Beyond it, its oldest are deleted."""
 ADDRESS = "ip:"
 """Prefix of the ids of callers without a key.
 Such an id is an IP address, which is personal data."""
@@ -93,7 +95,7 @@ async def clean(database: Database, retention_days: int, now: datetime) -> dict[
     return deleted
 
 
-EXPIRING = (completion_cache, sessions)
+EXPIRING = (completion_cache, sessions, responses)
 
 
 def _beyond_share(table: sa.Table) -> sa.Select[tuple[str]]:

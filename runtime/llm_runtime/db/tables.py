@@ -203,6 +203,19 @@ sessions = Table(
 """Conversations of `/v1/chat`. `id` is the SHA-256 of tenant and session_id.
 `version` is for optimistic locking."""
 
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("document", JSON, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Index(None, "expires_at"),
+)
+"""Responses of `/v1/responses`: `sessions.Stored`. `id` is the SHA-256 of tenant and response id.
+A row changes only while its `status` is in_progress."""
+
 settings = Table(
     "settings",
     metadata,

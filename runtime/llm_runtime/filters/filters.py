@@ -4,13 +4,15 @@ and to answers before they are sent."""
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_runtime import errors
 from llm_runtime.contract import FiltersConfig
 from llm_runtime.filters.finder import Finder
 from llm_runtime.filters.mask import Mask, found_in, masked
 from llm_runtime.job import Job, Prompt, is_conversation
+
+T = TypeVar("T")
 
 
 class Filters:
@@ -58,6 +60,10 @@ class Filters:
         if self._pii == "Reject":
             raise _holds_some(job, names)
         return replace(job, prompts=prompts, template_options=options, tools=tools)
+
+    def masked(self, value: T) -> T:
+        """A value, wherever it holds texts, as `prompts` would have masked it."""
+        return self._value(value, set()) if self.reads_prompts else value
 
     def encoded(self, job: Job, texts: Iterable[str]) -> None:
         """Check the prompts as the model reads them, decoded from tokens:

@@ -11,7 +11,13 @@ from typing import Any
 import orjson
 
 from llm_runtime.common.aside import aside
-from llm_runtime.contract import CHAT_PATH, COMPLETIONS_PATH, MESSAGES_PATH, SHADOW_HEADER
+from llm_runtime.contract import (
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+    SHADOW_HEADER,
+)
 from llm_runtime.generation import Choice
 from llm_runtime.job import NOT_ASKED, Job
 from llm_runtime.request import Caller
@@ -26,6 +32,7 @@ PATHS: Mapping[str, str] = {
     CHAT_PATH: CHAT_PATH,
     COMPLETIONS_PATH: COMPLETIONS_PATH,
     MESSAGES_PATH: MESSAGES_PATH,
+    RESPONSES_PATH: RESPONSES_PATH,
     "/v1/generate": "/v1/generate",
     "/v1/stream": "/v1/generate",
     "/v1/chat": "/v1/chat",
@@ -33,6 +40,8 @@ PATHS: Mapping[str, str] = {
 """What is copied, and where a copy asks: never for a stream."""
 NOT_COPIED = ("stream", "stream_options")
 """Fields that a copy leaves out."""
+REFERRING = ("session_id", "previous_response_id", "background")
+"""Fields by which a request refers to what this server keeps."""
 HELD_BYTES = 16 << 20
 """All bodies together that are kept until their requests are answered, and their copies too."""
 LARGE_CHARACTERS = 16 << 10
@@ -245,13 +254,23 @@ async def _beside(size: int, work: Callable[..., Any], *args: Any, **kwargs: Any
 
 def without_stream(body: bytes | bytearray, model: str | None = None) -> bytes | None:
     """The request, for a whole answer, of another `model` where one is given;
-    None for one that continues a session, which the candidate does not have."""
+    None for one that refers to what the candidate does not have, or is not waited for."""
     fields = orjson.loads(body)
-    if fields.get("session_id") is not None:
+    if any(fields.get(name) not in (None, False) for name in REFERRING) or _refers(
+        fields.get("input")
+    ):
         return None
     named = {} if model is None else {"model": model}
     kept = {name: value for name, value in fields.items() if name not in NOT_COPIED}
     return orjson.dumps(kept | named)
+
+
+def _refers(items: Any) -> bool:
+    """Whether the input of a response refers to an item of another one."""
+    return isinstance(items, list) and any(
+        item.get("type") == "item_reference" or ("role" not in item and not item.get("type"))
+        for item in items
+    )
 
 
 def read(content: bytes) -> ModelAnswer | None:

@@ -75,6 +75,12 @@ def decode(text: str, at: int) -> tuple[Any, int] | None:
         return None
 
 
+def is_whole(arguments: str) -> bool:
+    """Whether they are one JSON value, and not only its beginning."""
+    found = decode(arguments, 0)
+    return found is not None and found[1] == len(arguments)
+
+
 def skip_space(text: str, at: int) -> int:
     """Position of the next character that is not white space."""
     while at < len(text) and text[at].isspace():

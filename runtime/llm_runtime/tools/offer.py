@@ -128,12 +128,12 @@ class SaidMessage(Protocol):
         """Whether it holds calls or results."""
 
 
-def check_messages(template: str, messages: Iterable[SaidMessage]) -> None:
-    """Raise `errors.InvalidRequest` if a chat template can't show the tools that `messages` speak
-    of."""
+def check_messages(template: str, messages: Iterable[SaidMessage], field: str = "messages") -> None:
+    """Raise `errors.InvalidRequest` if a chat template can't show the tools that the messages in
+    `field` speak of."""
     for number, message in enumerate(messages):
         if message.speaks_of_tools:
-            check_template(template, f"messages[{number}]")
+            check_template(template, f"{field}[{number}]")
 
 
 def check_template(template: str, field: str) -> None:

@@ -2,6 +2,7 @@
 They are removed before calls are parsed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,15 @@ TAGS = (
     Tags("<seed:think>", "</seed:think>"),
 )
 """Tags of, in this order: Qwen, DeepSeek, GLM and many others; Magistral; Command A; Seed-OSS."""
+
+
+def effort_options(effort: str | None) -> dict[str, Any]:
+    """Variables for the chat template, which may not know them;
+    "none" also asks Qwen's and others' to leave thinking out."""
+    if not effort:
+        return {}
+    thinking = {"enable_thinking": False} if effort == "none" else {}
+    return {"reasoning_effort": effort, **thinking}
 
 
 class Thoughts:

@@ -30,6 +30,8 @@ from llm_runtime.contract import KeyRecord, RuntimeConfig, Tier, format_key
 PATHS = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/resp_1/cancel",
     "/v1/generate",
     "/v1/stream",
     "/predict",

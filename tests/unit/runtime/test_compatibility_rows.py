@@ -22,6 +22,7 @@ from llm_runtime.db.tables import metadata
 from llm_runtime.limits import Limiter
 from llm_runtime.logs import JsonFormatter
 from llm_runtime.settings import SettingsInvalid, load
+from unit.runtime.responses import keeping
 from unit.runtime.test_chat import Remembered
 from unit.runtime.test_compatibility import ROOT
 from unit.runtime.test_manage import ADMIN, USER, serve
@@ -84,7 +85,7 @@ def rows() -> dict[tuple[str, str], tuple[str, str]]:
         if line.startswith("## "):
             section = line[3:].partition(":")[0]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|") and cells[0] not in ("name", "---"):
+        if line.startswith("|") and cells[0] not in ("name", "framework", "---"):
             assert (section, cells[0]) not in found, f"{cells[0]} stands twice under {section}"
             found[section, cells[0]] = (cells[1], cells[2])
     return found
@@ -467,9 +468,9 @@ async def _(site: Site) -> None:
     assert (await site.post("/v1/nothing", 404))["error"]["message"]
 
 
-@of(OPENAI, "`POST /v1/responses`, `POST /v1/embeddings` and its other endpoints")
+@of(OPENAI, "`POST /v1/embeddings` and its other endpoints")
 async def _(site: Site) -> None:
-    for path in ("/v1/responses", "/v1/embeddings", "/v1/images/generations"):
+    for path in ("/v1/embeddings", "/v1/images/generations"):
         assert (await site.post(path, 404))["error"]["code"] == "not_found"
 
 
@@ -486,6 +487,179 @@ async def _(site: Site) -> None:
             "/v1/completions", json={"model": "support-bot", "prompt": "a"}, headers=USER
         )
     assert (used_up.status_code, used_up.headers["x-should-retry"]) == (429, "false")
+
+
+# --- OpenAI's Responses API
+
+RESPONSES = "OpenAI's Responses API"
+FRAMEWORKS = "Frameworks on the Responses API"
+
+
+async def respond(site: Site, status: int = 200, **fields: Any) -> Any:
+    return await site.post(
+        "/v1/responses", status, **{"model": "support-bot", "input": "hi", **fields}
+    )
+
+
+@of(RESPONSES, "`POST /v1/responses`", "`usage`")
+async def _(site: Site) -> None:
+    answer = await respond(site)
+    assert answer["output"][0]["content"][0]["text"] == SAID
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
+
+
+@of(
+    RESPONSES,
+    "`GET /v1/responses/{response_id}`, `DELETE /v1/responses/{response_id}`",
+    "`GET /v1/responses/{response_id}/input_items`",
+    "`store`, `previous_response_id`",
+)
+async def _(site: Site) -> None:
+    store = keeping(site.api)
+    first = await respond(site)
+    path = f"/v1/responses/{first['id']}"
+    assert await site.get(path) == first
+    second = await respond(site, previous_response_id=first["id"], input="on")
+    assert len(site.api.engine.codec.chats[-1]) == 3
+    [item] = (await site.get(f"/v1/responses/{second['id']}/input_items"))["data"]
+    assert item["content"][0]["text"] == "on"
+    assert (await site.api.client.delete(path)).json()["deleted"]
+    assert (await site.api.client.get(path)).status_code == 404
+    error = (await respond(site, 400, previous_response_id=second["id"]))["error"]
+    assert error["code"] == "previous_response_not_found"
+    unkept = await respond(site, store=False)
+    assert await store.find("web", [unkept["id"]]) == {}
+
+
+@of(RESPONSES, "`input`")
+async def _(site: Site) -> None:
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "rain"}
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+    hi = {"role": "user", "content": [{"type": "input_text", "text": "hi"}]}
+    async with site.run(with_tools("Hello")) as api:
+        other = Site(api, site.run, site.how, site.folder, site.set)
+        keeping(api)
+        await respond(other, input=[hi, thought, call, output])
+        roles = [message["role"] for message in api.engine.codec.chats[-1]]
+        assert roles == ["user", "assistant", "tool"]
+        item = (await respond(other))["output"][0]["id"]
+        await respond(other, input=[{"type": "item_reference", "id": item}, hi])
+        for wrong in ([hi, call], [hi, output]):
+            await respond(other, 400, input=wrong)
+    image = [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]
+    assert "as text" in (await respond(site, 400, input=image))["error"]["message"]
+
+
+@of(RESPONSES, "`instructions`, `metadata`, `user`, `safety_identifier`")
+async def _(site: Site) -> None:
+    answer = await respond(site, instructions="Be brief", metadata={"a": "b"}, user="joe")
+    assert site.api.engine.codec.chats[-1][0] == {"role": "system", "content": "Be brief"}
+    assert answer["metadata"] == {"a": "b"}
+    assert site.api.rows[-1].user_hash not in (None, "joe")
+
+
+@of(RESPONSES, "`background`, `POST /v1/responses/{response_id}/cancel`")
+async def _(site: Site) -> None:
+    keeping(site.api)
+    site.api.engine.token_seconds = 0.5
+    begun = await respond(site, background=True)
+    assert begun["status"] == "in_progress"
+    path = f"/v1/responses/{begun['id']}"
+    assert (await site.post(f"{path}/cancel"))["status"] == "cancelled"
+    assert (await site.get(path))["status"] == "cancelled"
+
+
+@of(RESPONSES, "`max_output_tokens`, `temperature`, `top_p`, `truncation`")
+async def _(site: Site) -> None:
+    answer = await respond(site, max_output_tokens=2, temperature=0.5, top_p=0.5)
+    assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+    long = [{"role": "user", "content": "word " * 30} for _ in range(4)]
+    await respond(site, 400, input=long)
+    await respond(site, input=long, truncation="auto")
+    assert len(site.api.engine.codec.chats[-1]) < 4
+
+
+@of(RESPONSES, "`text.format`")
+async def _(site: Site) -> None:
+    for format_ in (
+        {"type": "text"},
+        {"type": "json_object"},
+        {"type": "json_schema", "name": "n", "schema": {}},
+    ):
+        await respond(site, text={"format": format_})
+    assert len(site.api.engine.codec.constraints) == 2
+
+
+@of(
+    RESPONSES,
+    "`tools`, `tool_choice`, `parallel_tool_calls`",
+    "`reasoning`, reasoning items",
+)
+async def _(site: Site) -> None:
+    tool = {"type": "function", "name": "f"}
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    async with site.run(with_tools("<think>", "hm", "</think>", call)) as api:
+        other = Site(api, site.run, site.how, site.folder, site.set)
+        answer = await respond(
+            other, tools=[tool], parallel_tool_calls=False, reasoning={"effort": "low"}
+        )
+        assert api.engine.codec.options[-1]["reasoning_effort"] == "low"
+        allowed = {"type": "allowed_tools", "mode": "auto", "tools": [tool]}
+        await respond(other, tools=[tool, {**tool, "name": "g"}], tool_choice=allowed)
+        assert len(api.engine.codec.tools[-1]) == 1
+    assert [item["type"] for item in answer["output"]] == ["reasoning", "function_call"]
+    assert answer["output"][0]["content"] == [{"type": "reasoning_text", "text": "hm"}]
+    assert answer["output"][0]["summary"] == []
+
+
+@of(RESPONSES, "`include`, `top_logprobs`")
+async def _(site: Site) -> None:
+    include = ["message.output_text.logprobs", "reasoning.encrypted_content"]
+    answer = await respond(site, include=include, top_logprobs=2)
+    [first, *_] = answer["output"][0]["content"][0]["logprobs"]
+    assert (first["logprob"], len(first["top_logprobs"])) == (-0.5, 2)
+
+
+@of(RESPONSES, "`stream`")
+async def _(site: Site) -> None:
+    asked = {"model": "support-bot", "input": "hi", "stream": True}
+    text = (await site.api.client.post("/v1/responses", json=asked)).text
+    names = re.findall("event: (.*)", text)
+    assert names[:2] == ["response.created", "response.in_progress"]
+    assert names[-1] == "response.completed"
+
+
+@of(
+    RESPONSES,
+    "`conversation`, `prompt`, tools that OpenAI's API runs, custom tools, images, files, audio",
+)
+async def _(site: Site) -> None:
+    for fields in (
+        {"conversation": "conv_1"},
+        {"prompt": {"id": "p"}},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "custom", "name": "f"}]},
+    ):
+        assert (await respond(site, 400, **fields))["error"]["param"]
+    for type_ in ("input_image", "input_file", "input_audio"):
+        content = [{"type": type_}]
+        await respond(site, 400, input=[{"role": "user", "content": content}])
+
+
+@of(RESPONSES, "`POST /v1/responses/compact`, `POST /v1/responses/input_tokens` and the WebSocket")
+async def _(site: Site) -> None:
+    for name in ("compact", "input_tokens"):
+        await site.post(f"/v1/responses/{name}", 405)
+
+
+for framework in (
+    "openai-agents 0.24.0 with openai 3.57.0, `OpenAIResponsesModel`, its default",
+    "langchain-openai 1.7.3 with langchain-core 1.7.2, `ChatOpenAI(use_responses_api=True)`",
+    'AI SDK 6.0.326 with @ai-sdk/openai 3.0.141, `openai("…")`, its default',
+):
+    untried(FRAMEWORKS, framework, "tried by hand: it is no dependency of the tests")
 
 
 # --- 000: predict

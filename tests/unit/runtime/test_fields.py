@@ -27,6 +27,17 @@ from llm_runtime.api.openai.common import StreamOptions
 from llm_runtime.api.openai.completions import CompletionBody
 from llm_runtime.api.openai.messages import CalledFunction, ChatMessage, Part, ToolCall
 from llm_runtime.api.openai.offer import Function, OfferedTool
+from llm_runtime.api.responses.body import (
+    Reasoning,
+    ResponseBody,
+    TextConfig,
+    TextFormat,
+)
+from llm_runtime.api.responses.body import StreamOptions as ResponseStreamOptions
+from llm_runtime.api.responses.items import InputItem
+from llm_runtime.api.responses.items import Part as ItemPart
+from llm_runtime.api.responses.offer import AllowedTool, FunctionTool
+from llm_runtime.api.responses.offer import ToolChoice as ResponseToolChoice
 from unit.runtime.tools.templates import QWEN
 
 DOC = Path(__file__).parents[3] / "docs" / "fields.md"
@@ -34,6 +45,7 @@ CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
+RESPONSES = "/v1/responses"
 
 Section = dict[tuple[str, str], str]
 """What becomes of a field with a value, which is JSON."""
@@ -117,6 +129,40 @@ def formatted() -> dict[str, Any]:
     return {**bare_message(), "output_config": output}
 
 
+def bare_response() -> dict[str, Any]:
+    return {"model": "support-bot", "input": "hi you"}
+
+
+def response() -> dict[str, Any]:
+    """A request for a response in which everything has its place."""
+    return {
+        "model": "support-bot",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm"}]},
+            {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
+        ],
+        "tools": [{"type": "function", "name": "f"}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "text": {},
+        "reasoning": {},
+        "stream": True,
+        "stream_options": {},
+    }
+
+
+def allowing() -> dict[str, Any]:
+    tools = [{"type": "function", "name": "f"}]
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": tools}
+    return {**bare_response(), "tools": [dict(tool) for tool in tools], "tool_choice": choice}
+
+
+def formatted_response() -> dict[str, Any]:
+    text = {"format": {"type": "json_schema", "name": "x", "schema": {}}}
+    return {**bare_response(), "text": text}
+
+
 Place = tuple[type[Body], str, Callable[[], dict[str, Any]], list[Any]]
 PLACES: dict[str, Place] = {
     "At the top of a chat completion": (ChatBody, CHAT, bare_chat, []),
@@ -147,6 +193,29 @@ PLACES: dict[str, Place] = {
     "In `output_config.format`": (OutputFormat, MESSAGES, formatted, ["output_config", "format"]),
     "In `metadata`": (Metadata, MESSAGES, message, ["metadata"]),
     "At the top of a count of tokens": (CountBody, COUNT, bare_chat, []),
+    "At the top of a response request": (ResponseBody, RESPONSES, bare_response, []),
+    "In a message item": (InputItem, RESPONSES, response, ["input", 0]),
+    "In a part of an item": (ItemPart, RESPONSES, response, ["input", 0, "content", 0]),
+    "In a reasoning item": (InputItem, RESPONSES, response, ["input", 1]),
+    "In a call of the input": (InputItem, RESPONSES, response, ["input", 2]),
+    "In an output of a call": (InputItem, RESPONSES, response, ["input", 3]),
+    "In a tool of a response request": (FunctionTool, RESPONSES, response, ["tools", 0]),
+    "In the `tool_choice` of a response request": (
+        ResponseToolChoice,
+        RESPONSES,
+        response,
+        ["tool_choice"],
+    ),
+    "In an allowed tool": (AllowedTool, RESPONSES, allowing, ["tool_choice", "tools", 0]),
+    "In `text`": (TextConfig, RESPONSES, response, ["text"]),
+    "In `text.format`": (TextFormat, RESPONSES, formatted_response, ["text", "format"]),
+    "In `reasoning`": (Reasoning, RESPONSES, response, ["reasoning"]),
+    "In the `stream_options` of a response request": (
+        ResponseStreamOptions,
+        RESPONSES,
+        response,
+        ["stream_options"],
+    ),
 }
 AS_ANOTHER: dict[type[Body], str] = {
     CompletionBody: "At the top of a chat completion",
@@ -183,11 +252,11 @@ async def api(run: Any) -> Any:
 async def test_a_field_is_taken_ignored_or_refused_as_the_table_says(
     api: Harness, section: str, field: str, value: str, fate: str
 ) -> None:
-    _, path, body_of, steps = PLACES[section]
+    model, path, body_of, steps = PLACES[section]
     plain = body_of()
     told = body_of()
     at(told, steps)[field] = json.loads(value)
-    if path == CHAT and steps[-2:] == ["content", 0] and field in ("refusal", "thinking"):
+    if model in (Part, ItemPart) and field in ("refusal", "thinking"):
         at(told, steps)["type"] = field
     response = await api.client.post(path, json=told)
     if fate == "refused":

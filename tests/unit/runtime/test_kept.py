@@ -1,13 +1,13 @@
 """What is kept of many tenants: bounded in number and size,
 and nobody loses anything to somebody who has more."""
 
-from llm_runtime import sessions as conversations
 from llm_runtime.cache.answer import Answer, AnswerChoice
 from llm_runtime.cache.idempotency import IdempotencyKeys
 from llm_runtime.common.kept import Kept
 from llm_runtime.contract import SessionsConfig
 from llm_runtime.request import FinishReason, TokenEvent
-from llm_runtime.sessions import Sessions, size_of
+from llm_runtime.sessions import Sessions, conversations
+from llm_runtime.sessions.conversations import size_of
 
 
 def test_who_has_most_loses_its_oldest() -> None:

@@ -513,7 +513,10 @@ TEXT = {"type": "text", "text": "x"}
         ({"messages": [user()]}, "messages[0].content: is empty"),
         ({"messages": [{"role": "user", "content": ""}]}, "messages[0].content: is empty"),
         ({"messages": [{"role": "user"}]}, "messages[0].content: required"),
-        ({"messages": [user({"type": "image", "source": {}})]}, "messages[0].content[0].type: the"),
+        (
+            {"messages": [user({"type": "image", "source": {}})]},
+            "messages[0].content[0].type: must be one of",
+        ),
         ({"messages": [user({"text": "x"})]}, "messages[0].content[0].type: required"),
         ({"messages": [user({"type": "text"})]}, "messages[0].content[0]: a block of type text"),
         ({"messages": [user({"type": "text", "text": "\ud800"})]}, "The body is not JSON"),
@@ -543,7 +546,7 @@ TEXT = {"type": "text", "text": "x"}
         ),
         (
             {"messages": [HI, assistant(USE), user({**RESULT, "content": [{"type": "image"}]})]},
-            "messages[2].content[0].content[0].type: the model reads blocks of type text here",
+            "messages[2].content[0].content[0].type: must be text here; the model reads text only",
         ),
         ({"messages": []}, "messages: "),
         ({"messages": "hi"}, "messages: "),
@@ -559,7 +562,10 @@ TEXT = {"type": "text", "text": "x"}
             {"tools": [{**WEATHER, "input_schema": {"type": "array"}}]},
             "tools[0].input_schema: must",
         ),
-        ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0].type: this server"),
+        (
+            {"tools": [{"type": "web_search_20250305", "name": "w"}]},
+            "tools[0].type: must be custom here",
+        ),
         ({"tools": [WEATHER] * 129}, "tools: "),
         ({"tool_choice": {"type": "any"}}, "tool_choice: wants a call"),
         ({"tool_choice": {"type": "tool"}, "tools": [WEATHER]}, "tool_choice.name: must be"),

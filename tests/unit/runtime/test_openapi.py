@@ -21,6 +21,7 @@ from harness import KEY, config
 from llm_runtime.api.server import make_server
 from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyRing
+from unit.runtime.responses import keeping
 
 CHECKS = [
     not_a_server_error,
@@ -79,6 +80,7 @@ async def test_the_examples_are_answered(api: Any) -> None:
 def test_nothing_that_is_sent_makes_a_500_or_an_answer_that_is_not_documented(live: Any) -> None:
     """Bodies that fit the document and bodies that don't; the engine behind is a scripted one."""
     with live() as server:
+        keeping(server)
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
         for operation in (found.ok() for found in schema.get_all_operations()):
             for mode in GenerationMode:

@@ -12,7 +12,8 @@ from llm_runtime.contract import SessionsConfig
 from llm_runtime.db.database import Database
 from llm_runtime.db.migrate import upgrade
 from llm_runtime.db.tables import metadata
-from llm_runtime.sessions import Message, Sessions, trimmed
+from llm_runtime.sessions import Message, Sessions
+from llm_runtime.sessions.conversations import trimmed
 from postgres import Postgres
 
 

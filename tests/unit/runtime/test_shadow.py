@@ -20,6 +20,7 @@ from llm_runtime.request import EngineStats
 from llm_runtime.shadow import Orders
 from llm_runtime.shadow.agreement import ModelAnswer, differences, failure, similarity
 from llm_runtime.shadow.copies import HELD_BYTES, read, without_stream
+from unit.runtime.responses import keeping
 from unit.runtime.whole import HEADERS, server
 from waiting import eventually, until
 
@@ -409,6 +410,31 @@ def test_a_copy_asks_for_a_whole_answer() -> None:
     assert json.loads(without_stream(body) or b"") == {"model": "m", "temperature": 0}
     assert without_stream(b'{"session_id": "s"}') is None
     assert without_stream(b'{"prompt": "a"}', "m:a@2.x") == b'{"prompt":"a","model":"m:a@2.x"}'
+
+
+@pytest.mark.parametrize(
+    ("fields", "copied"),
+    [
+        ({"input": "hi"}, True),
+        ({"input": [{"role": "user", "content": "hi"}], "store": True}, True),
+        ({"input": [{"type": "function_call_output"}]}, True),
+        ({"input": "hi", "background": False, "previous_response_id": None}, True),
+        ({"input": "hi", "background": True}, False),
+        ({"input": "hi", "previous_response_id": "resp_1"}, False),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, False),
+        ({"input": [{"id": "msg_1"}]}, False),
+    ],
+)
+def test_a_response_that_refers_to_what_is_kept_is_not_copied(fields: Any, copied: bool) -> None:
+    assert (without_stream(json.dumps(fields).encode()) is not None) is copied
+
+
+async def test_a_copy_of_a_response_is_compared_and_kept_nowhere(pair: Pair) -> None:
+    stores = [keeping(side) for side in (pair.stable, pair.candidate)]
+    asked = {"model": "support-bot", "input": "hi", "temperature": 0, "store": True}
+    assert (await pair.stable.client.post("/v1/responses", json=asked)).status_code == 200
+    assert (await pair.settled(1))["copies compared"] == 1
+    assert [len(list(store._known.items())) for store in stores] == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from fakes import ScriptedEngine
 from harness import Harness
 from llm_runtime import errors, tracing
 from llm_runtime.tracing import Tracing
+from unit.runtime.responses import keeping
+from waiting import until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
@@ -63,6 +65,19 @@ async def test_a_chat_is_a_span_of_its_callers_trace(
         "http.route": "/v1/chat/completions",
         "http.response.status_code": 200,
     }
+
+
+async def test_a_response_in_the_background_has_the_span_of_its_request(
+    traced: Harness, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeping(traced)
+    asked = {"model": "support-bot", "input": "hi", "background": True, "max_output_tokens": 2}
+    answer = await traced.client.post("/v1/responses", json=asked)
+    await until(lambda: bool(traced.rows))
+    [span] = spans.get_finished_spans()
+    assert (answer.status_code, span.name) == (200, "chat support-bot")
+    assert (span.attributes or {})["gen_ai.request.max_tokens"] == 2
+    assert not [record for record in caplog.records if "ended span" in record.message]
 
 
 async def test_no_span_holds_a_prompt_an_answer_or_a_key(

@@ -12,7 +12,7 @@ from llm_runtime.pipeline import Choice, Generation, Pipeline, text_of
 from llm_runtime.request import FinishReason
 from llm_runtime.stream import named_sse
 from llm_runtime.text.templates import as_far_as_read
-from llm_runtime.tools.calls import Call, decode, written
+from llm_runtime.tools.calls import Call, is_whole, written
 from llm_runtime.tools.offer import Answers
 
 PING = named_sse({"type": "ping"})
@@ -167,8 +167,7 @@ def _input(arguments: str) -> orjson.Fragment:
     """The arguments as the model wrote them; of truncated ones the object that they begin."""
     if not arguments:
         return orjson.Fragment("{}")
-    found = decode(arguments, 0)
-    whole = found is not None and found[1] == len(arguments)
+    whole = is_whole(arguments)
     return orjson.Fragment(arguments if whole else written(as_far_as_read(arguments)))
 
 

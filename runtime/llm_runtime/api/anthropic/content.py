@@ -2,13 +2,13 @@
 other, converted to the form of chat templates."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llm_runtime.api.body import MAX_MESSAGES, Baggage, Structure, Text
+from llm_runtime.api.body import MAX_MESSAGES, Baggage, Structure, Text, one_of
 from llm_runtime.request import Message
 
 NEEDS = {
@@ -27,25 +27,16 @@ PLACES = {
 """Types of the blocks of a message, by its role."""
 
 
-def _one_of(types: Collection[str]) -> BeforeValidator:
-    """A check of a block's type, in words for those that no model here can read."""
-    known = ", ".join(types)
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value not in types:
-            raise ValueError(
-                f"the model reads blocks of type {known} here; send what images, documents and"
-                " results of Anthropic's own tools say as text"
-            )
-        return value
-
-    return BeforeValidator(check)
+TEXT_ONLY = (
+    "the model reads text only: send what images, documents and results of Anthropic's own tools"
+    " say as text"
+)
 
 
 class TextBlock(Baggage):
     """A block of `system` or of a tool's result."""
 
-    type: Annotated[Literal["text"], _one_of(["text"])]
+    type: Annotated[Literal["text"], one_of(["text"], TEXT_ONLY)]
     text: Text
 
 
@@ -74,7 +65,8 @@ class InputBlock(Baggage):
     """A block of a message. A client sends back an answer's blocks as they came."""
 
     type: Annotated[
-        Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"], _one_of(NEEDS)
+        Literal["text", "thinking", "redacted_thinking", "tool_use", "tool_result"],
+        one_of(NEEDS, TEXT_ONLY),
     ]
     text: Text | None = None
     thinking: Text | None = None

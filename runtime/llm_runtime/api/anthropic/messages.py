@@ -42,6 +42,7 @@ from llm_runtime.pipeline import Job
 from llm_runtime.request import Constraint, Sampling, TextCodec
 from llm_runtime.stream import named_sse, while_connected
 from llm_runtime.tools.offer import Answers, Offer, answers_to, check_messages
+from llm_runtime.tools.thoughts import effort_options
 
 VERSIONS = ("2023-06-01", "2026-10-21")
 """The versions of Anthropic's API whose shapes these are. The newer one has no temperature, top_p
@@ -150,9 +151,8 @@ class PromptBody(ToolFields):
     @property
     def template_options(self) -> dict[str, Any]:
         """Variables for the chat template."""
-        effort = self.output_config.effort
         return {
-            **({"reasoning_effort": effort} if effort else {}),
+            **effort_options(self.output_config.effort),
             **(self.thinking.template_options() if self.thinking else {}),
         }
 
@@ -165,7 +165,7 @@ class PromptBody(ToolFields):
         """The job of this prompt; `fields` are others of `Job`."""
         return job(
             request,
-            "msg",
+            "msg-",
             prompts=(for_template(joined(self.system), self.messages),),
             tools=tuple(tool.for_template() for tool in self.offered),
             template_options=self.template_options,

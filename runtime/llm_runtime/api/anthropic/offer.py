@@ -2,22 +2,19 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from llm_runtime.api.body import Baggage, Body, Structure, Text, conflict
+from llm_runtime.api.body import Baggage, Body, Structure, Text, conflict, one_of
 from llm_runtime.tools.calls import Tool
 from llm_runtime.tools.offer import MAX_TOOLS, Offer, for_template, offer_of, tool_of
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 
 
-def _own(value: Any) -> Any:
-    if isinstance(value, str) and value != "custom":
-        raise ValueError(
-            "this server runs no tools of its own; send a tool of type custom, with its"
-            " input_schema, and run it yourself"
-        )
-    return value
+NONE_RUN = (
+    "this server runs no tools of its own: send one of type custom, with its input_schema, and run"
+    " it yourself"
+)
 
 
 def _of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +26,7 @@ def _of_an_object(schema: dict[str, Any]) -> dict[str, Any]:
 class ClientTool(Baggage):
     """A tool that the client runs, and the JSON schema of its input."""
 
-    type: Annotated[Literal["custom"], BeforeValidator(_own)] = "custom"
+    type: Annotated[Literal["custom"], one_of(["custom"], NONE_RUN)] = "custom"
     name: ToolName
     description: Text | None = None
     input_schema: Annotated[Structure, AfterValidator(_of_an_object)]

@@ -26,6 +26,7 @@ from llm_runtime.contract import CHAT_PATH
 from llm_runtime.pipeline import NOT_ASKED, Job
 from llm_runtime.request import TextCodec
 from llm_runtime.tools.offer import Answers, Offer, answers_to, check_messages
+from llm_runtime.tools.thoughts import effort_options
 
 router = APIRouter(
     route_class=GenerationRoute, dependencies=SECURITY, tags=["OpenAI"], responses=OPENAI_ERRORS
@@ -109,9 +110,7 @@ class ChatBody(OpenAIBody, ToolFields):
     @property
     def template_options(self) -> dict[str, Any]:
         """Variables for the chat template."""
-        effort = {"reasoning_effort": self.reasoning_effort} if self.reasoning_effort else {}
-        thinking = {"enable_thinking": False} if self.reasoning_effort == "none" else {}
-        return {**effort, **thinking, **self.chat_template_kwargs}
+        return {**effort_options(self.reasoning_effort), **self.chat_template_kwargs}
 
     def answers(self, codec: TextCodec, offer: Offer | None) -> Answers:
         """How to parse the model's answers."""
@@ -126,7 +125,7 @@ class ChatBody(OpenAIBody, ToolFields):
         )
         return job(
             request,
-            "chatcmpl",
+            "chatcmpl-",
             prompts=(for_template(self.messages),),
             tools=tuple(offered.for_template() for offered in self.offered),
             template_options=self.template_options,

@@ -88,7 +88,7 @@ class CompletionBody(OpenAIBody):
     def job(self, request: Request, adapter: str) -> Job:
         return job(
             request,
-            "cmpl",
+            "cmpl-",
             prompts=tuple(self.prompt),
             sampling=self.sampling(
                 self.max_tokens or NOT_ASKED,

@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, select
 from llm_runtime.db import retention
 from llm_runtime.db.database import Database
 from llm_runtime.db.retention import Retention, clean
-from llm_runtime.db.tables import completion_cache, inference_log, sessions, usage_daily
+from llm_runtime.db.tables import completion_cache, inference_log, responses, sessions, usage_daily
 from llm_runtime.metrics import Metrics
 from llm_runtime.usage.writer import DatabaseUsage
 from postgres import Postgres
@@ -26,7 +26,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def filled(url: str) -> Database:
     """25 rows of 100 days ago, 5 of yesterday;
-    one answer and one session that expired, one of each that did not."""
+    one answer, one session and one response that expired, one of each that did not."""
     database = await empty(url)
     async with DatabaseUsage(database, QUICK, Metrics()) as usage:
         for number in range(30):
@@ -41,16 +41,24 @@ async def filled(url: str) -> Database:
                 insert(completion_cache), {**shared, "model": "bot", "answer": {}}
             )
             await connection.execute(insert(sessions), {**shared, "version": 1, "messages": []})
+            await connection.execute(
+                insert(responses), {**shared, "status": "completed", "document": {}}
+            )
     return database
 
 
 async def test_old_rows_go_and_daily_sums_stay(database_url: str) -> None:
     database = await filled(database_url)
     deleted = await clean(database, 90, AT)
-    assert deleted == {"completion_cache": 1, "sessions": 1, "inference_log": 25}
+    assert deleted == {
+        "completion_cache": 1,
+        "sessions": 1,
+        "responses": 1,
+        "inference_log": 25,
+    }
     assert (await counted(database))[:2] == (5, 30)
     async with database.read() as connection:
-        for table in (completion_cache, sessions):
+        for table in (completion_cache, sessions, responses):
             assert (await connection.scalars(select(table.c.id))).all() == ["new"]
     await database.close()
 
