@@ -24,6 +24,7 @@ configure_threads()
 
 import torch  # noqa: E402
 
+from llm_runtime.compute import int4  # noqa: E402
 from llm_runtime.compute.int8 import Int8Linear, quantize_weight  # noqa: E402
 from llm_runtime.compute.linears import PackedLinear  # noqa: E402
 from llm_runtime.compute.products import BlockLinear  # noqa: E402
@@ -44,9 +45,10 @@ WAYS: dict[str, Way] = {
     "blocks bfloat16, x float32": lambda linear: BlockLinear(linear, linear.weight.bfloat16()),
     "int8pack (bfloat16)": lambda linear: Int8Linear(linear, *quantize_weight(linear.weight)),
     "blocks int8": lambda linear: BlockLinear(linear, *quantize_weight(linear.weight)),
+    "blocks int4": lambda linear: BlockLinear(linear, int4.quantize_weight(linear.weight)),
 }
 REFERENCE = next(iter(WAYS))
-BYTES = dict(zip(WAYS, (4, 4, 4, 2, 1, 1), strict=True))
+BYTES = dict(zip(WAYS, (4, 4, 4, 2, 1, 1, 19 / 32), strict=True))
 
 
 def read_speed() -> float:

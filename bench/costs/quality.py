@@ -1,21 +1,23 @@
 """What quantised weights cost in quality: perplexity, and answers that are still the same.
 
-`python -m bench.costs.quality [--model FOLDER] [--tokens 4096]` loads the model in each way, as a server
-does, and prints a Markdown table. Text: docstrings of Python's standard library, and files of docs/,
-in windows of 256 tokens. Answers: greedy, 32 tokens, to 20 short questions.
+`python -m bench.costs.quality [--model smollm2] [--windows 16] [--dry]` loads the model in each way
+and packs it, as a server does. Written to docs/benchmarks/quality.json and quality.md.
 """
 
 import argparse
-import ast
+import hashlib
+import json
 import math
+import platform
 import sys
-import sysconfig
-from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "runtime")]
+sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "hack")]
 
 from llm_runtime.machine.threads import configure_threads  # noqa: E402
 
@@ -24,18 +26,26 @@ configure_threads()
 import torch  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
+from bench import models  # noqa: E402
+from bench.machine import commit, machine  # noqa: E402
+from bench.report import FOLDER, table  # noqa: E402
+from llm_runtime.compute.embeddings import shrink_embeddings  # noqa: E402
+from llm_runtime.compute.linears import pack_linears  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.loading.load import load  # noqa: E402
 
-MODEL = Path.home() / ".cache/llm-operator/models/smollm2-135m-instruct"
-WINDOW = 256
+WINDOW = 512
 ANSWER_TOKENS = 32
+MIB = 1 << 20
 WAYS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
-    "float32 with int8 weights": {"dtype": "float32", "quantization": "int8"},
+    "int8": {"dtype": "float32", "quantization": "int8"},
+    "int4": {"dtype": "float32", "quantization": "int4"},
 }
-DOCS = ("architecture.md", "operations.md", "decisions.md")
+REFERENCE = next(iter(WAYS))
+MOST = {"int8": 0.005, "int4": 0.05}
+"""Bounds of the perplexity's rise over float32's."""
 QUESTIONS = (
     "What is the capital of France?", "Name three colours.", "How many days has a week?",
     "What do bees make?", "Who wrote Hamlet?", "What is 2 + 2?", "Name a large ocean.",
@@ -44,42 +54,100 @@ QUESTIONS = (
     "How do plants get energy?", "What is the largest planet?", "When do leaves fall?",
     "What is a noun?", "How do you make tea?", "Name a musical instrument.", "Why is the sky blue?",
 )  # fmt: skip
+METHOD = """\
+The text is what `help()` of CPython says of the language: the topics of `pydoc_data.topics` in the order of their
+names. Windows of {window} tokens lie evenly in it; each token but a window's first counts. "Same next token" is how
+often the likeliest next token is float32's. Answers are greedy, {answer} tokens without an end, to {questions} short
+questions with the chat template. Each way is loaded and packed as a server does; its layers run in Transformers' own
+forward pass."""
 
 
-def docstrings() -> Iterator[str]:
-    """Docstrings of the standard library's modules, by the modules' names."""
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        if text := ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))):
-            yield text
+@dataclass
+class Outcome:
+    """What one way computed."""
+
+    losses: list[float]
+    likeliest: list[int]
+    answers: list[list[int]]
+    weights_mib: float
 
 
-def perplexity(model: Any, ids: list[int]) -> float:
-    """Exponential of the mean loss of each token but a window's first."""
-    losses = []
-    for start in range(0, len(ids) - WINDOW + 1, WINDOW):
-        window = torch.tensor([ids[start : start + WINDOW]])
-        logits = model(input_ids=window).logits[0, :-1].float()
-        losses.append(torch.nn.functional.cross_entropy(logits, window[0, 1:]).item())
-    return math.exp(sum(losses) / len(losses))
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2", help="smollm2, small, or a folder")
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument(
+        "--dry", action="store_true", help="print only; leave docs/benchmarks as it is"
+    )
+    options = parser.parse_args()
+    before = machine()
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    outcomes = measure(models.folder(options.model), text, options.windows)
+    record = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": before,
+        "model": Path(options.model).name, "windows": options.windows,
+        "text": f"pydoc_data.topics of CPython {platform.python_version()}",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(), "figures": figures(outcomes),
+    }  # fmt: skip
+    print(page(record))
+    if not options.dry:
+        (FOLDER / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
+        (FOLDER / "quality.md").write_text(page(record))
 
 
-def answers(model: Any, tokenizer: Any) -> list[list[int]]:
-    """The tokens of each answer."""
-    made = []
-    for question in QUESTIONS:
-        chat = [{"role": "user", "content": question}]
-        ids = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )["input_ids"]
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=ANSWER_TOKENS,
-            min_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-        )
-        made.append(out[0, ids.shape[1] :].tolist())
+def measure(folder: Path, text: str, windows: int) -> dict[str, Outcome]:
+    """Each way's losses and answers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+    starts = torch.linspace(0, len(ids) - WINDOW, windows).long().tolist()
+    pieces = [ids[start : start + WINDOW] for start in starts]
+    outcomes = {}
+    for name, settings in WAYS.items():
+        engine = EngineConfig.model_validate({"device": "cpu", **settings})
+        model = load(folder, engine, ModelConfig(name="quality")).model
+        pack_linears(model)
+        shrink_embeddings(model)
+        with torch.inference_mode():
+            outcomes[name] = outcome(model, tokenizer, pieces)
+        print(f"{name}: {perplexity(outcomes[name]):.3f}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def outcome(model: Any, tokenizer: Any, pieces: list[Any]) -> Outcome:
+    """The model's losses and likeliest tokens on the text, and its answers."""
+    losses: list[float] = []
+    likeliest: list[int] = []
+    for piece in pieces:
+        logits = model(input_ids=piece.unsqueeze(0)).logits[0, :-1].float()
+        found = torch.nn.functional.cross_entropy(logits, piece[1:], reduction="none")
+        losses += found.tolist()
+        likeliest += logits.argmax(dim=1).tolist()
+    answers = [answer(model, tokenizer, question) for question in QUESTIONS]
+    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return Outcome(losses, likeliest, answers, sum(tensors.values()) / MIB)
+
+
+def answer(model: Any, tokenizer: Any, question: str) -> list[int]:
+    """The tokens of a greedy answer."""
+    chat = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )["input_ids"]
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=ANSWER_TOKENS,
+        min_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+    )
+    made: list[int] = out[0, ids.shape[1] :].tolist()
     return made
+
+
+def perplexity(found: Outcome) -> float:
+    """Exponential of the mean loss."""
+    return math.exp(sum(found.losses) / len(found.losses))
 
 
 def same(tokens: list[int], reference: list[int]) -> int:
@@ -88,36 +156,54 @@ def same(tokens: list[int], reference: list[int]) -> int:
     return next((place for place, (a, b) in pairs if a != b), len(reference))
 
 
-def main() -> None:
-    """Load, ask, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--tokens", type=int, default=4096)
-    options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    texts = (
-        "\n\n".join(docstrings()),
-        "\n\n".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in DOCS),
-    )
-    encoded = [tokenizer(text)["input_ids"][: options.tokens] for text in texts]
-    reference: list[list[int]] = []
-    print("| weights | perplexity, standard library | perplexity, docs/ | equal answers |")
-    print("| --- | --- | --- | --- |")
-    for name, settings in WAYS.items():
-        engine = EngineConfig.model_validate({"device": "cpu", **settings})
-        model = load(options.model, engine, ModelConfig(name="quality")).model
-        with torch.inference_mode():
-            found = [perplexity(model, ids) for ids in encoded]
-            made = answers(model, tokenizer)
-        reference = reference or made
-        counts = [same(tokens, other) for tokens, other in zip(made, reference, strict=True)]
-        whole = sum(count == ANSWER_TOKENS for count in counts)
-        mean = sum(counts) / len(counts)
-        print(
-            f"| {name} | {found[0]:.3f} | {found[1]:.3f} | {whole} of {len(counts)},"
-            f" first {mean:.1f} of {ANSWER_TOKENS} tokens |",
-            flush=True,
+def figures(outcomes: dict[str, Outcome]) -> dict[str, dict[str, float]]:
+    """What each way costs, beside the reference."""
+    reference = outcomes[REFERENCE]
+    found = {}
+    for name, each in outcomes.items():
+        counts = [same(a, b) for a, b in zip(each.answers, reference.answers, strict=True)]
+        pairs = list(zip(each.likeliest, reference.likeliest, strict=True))
+        found[name] = {
+            "weights_mib": round(each.weights_mib),
+            "perplexity": round(perplexity(each), 3),
+            "rise": round(perplexity(each) / perplexity(reference) - 1, 5),
+            "same_next": round(sum(a == b for a, b in pairs) / len(pairs), 4),
+            "same_answers": sum(count == ANSWER_TOKENS for count in counts),
+            "same_tokens": round(sum(counts) / len(counts), 1),
+        }
+    return found
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page in docs/benchmarks."""
+    head = (
+        "", "weights, MiB", "perplexity", "rise", "bound", "met", "same next token", "same answers",
+        f"first same tokens of {ANSWER_TOKENS}",
+    )  # fmt: skip
+    rows = [
+        (
+            name,
+            f"{row['weights_mib']:.0f}",
+            f"{row['perplexity']:.3f}",
+            "" if name == REFERENCE else f"{row['rise']:+.2%}",
+            f"{MOST[name]:.1%}" if name in MOST else "",
+            ("yes" if row["rise"] <= MOST[name] else "no") if name in MOST else "",
+            f"{row['same_next']:.1%}",
+            f"{row['same_answers']} of {len(QUESTIONS)}",
+            f"{row['same_tokens']:.1f}",
         )
+        for name, row in record["figures"].items()
+    ]
+    about = record["machine"]
+    parts = (
+        "# Quality of quantised weights",
+        "Made by `python -m bench.costs.quality` from [quality.json](quality.json); not written by hand."
+        f" {record['model']}, {record['date']}, commit {record['commit']}, {about['cpu']}.",
+        table(head, rows),
+        METHOD.format(window=WINDOW, answer=ANSWER_TOKENS, questions=len(QUESTIONS)),
+        f"Text: {record['text']}, SHA-256 `{record['sha256']}`; {record['windows']} windows.",
+    )
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

@@ -245,9 +245,9 @@ class EngineConfig(_Section):
     prefix_caching: bool = True
     """Whether to keep the keys and values of prompt prefixes, so that the next prompt that begins
     alike need not compute them."""
-    quantization: Literal["none", "int8"] = "none"
-    """Quantization of the linear weights. int8: 8-bit integers with a scale for each output, which
-    saves memory, and time on CPUs, at a small loss of quality."""
+    quantization: Literal["none", "int8", "int4"] = "none"
+    """Quantization of the linear weights, which saves memory, and time on CPUs. int8: 8-bit
+    integers, at a small loss of quality. int4: 4-bit integers in groups of 32, at a larger one."""
     inter_token_goal_seconds: Annotated[float, Field(gt=0)] = 0.1
     """Longest time in seconds that running streams should wait for their next token; prompts are
     computed in chunks of a size that rarely exceeds it."""

@@ -44,7 +44,7 @@ class EngineSpec(Section):
     after loading; on a CPU without a memory limit, at most 4 GiB."""
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = ENGINE.kv_cache_dtype
     prefix_caching: bool = ENGINE.prefix_caching
-    quantization: Literal["none", "int8"] = ENGINE.quantization
+    quantization: Literal["none", "int8", "int4"] = ENGINE.quantization
     speculation: Literal["promptLookup", "none"] = ENGINE.speculation
 
 

@@ -151,9 +151,10 @@ def _document(
 
 
 def _table(source: str, sizing: "Sizing", need: "Need", free: int, refusal: tuple[str, ...]) -> str:
-    dtype = f"{sizing.dtype}, int8" if sizing.engine.quantization == "int8" else sizing.dtype
+    from llm_runtime.files.fit import as_asked
+
     rows = [
-        (need.weights, f"weights as {dtype}"),
+        (need.weights, f"weights as {as_asked(sizing)}"),
         (need.cache, f"keys and values of one sequence of {sizing.length} tokens"),
         (need.reserve, "reserve"),
         (need.total, "needed"),

@@ -3,7 +3,7 @@
 Most checkpoints are stored in bfloat16 and computed in float32. A row of the embedding is only
 looked up, so it can stay as it was stored, and is widened when it is read: the same numbers, bit for
 bit. Where the output layer shares the weight and has it in blocks (`products`), rows are read from
-there, and the embedding goes.
+there, and the embedding goes; so it does where that layer was quantised (`quantised`).
 """
 
 import logging
@@ -37,9 +37,9 @@ class StoredEmbedding(nn.Module):  # type: ignore[misc]
 
 
 class SharedEmbedding(nn.Module):  # type: ignore[misc]
-    """An `nn.Embedding` whose rows are those of the output layer's weight."""
+    """An `nn.Embedding` whose rows are those of the output layer's weight, whose class has `rows`."""
 
-    def __init__(self, embedding: Any, layer: BlockLinear) -> None:
+    def __init__(self, embedding: Any, layer: Any) -> None:
         super().__init__()
         self.num_embeddings = embedding.num_embeddings
         self.embedding_dim = embedding.embedding_dim
@@ -77,7 +77,7 @@ def shrink_embeddings(model: Any) -> int:
 def _smaller(embedding: Any, output: Any) -> Any:
     """The embedding that takes `embedding`'s place; None where there is no smaller one."""
     weight = embedding.weight.detach()
-    if isinstance(output, BlockLinear) and _has_rows(output, weight):
+    if isinstance(output, BlockLinear) and output.scale is None and _has_rows(output, weight):
         return SharedEmbedding(embedding, output)
     narrow = as_stored(weight) if weight.dtype is torch.float32 else None
     return None if narrow is None else StoredEmbedding(embedding, narrow)

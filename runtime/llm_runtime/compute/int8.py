@@ -7,17 +7,14 @@ scale each. In large models a few activations are very large (Dettmers et al. 20
 such costs precision in its group only.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llm_runtime.compute import native
-from llm_runtime.compute.products import BlockLinear
-from llm_runtime.errors import ModelCorrupt
-from llm_runtime.machine.heap import Replaced
+CHUNK = 1 << 18
+"""Weights quantised at a time: what the processor's cache holds."""
 
 
 class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
@@ -50,6 +47,10 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
             out = out + self.bias
         return out.view(*x.shape[:-1], self.out_features)
 
+    def rows(self, outputs: Any) -> Any:
+        """The weights of some outputs as float32, [..., in_features]."""
+        return self.weight[outputs] * self.scale[outputs].unsqueeze(-1)
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features},"
@@ -58,76 +59,13 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
 
 
 def quantize_weight(weight: Any) -> tuple[Any, Any]:
-    """Quantise [outputs, inputs] to int8. Returns it with a float32 scale for each output."""
-    scale = (weight.float().abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (weight.float() / scale.unsqueeze(1)).round_().to(torch.int8), scale
+    """Quantise [outputs, inputs] to int8, some outputs at a time.
+    Returns it with a float32 scale for each output."""
+    parts = [_quantised(rows.float()) for rows in weight.split(max(1, CHUNK // weight.shape[1]))]
+    numbers, scales = zip(*parts, strict=True)
+    return torch.cat(numbers), torch.cat(scales)
 
 
-def quantize_int8(model: nn.Module, forward: Callable[[], object], device: str) -> int:
-    """Replace the linear layers of `model`, which is in host memory and will run on `device`, in
-    place, one by one. Returns the bytes saved. Raises ModelCorrupt for weights without a scale.
-
-    Three kinds of layers stay as they are:
-    - those that are never called when `forward` runs the model:
-      it then uses their weight directly (Jamba's `dt_proj`);
-    - those whose weight is shared with another module,
-      because an int8 copy beside the original would cost memory;
-    - the output layer, because rounding there changes tokens most directly.
-    """
-    names = _called(model, forward)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    shared = _shared_weights(model)
-    blocks = device == "cpu" and native.library() is not None
-    saved = 0
-    replaced = Replaced()
-    # `pop` drops the reference to each layer,
-    # so that its old weight is freed as soon as it is replaced.
-    remaining = list(model.named_modules())[::-1]
-    while remaining:
-        path, module = remaining.pop()
-        parent, _, name = path.rpartition(".")
-        if (
-            type(module) is not nn.Linear
-            or module is head
-            or name not in names
-            or id(module.weight) in shared
-        ):
-            continue
-        replacement = _quantized(module, path, blocks=blocks)
-        saved += module.weight.nbytes - replacement.weight.nbytes - replacement.scale.nbytes
-        size = module.weight.nbytes
-        setattr(model.get_submodule(parent), name, replacement)
-        replaced.add(size)
-    return saved
-
-
-def _quantized(linear: nn.Linear, path: str, *, blocks: bool) -> nn.Module:
-    weight, scale = quantize_weight(linear.weight.detach())
-    if not scale.isfinite().all():
-        raise ModelCorrupt(
-            f"{path}.weight has numbers that are not finite, which have no place among 8-bit"
-            " integers: correct the checkpoint, or set engine.quantization to none"
-        )
-    return BlockLinear(linear, weight, scale) if blocks else Int8Linear(linear, weight, scale)
-
-
-def _called(model: nn.Module, forward: Callable[[], object]) -> set[str]:
-    paths = {module: path for path, module in model.named_modules() if type(module) is nn.Linear}
-    names: set[str] = set()
-
-    def note(module: nn.Module, _: object) -> None:
-        names.add(paths[module].rpartition(".")[2])
-
-    hooks = [module.register_forward_pre_hook(note) for module in paths]
-    forward()
-    for hook in hooks:
-        hook.remove()
-    return names
-
-
-def _shared_weights(model: nn.Module) -> set[int]:
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return {key for key, count in owners.items() if count > 1}
+def _quantised(rows: Any) -> tuple[Any, Any]:
+    scale = (rows.abs().amax(dim=1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (rows / scale.unsqueeze(1)).round_().to(torch.int8), scale

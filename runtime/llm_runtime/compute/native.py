@@ -80,9 +80,10 @@ ARGUMENTS = {
     "llm_gate_silu": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE),
     "llm_decode": (_POINTER, _POINTER, _POINTER),
     **dict.fromkeys(
-        ("llm_product_int8", "llm_product_float32", "llm_product_bfloat16"),
+        ("llm_product_int4", "llm_product_int8", "llm_product_float32", "llm_product_bfloat16"),
         (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE),
     ),
+    "llm_int4_ranges": (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE),
 }
 """Argument types of the kernels' C functions, by name without the suffix."""
 

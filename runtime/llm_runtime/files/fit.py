@@ -53,9 +53,20 @@ _LINEARS = (
     "fc1", "fc2", "dense", "query_key_value", "dense_h_to_4h", "dense_4h_to_h",
 )  # fmt: skip
 """Last parts of names that mean a linear layer in every architecture that uses them."""
+KEPT_INT8 = (
+    "q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "o_proj", "down_proj", "out_proj", "fc2", "dense",
+    "dense_4h_to_h",
+)  # fmt: skip
+"""Linear layers of attention, and those that write to the residual stream: with int4 they are int8."""
 _OWN_LINEARS = {"falcon"}
 """Architectures that define their own class of linear layer, which is not quantised."""
 _HEADS = ("lm_head", "embed_out", "output_projection")
+_INT4_GROUP = 32
+_INT4_GROUP_BYTES = 16 + 2 + 1
+"""32 numbers of 4 bits, a scale and a zero point, as in compute.int4."""
+ONE_COPY = {"llama", "mistral", "qwen2", "qwen3"}
+"""Architectures of compute.embeddings.MODELS: an embedding stays as it was stored, the output layer
+is quantised, too, and the two are in memory once if they are tied."""
 _EMBEDDINGS = (
     "embed_tokens",
     "wte",
@@ -155,7 +166,7 @@ def check_fit(sizing: Sizing, free_bytes: int) -> Need:
     need = needed(sizing)
     if _fits(sizing, need, free_bytes):
         return need
-    asked = f"{sizing.dtype}{', int8' if sizing.engine.quantization == 'int8' else ''}"
+    asked = as_asked(sizing)
     limit = sizing.engine.kv_cache_bytes
     there = f"{_mib(max(free_bytes, 0))} are free{' on the GPU' if sizing.device == 'cuda' else ''}"
     if limit is not None and need.cache > limit:
@@ -179,14 +190,13 @@ def verdict(sizing: Sizing, free_bytes: int) -> tuple[str, ...]:
 def needed(sizing: Sizing, *, surely: bool = False) -> Need:
     """Bytes that `sizing` takes with one sequence of full length.
 
-    Names of tensors only suggest which layers int8 shrinks. With `surely`, only the unambiguous
-    ones count as shrunk (for proposals, which must fit), otherwise all candidates (for refusals,
-    which must be right).
+    Names of tensors only suggest which layers are quantised, and measuring at start-up decides
+    which stay in the bfloat16 that they were stored in. With `surely`, only what leaves no doubt
+    counts as shrunk (for proposals, which must fit), otherwise all that may be (for refusals, which
+    must be right).
     """
     whole = weight_bytes(sizing.tensors, sizing.settings, sizing.dtype)
-    weights = whole
-    if sizing.engine.quantization == "int8":
-        weights -= _int8_saves(sizing, surely=surely)
+    weights = whole - _saves(sizing, surely=surely)
     cache = cache_bytes(sizing.settings, sizing.length, sizing.cache_dtype)
     spared = 0 if sizing.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
     activations = activation_bytes(
@@ -198,7 +208,7 @@ def needed(sizing: Sizing, *, surely: bool = False) -> Need:
     # Packing a layer (engine.linears) briefly needs a second copy of it,
     # so the largest one counts twice.
     beside = PROCESS_BYTES + _largest_linear(sizing)
-    return Need(weights, whole + beside, cache, reserve + _head_copy(sizing) + beside)
+    return Need(weights, whole + beside, cache, reserve + _head_copy(sizing, surely) + beside)
 
 
 def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
@@ -247,16 +257,18 @@ def _weights_to_try(sizing: Sizing) -> list[tuple[str, Sizing]]:
     smaller = sizing.dtype == "float32"
     if smaller:
         tries.append(("engine.dtype bfloat16", sizing.changed("bfloat16")))
-    if sizing.engine.quantization == "none":
-        tries.append(("engine.quantization int8", sizing.changed(quantization="int8")))
+    for kind in _smaller_kinds(sizing.engine.quantization):
+        words = f"engine.quantization {kind}"
+        tries.append((words, sizing.changed(quantization=kind)))
         if smaller:
-            tries.append(
-                (
-                    "engine.dtype bfloat16 with engine.quantization int8",
-                    sizing.changed("bfloat16", quantization="int8"),
-                )
-            )
+            both = sizing.changed("bfloat16", quantization=kind)
+            tries.append((f"engine.dtype bfloat16 with {words}", both))
     return tries
+
+
+def _smaller_kinds(quantization: str) -> tuple[str, ...]:
+    kinds = ("none", "int8", "int4")
+    return kinds[kinds.index(quantization) + 1 :]
 
 
 def _smaller_weights(sizing: Sizing, free_bytes: int) -> list[str]:
@@ -308,43 +320,87 @@ def activation_bytes(vocabulary: int, sequences: int) -> int:
     return LOGITS_COPIES * 4 * vocabulary * sequences
 
 
-def _head_copy(sizing: Sizing) -> int:
-    """Bytes of the tied output layer's copy on a CPU:
-    it is packed for multiplication, which the embedding can't be."""
+def _head_copy(sizing: Sizing, surely: bool) -> int:
+    """Bytes of the tied output layer's copy on a CPU: it is packed for multiplication, which the
+    embedding can't be. In ONE_COPY a packed or quantised layer may be, or is, the embedding, too."""
+    quantised = sizing.engine.quantization != "none"
+    once = sizing.settings.get("model_type") in ONE_COPY and (quantised or not surely)
+    return 0 if once else _tied_head(sizing) * DTYPE_BYTES[sizing.dtype]
+
+
+def _tied_head(sizing: Sizing) -> int:
+    """Weights of an output layer on a CPU that is tied to the embedding."""
     if sizing.device != "cpu" or not sizing.settings.get("tie_word_embeddings"):
         return 0
     vocabulary = first_number(sizing.settings, "vocab_size")
     size = first_number(sizing.settings, "hidden_size", "n_embd")
-    return vocabulary * size * DTYPE_BYTES[sizing.dtype]
+    return vocabulary * size
 
 
 def _largest_linear(sizing: Sizing) -> int:
     """Bytes of the largest layer that is packed.
     A tied output layer is packed, too, but is not among the tensors."""
-    shapes = [
-        tensor["shape"]
+    sizes = [
+        int(math.prod(tensor["shape"]))
         for name, tensor in sizing.tensors.items()
-        if _is_linear(name, tensor, surely=False)
+        if _is_linear(name, tensor, surely=False) or _is_head(name, tensor)
     ]
-    return max(
-        [
-            _head_copy(sizing),
-            *(int(math.prod(shape)) * DTYPE_BYTES[sizing.dtype] for shape in shapes),
-        ]
-    )
+    return max([_tied_head(sizing), *sizes]) * DTYPE_BYTES[sizing.dtype]
 
 
-def _int8_saves(sizing: Sizing, *, surely: bool) -> int:
-    if surely and sizing.settings.get("model_type") in _OWN_LINEARS:
-        return 0
-    linears = [
-        tensor["shape"]
-        for name, tensor in sizing.tensors.items()
-        if _is_linear(name, tensor, surely=surely)
-    ]
+def _saves(sizing: Sizing, *, surely: bool) -> int:
+    """Bytes of the weights that integers save, or bfloat16 where weights were stored in it."""
+    tied = sizing.settings.get("tie_word_embeddings")
     return sum(
-        outputs * (inputs * (DTYPE_BYTES[sizing.dtype] - 1) - 4) for outputs, inputs in linears
+        math.prod(tensor["shape"]) * DTYPE_BYTES[sizing.dtype]
+        - _smaller_bytes(sizing, name, tensor, surely=surely)
+        for name, tensor in sizing.tensors.items()
+        if tensor["dtype"] not in _STORED_BYTES and len(tensor["shape"]) == 2
+        if not (tied and _is_head(name, tensor))
     )
+
+
+def _smaller_bytes(sizing: Sizing, name: str, tensor: Mapping[str, Any], *, surely: bool) -> int:
+    """Bytes of a tensor of two dimensions when the server is ready."""
+    outputs, inputs = tensor["shape"]
+    settings = sizing.settings
+    kind = sizing.engine.quantization
+    on_cpu = sizing.device == "cpu"
+    tied = settings.get("tie_word_embeddings")
+    known = on_cpu and settings.get("model_type") in ONE_COPY
+    embedding = known and _is_embedding(name)
+    if kind != "none":
+        if _is_linear(name, tensor, surely=surely) and not (surely and _own_linears(settings)):
+            writes = name.split(".")[-2] in KEPT_INT8
+            return _quantised_bytes("int8" if writes else kind, outputs, inputs)
+        if (known and _is_head(name, tensor)) or (embedding and tied):
+            return _quantised_bytes("int8", outputs, inputs)
+    own = DTYPE_BYTES[sizing.dtype]
+    if on_cpu and sizing.dtype == "float32" and tensor["dtype"] == "BF16":
+        packed = _is_linear(name, tensor, surely=False) or _is_head(name, tensor)
+        if (embedding and not (tied and surely)) or (packed and not surely):
+            own = DTYPE_BYTES["bfloat16"]
+    return int(outputs * inputs * own)
+
+
+def _quantised_bytes(kind: str, outputs: int, inputs: int) -> int:
+    if kind == "int4":
+        return outputs * (-(-inputs // _INT4_GROUP) * _INT4_GROUP_BYTES + 4)
+    return outputs * (inputs + 4)
+
+
+def _own_linears(settings: Mapping[str, Any]) -> bool:
+    return settings.get("model_type") in _OWN_LINEARS
+
+
+def _is_head(name: str, tensor: Mapping[str, Any]) -> bool:
+    *_, last, kind = ["", *name.split(".")]
+    return kind == "weight" and last in _HEADS and len(tensor["shape"]) == 2
+
+
+def _is_embedding(name: str) -> bool:
+    *_, last, kind = ["", *name.split(".")]
+    return kind == "weight" and last in _EMBEDDINGS
 
 
 def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
@@ -356,7 +412,7 @@ def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
 
 
 def _parts(sizing: Sizing, need: Need, asked: str) -> str:
-    whole = sizing.engine.quantization == "int8" and need.loading > need.weights
+    whole = sizing.engine.quantization != "none" and need.loading > need.weights
     loading = (
         f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""
     )
@@ -364,6 +420,12 @@ def _parts(sizing: Sizing, need: Need, asked: str) -> str:
         f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {sizing.length} tokens "
         f"{_mib(need.cache)}, reserve {_mib(need.reserve)}{loading}"
     )
+
+
+def as_asked(sizing: Sizing) -> str:
+    """The number format and quantisation, in words."""
+    kind = sizing.engine.quantization
+    return sizing.dtype if kind == "none" else f"{sizing.dtype}, {kind}"
 
 
 def _mib(size: int) -> str:

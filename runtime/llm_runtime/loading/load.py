@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
-from llm_runtime.compute.int8 import quantize_int8
+from llm_runtime.compute.quantised import Kind, quantize
 from llm_runtime.contract import EngineConfig, ModelConfig
 from llm_runtime.errors import (
     ConfigInvalid,
@@ -44,6 +44,7 @@ from llm_runtime.files.tokenizer_files import (
     special_texts,
 )
 from llm_runtime.loading.agreement import difference, probe_tokens
+from llm_runtime.loading.calibration import tokens
 from llm_runtime.loading.lean import ranges_on_meta
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.loading.peak import PeakMemory
@@ -57,7 +58,7 @@ transformers_logging.disable_progress_bar()
 
 MIB = 1 << 20
 _KEYS_SHOWN = 5
-MAX_INT8_DIFFERENCE = 0.5
+MAX_DIFFERENCE = {"int8": 0.5, "int4": 0.8}
 """Largest relative change of a probe's logits by quantisation.
 Beyond it the model is broken, not rounded."""
 
@@ -82,7 +83,7 @@ def load(
     with steps.step("tokenizer"):
         tokenizer, special = _tokenizer(folder)
     with PeakMemory() as peak, steps.step("weights"):
-        weights = _weights(folder, settings, device, dtype, engine.quantization)
+        weights = _weights(folder, settings, device, dtype, engine.quantization, tokenizer)
     codec = _codec(folder, model.chat_template, weights, tokenizer, special)
     parameters = sum(parameter.numel() for parameter in weights.parameters())
     log.info(
@@ -97,7 +98,7 @@ def load(
     max_positions = most_positions(settings.get_text_config().to_dict())
     return Loaded(
         weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters,
-        peak.peak_bytes - peak.before_bytes,
+        peak.peak_bytes - peak.before_bytes, engine.quantization != "none",
     )  # fmt: skip
 
 
@@ -271,13 +272,20 @@ def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, d
             "reserve_bytes": need.reserve,
         },
     )
-    if device == "cuda" and engine.quantization == "int8":
+    if device == "cuda" and engine.quantization != "none":
         check_room(
             folder, available_bytes()
         )  # Weights are quantised in host memory before they go to the GPU.
 
 
-def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization: str) -> Any:
+def _weights(
+    folder: Path,
+    settings: Any,
+    device: str,
+    dtype: Any,
+    quantization: Kind | Literal["none"],
+    tokenizer: Tokenizer,
+) -> Any:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, config=settings, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
@@ -285,8 +293,8 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
         )  # fmt: skip
         model.requires_grad_(False)
         _check_report(folder, report)
-        if quantization == "int8":
-            _to_int8(model, device)
+        if quantization != "none":
+            _quantize(model, device, quantization, tokenizer)
         return model if device == "cpu" else model.to(device)
     except Fatal:
         raise
@@ -306,13 +314,16 @@ def _weights(folder: Path, settings: Any, device: str, dtype: Any, quantization:
         ) from error
 
 
-def _to_int8(model: Any, device: str) -> None:
+def _quantize(model: Any, device: str, kind: Kind, tokenizer: Tokenizer) -> None:
     """Quantise the weights in host memory and log the effect.
     Raises ModelUnsupported if it breaks the model, ModelCorrupt if weights are not finite."""
-    probe = probe_tokens(model.get_input_embeddings().num_embeddings)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    probe = probe_tokens(vocabulary)
+    most = most_positions(model.config.get_text_config(decoder=True).to_dict())
+    sample = tokens(tokenizer, vocabulary, most) or probe
     whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
     before = reference_logits(model, probe)
-    saved = quantize_int8(model, lambda: reference_logits(model, probe), device)
+    saved = quantize(model, lambda: reference_logits(model, sample), device, kind)
     try:
         apart = difference(reference_logits(model, probe), before)
     except ModelUnsupported as error:
@@ -322,15 +333,15 @@ def _to_int8(model: Any, device: str) -> None:
         "mib_saved": saved // MIB,
         "relative_difference_of_logits": round(apart, 4),
     }
-    if not apart <= MAX_INT8_DIFFERENCE:
+    if not apart <= MAX_DIFFERENCE[kind]:
         raise ModelUnsupported(
-            f"{type(model).__name__} does not tolerate int8 weights: its logits change by {apart:.0%}; "
+            f"{type(model).__name__} does not tolerate {kind} weights: its logits change by {apart:.0%}; "
             "set engine.quantization to none"
         )
     if not saved:
-        log.warning("int8 has no effect: the model has no plain linear layers", extra=facts)
+        log.warning("quantisation has no effect: the model has no plain linear layers", extra=facts)
     else:
-        log.info("linear weights are stored as int8", extra=facts)
+        log.info("linear weights are stored as %s", kind, extra=facts)
 
 
 def _check_report(folder: Path, report: dict[str, Any]) -> None:

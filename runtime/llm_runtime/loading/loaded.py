@@ -19,3 +19,5 @@ class Loaded:
     parameters: int
     peak_bytes: int = 0
     """Peak memory of this process that loading added, without mapped files."""
+    quantised: bool = False
+    """Whether linear weights are integers, so that products may round activations to 8 bits."""

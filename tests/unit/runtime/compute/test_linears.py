@@ -22,10 +22,11 @@ PACKS = {
     "linears.pack_linears(model)"
     for way in linears._WAYS
 }
-QUANTIZE = (
-    "from llm_runtime.compute.int8 import quantize_int8; quantize_int8(model, lambda:"
-    " model(torch.zeros(1, SIZE)), 'cpu')"
-)
+QUANTIZE = {
+    kind: "from llm_runtime.compute.quantised import quantize; quantize(model, lambda:"
+    f" model(torch.zeros(1, SIZE)), 'cpu', {kind!r})"
+    for kind in ("int8", "int4")
+}
 # As Transformers reads a model: weights are made on threads,
 # each with a heap that no other thread uses.
 PROGRAM = """
@@ -57,7 +58,7 @@ print((peak.peak_bytes - peak.before_bytes) // MIB)
 """
 
 
-@pytest.mark.parametrize("change", [*PACKS.values(), QUANTIZE], ids=[*PACKS, "int8"])
+@pytest.mark.parametrize("change", [*PACKS.values(), *QUANTIZE.values()], ids=[*PACKS, *QUANTIZE])
 def test_a_model_whose_layers_are_replaced_never_takes_its_weights_twice(change: str) -> None:
     program = PROGRAM.format(layers=LAYERS, size=SIZE, change=change)
     done = subprocess.run(

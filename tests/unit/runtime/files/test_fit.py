@@ -35,11 +35,14 @@ TENSORS: dict[str, Any] = {
     "model.embed_tokens.weight": {"dtype": "BF16", "shape": [VOCABULARY, HIDDEN]},
     "lm_head.weight": {"dtype": "BF16", "shape": [VOCABULARY, HIDDEN]},
 } | {
-    f"model.layers.{i}.self_attn.q_proj.weight": {"dtype": "BF16", "shape": [HIDDEN, HIDDEN]} for i in range(LAYERS)
+    f"model.layers.{i}.mlp.up_proj.weight": {"dtype": "BF16", "shape": [HIDDEN, HIDDEN]} for i in range(LAYERS)
 }  # fmt: skip
 NUMBERS = LINEARS + 2 * VOCABULARY * HIDDEN
-BESIDE = PROCESS_BYTES + 4 * HIDDEN * HIDDEN
-"""A CPU's, with the largest layer a second time."""
+BESIDE = PROCESS_BYTES + 4 * VOCABULARY * HIDDEN
+"""A CPU's, with the largest layer, the output layer, a second time."""
+TIED = LLAMA | {"tie_word_embeddings": True}
+HEAD = VOCABULARY * HIDDEN
+INT8_HEAD = HEAD + 4 * VOCABULARY
 TOKEN_BYTES = 2 * LAYERS * 4 * 64 * 4
 
 
@@ -63,8 +66,37 @@ def test_weights_are_counted_in_the_dtype_asked_for() -> None:
 
 
 def test_a_tied_output_layer_is_counted_once() -> None:
-    tied = LLAMA | {"tie_word_embeddings": True}
-    assert weight_bytes(TENSORS, tied, "float32") == 4 * (NUMBERS - VOCABULARY * HIDDEN)
+    assert weight_bytes(TENSORS, TIED, "float32") == 4 * (NUMBERS - HEAD)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer"),
+    [("int8", HIDDEN * (HIDDEN + 4)), ("int4", HIDDEN * (HIDDEN // 32 * (16 + 2 + 1) + 4))],
+)
+@pytest.mark.parametrize("surely", [True, False])
+def test_integers_take_their_bits_and_their_scales(kind: Any, layer: int, surely: bool) -> None:
+    on_gpu = plan(quantization=kind)
+    assert needed(on_gpu, surely=surely).weights == LAYERS * layer + 4 * 2 * HEAD
+    # The output layer is int8 in any case, and the embedding in the bfloat16 that it was stored in.
+    on_cpu = plan("cpu", quantization=kind)
+    assert needed(on_cpu, surely=surely).weights == LAYERS * layer + INT8_HEAD + 2 * HEAD
+    tied = plan("cpu", settings=TIED, quantization=kind)
+    assert needed(tied, surely=surely).weights == LAYERS * layer + INT8_HEAD
+    unknown = plan("cpu", settings=TIED | {"model_type": "new"}, quantization=kind)
+    assert needed(unknown, surely=surely).weights == LAYERS * layer + 4 * HEAD
+
+
+def test_weights_that_were_stored_in_bfloat16_may_stay_so_on_a_cpu() -> None:
+    assert needed(plan("cpu")).weights == 2 * NUMBERS
+    assert needed(plan("cpu"), surely=True).weights == 4 * (NUMBERS - HEAD) + 2 * HEAD
+    tied = plan("cpu", settings=TIED)
+    assert needed(tied).weights == 2 * (NUMBERS - HEAD)
+    assert needed(tied, surely=True).weights == 4 * (NUMBERS - HEAD)
+    assert needed(plan()).weights == 4 * NUMBERS
+    stored = {name: tensor | {"dtype": "F32"} for name, tensor in TENSORS.items()}
+    assert needed(replace(plan("cpu"), tensors=stored)).weights == 4 * NUMBERS
+    unknown = plan("cpu", settings=LLAMA | {"model_type": "new"})
+    assert needed(unknown).weights == 2 * (NUMBERS - HEAD) + 4 * HEAD
 
 
 @pytest.mark.parametrize(
@@ -135,7 +167,7 @@ def test_a_limit_on_the_cache_is_named_as_an_llmdeployment_calls_it() -> None:
         (plan(max_model_length=256).changed(max_batch_size=1024), 350, ["engine.maxBatchSize 128"]),
         (plan(max_model_length=4096, kv_cache_bytes=32 * MIB), 9000, ["maxModelLength 2048", "kvCacheBytes"]),
         (plan(max_model_length=4096), 20, []),
-        (plan("cpu", max_model_length=4096, quantization="int8"), 500, ["engine.dtype bfloat16"]),
+        (plan("cpu", max_model_length=4096, quantization="int8"), 520, ["engine.dtype bfloat16"]),
     ],
 )  # fmt: skip
 def test_every_way_out_is_true(wanted: Sizing, free_mib: int, ways: list[str]) -> None:
@@ -160,8 +192,8 @@ def followed(wanted: Sizing, free_bytes: int, words: str) -> tuple[Sizing, int]:
             changes[name] = int(value[1])
     if limit := re.search(r"kvCacheBytes\): (\d+)", words):
         changes["kv_cache_bytes"] = int(limit[1])
-    if "int8" in words:
-        changes["quantization"] = "int8"
+    if kind := re.search(r"quantization (\w+)", words):
+        changes["quantization"] = kind[1]
     return wanted.changed("bfloat16" if "bfloat16" in words else "", **changes), free_bytes
 
 
@@ -173,13 +205,16 @@ def test_on_a_cpu_int8_needs_the_whole_weights_for_a_moment() -> None:
 
 
 def test_a_cpu_needs_room_for_its_processes_for_packing_and_for_a_second_output_layer() -> None:
-    tied = replace(
-        plan("cpu", max_model_length=1024), settings=LLAMA | {"tie_word_embeddings": True}
-    )
-    need = needed(tied)
+    tied = plan("cpu", settings=TIED, max_model_length=1024)
     share = 1024 * TOKEN_BYTES / 4
-    head = 4 * VOCABULARY * HIDDEN
-    assert need.reserve == pytest.approx(share + head + PROCESS_BYTES + head, abs=1)
+    head = 4 * HEAD
+    copied = needed(tied, surely=True).reserve
+    assert copied == pytest.approx(share + head + PROCESS_BYTES + head, abs=1)
+    # Where the packed layer is the embedding, too, there is a copy only while it is packed.
+    once = share + PROCESS_BYTES + head
+    assert needed(tied).reserve == pytest.approx(once, abs=1)
+    quantised = tied.changed(quantization="int8")
+    assert needed(quantised, surely=True).reserve == pytest.approx(once, abs=1)
     assert needed(replace(tied, device="cuda")).reserve == pytest.approx(share, abs=1)
 
 

@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
+from llm_runtime.compute import linears, native  # noqa: E402
+from llm_runtime.compute.embeddings import MODELS  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.errors import OutOfMemory  # noqa: E402
@@ -15,6 +18,7 @@ from llm_runtime.files import fit  # noqa: E402
 from llm_runtime.loading import build, load, runners  # noqa: E402
 from llm_runtime.loading.loaded import Loaded  # noqa: E402
 from llm_runtime.machine.memory import MIB  # noqa: E402
+from unit.runtime import tiny_model  # noqa: E402
 from unit.runtime.engine.architectures import ARCHITECTURES  # noqa: E402
 
 LENGTH = 96
@@ -35,7 +39,7 @@ def made(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 def test_weights_and_cache_are_what_was_computed(
     name: str, quantization: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,8 +51,7 @@ def test_weights_and_cache_are_what_was_computed(
         load, "check_fit", lambda plan, free: (plans.append(plan), fit.check_fit(plan, free))[1]
     )
     loaded = load.load(made(name, tmp_path), engine, ModelConfig(name="m"))
-    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
-    real = sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    real = weights_of(loaded)
     least = fit.needed(plans[0])
     most = fit.needed(plans[0], surely=True)
     assert least.weights <= 1.05 * real
@@ -56,6 +59,40 @@ def test_weights_and_cache_are_what_was_computed(
     if quantization == "none":
         assert least.weights == pytest.approx(real, rel=0.05)
         assert least.cache == pytest.approx(cache_of(loaded, engine, monkeypatch), rel=0.05)
+
+
+def weights_of(loaded: Loaded) -> int:
+    tensors = (*loaded.model.parameters(), *loaded.model.buffers())
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def test_architectures_whose_embedding_is_known_have_one_name_here_and_in_compute() -> None:
+    classes = [getattr(transformers, name) for name in MODELS]
+    assert {each.config_class.model_type for each in classes} == fit.ONE_COPY
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_checkpoint_in_bfloat16_takes_on_a_cpu_what_was_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, quantization: Any
+) -> None:
+    if native.library() is None:
+        pytest.skip("no compiled kernels: apt-get install g++")
+    config = transformers.LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, vocab_size=512,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    folder = tiny_model.make(tmp_path, tied=tied)
+    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    engine = EngineConfig(device="cpu", max_model_length=LENGTH, quantization=quantization)
+    monkeypatch.setattr(linears, "_gains", lambda samples: {s: {"blocks": 2.0} for s in samples})
+    loaded = load.load(folder, engine, ModelConfig(name="m"))
+    build._batched(loaded, engine, LENGTH)
+    sizing = fit.Sizing(
+        fit.tensors_of(folder), config.to_dict(), engine, "float32", "cpu", limit_bytes=None
+    )
+    assert fit.needed(sizing).weights == pytest.approx(weights_of(loaded), rel=0.02)
+    assert fit.needed(sizing, surely=True).weights >= 0.98 * weights_of(loaded)
 
 
 def cache_of(loaded: Loaded, engine: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> int:
