@@ -18,8 +18,9 @@ DECORATORS = (
     "@*.command",
     "@*validator",
     "@*compiles",
+    "@register_quanti*",
 )
-"""Functions that FastAPI, Typer, Pydantic and SQLAlchemy call."""
+"""What FastAPI, Typer, Pydantic, SQLAlchemy and Transformers call."""
 FILES = {
     "tests/": "tests are found by pytest",
     "operator/llm_operator/crds/": "fields are passed to Kubernetes whole",
@@ -29,6 +30,9 @@ NAMES = {
     "fields of an answer, written to JSON whole": (
         "generated_text", "max_entries", "prefill_tokens", "processing_time", "request_time", "schedule",
         "tokens_generated",
+    ),
+    "a quantiser's, which Transformers calls": (
+        "dequantize", "is_serializable", "is_trainable", "_process_model_before_weight_loading",
     ),
     "columns of a benchmark's table": ("events_per_token", "microseconds_per_token"),
     "read by a program that the benchmark starts": ("BARE", "HASHED", "OURS", "read_all"),

@@ -68,7 +68,7 @@ def fit(
         wanted = _wanted(source, config)
         where, free = _place(device or wanted.engine.device, asked)
         found = outline(wanted.model)
-    sizing = found.sizing(wanted.engine, where)
+        sizing = found.sizing(wanted.engine, where)
     need = needed(sizing)
     refusal = verdict(sizing, free)
     if as_json:
@@ -140,6 +140,7 @@ def _document(
         "device": sizing.device,
         "dtype": sizing.dtype,
         "quantization": sizing.engine.quantization,
+        "stored_quantised": sorted({str(layer.format) for layer in sizing.stored}),
         "max_model_length": sizing.length,
         "needed_bytes": need.total,
         "weights_bytes": need.weights,

@@ -23,7 +23,9 @@ from llm_runtime.fetching.registry import Files, MlflowRegistry, Registry, fatal
 from llm_runtime.fetching.sources import Reference, files_of, find
 from llm_runtime.files.fit import Sizing, tensors_of
 from llm_runtime.files.heads import refuse_other_heads
-from llm_runtime.files.locate import Artifacts, Located, local_artifacts, locate
+from llm_runtime.files.locate import GPTQ_CONFIG, Artifacts, Located, local_artifacts, locate
+from llm_runtime.files.quantised import Quantisation, quantisation_of, refuse_twice
+from llm_runtime.files.stored_layers import plain_tensors, stored_layers, stores_head
 from llm_runtime.files.verify import MAX_HEADER_BYTES, header_of
 
 CONFIG = "config.json"
@@ -37,8 +39,9 @@ class Outline:
     `tensors` are the headers' entries by name, `settings` the language model's."""
 
     source: str
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     tensors: Mapping[str, Any]
+    quantisation: Quantisation | None = None
 
     @property
     def dtype(self) -> str:
@@ -49,14 +52,20 @@ class Outline:
 
     def sizing(self, engine: EngineConfig, device: str) -> Sizing:
         """The Sizing that `load` would make.
-        As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
+        As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU.
+        Raises ModelCorrupt, ModelUnsupported or ConfigInvalid as there, for quantised layers."""
+        refuse_twice(self.quantisation, engine.quantization)
+        layers = stored_layers(self.quantisation, self.tensors)
+        for layer in layers.values():
+            layer.check(*layer.shape)
         own = self.dtype if device == "cuda" else "float32"
         return Sizing(
-            self.tensors,
-            self.settings,
+            plain_tensors(self.tensors, layers.values()),
+            self.settings | ({"tie_word_embeddings": False} if stores_head(layers) else {}),
             engine,
             own if engine.dtype == "auto" else engine.dtype,
             device,
+            stored=tuple(layers.values()),
         )
 
 
@@ -106,7 +115,10 @@ def of_folder(folder: Path) -> Outline:
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder")
     home = folder / locate(local_artifacts(folder)).folder
-    return Outline(str(home), settings_of((home / CONFIG).read_bytes()), tensors_of(home))
+    settings = settings_of((home / CONFIG).read_bytes())
+    beside = home / GPTQ_CONFIG
+    quantisation = _quantisation(settings, beside.read_bytes() if beside.is_file() else b"{}")
+    return Outline(str(home), settings, tensors_of(home), quantisation)
 
 
 def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
@@ -119,7 +131,9 @@ def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
         artifacts = Artifacts(sizes, lambda path: _small(registry, location, path, Path(scratch)))
         located = locate(artifacts, sub_path)
         settings = settings_of(artifacts.read(located.files[CONFIG]))
-    return Outline(location, settings, _headers(registry, location, located, sizes))
+        beside = located.files.get(GPTQ_CONFIG)
+        quantisation = _quantisation(settings, artifacts.read(beside) if beside else b"{}")
+    return Outline(location, settings, _headers(registry, location, located, sizes), quantisation)
 
 
 def settings_of(content: bytes) -> dict[str, Any]:
@@ -139,11 +153,16 @@ def settings_of(content: bytes) -> dict[str, Any]:
             "the model is an encoder-decoder model; this runtime serves decoder-only ones"
         )
     refuse_other_heads(whole.get("architectures"), whole.get("model_type"), whole.get("is_decoder"))
-    if whole.get("quantization_config"):
-        raise ModelUnsupported(
-            "the model is stored quantised; save it in bfloat16 or float32 safetensors"
-        )
     return {**whole, **inner}
+
+
+def _quantisation(settings: Mapping[str, Any], beside: bytes) -> Quantisation | None:
+    """The quantisation according to config.json's `settings` or the content of GPTQ_CONFIG."""
+    try:
+        found = json.loads(beside)
+    except (ValueError, RecursionError) as error:
+        raise ModelCorrupt(f"{GPTQ_CONFIG} is not JSON: {error}; upload the file again") from error
+    return quantisation_of(settings, found)
 
 
 def _of_registry(registry: Registry, version: MlflowVersion) -> Outline:

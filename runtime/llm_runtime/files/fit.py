@@ -16,6 +16,7 @@ from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
 from llm_runtime.errors import OutOfMemory
 from llm_runtime.files.kv import first_number, token_numbers
 from llm_runtime.files.locate import INDEX, WEIGHTS, index_shards
+from llm_runtime.files.stored_layers import HEADS, StoredLayer
 from llm_runtime.files.verify import safetensors_header
 from llm_runtime.machine.memory import KV_CACHE_FIELD, MIB
 
@@ -43,6 +44,9 @@ LEAST_LENGTH = 256
 """The shortest maxModelLength that is proposed.
 With less, a server would start but be of no use."""
 
+UNPACKED_COPIES = 3
+"""Bytes for each weight of a layer that is stored quantised, while it is unpacked and packed again."""
+
 _STORED_BYTES = {
     "I8": 1, "U8": 1, "BOOL": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8,
 }  # fmt: skip
@@ -60,7 +64,6 @@ KEPT_INT8 = (
 """Linear layers of attention, and those that write to the residual stream: with int4 they are int8."""
 _OWN_LINEARS = {"falcon"}
 """Architectures that define their own class of linear layer, which is not quantised."""
-_HEADS = ("lm_head", "embed_out", "output_projection")
 _INT4_GROUP = 32
 _INT4_GROUP_BYTES = 16 + 2 + 1
 """32 numbers of 4 bits, a scale and a zero point, as in compute.int4."""
@@ -128,6 +131,8 @@ class Sizing:
     limit_bytes: int | None = None
     """The container's memory limit on a CPU, from which a refusal computes a sufficient one;
     None if unknown."""
+    stored: tuple[StoredLayer, ...] = ()
+    """Layers that the checkpoint holds quantised. Their tensors are not among `tensors`."""
 
     @property
     def length(self) -> int:
@@ -196,6 +201,7 @@ def needed(sizing: Sizing, *, surely: bool = False) -> Need:
     must be right).
     """
     whole = weight_bytes(sizing.tensors, sizing.settings, sizing.dtype)
+    whole += sum(_served_bytes(layer, sizing.device) for layer in sizing.stored)
     weights = whole - _saves(sizing, surely=surely)
     cache = cache_bytes(sizing.settings, sizing.length, sizing.cache_dtype)
     spared = 0 if sizing.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
@@ -214,7 +220,7 @@ def needed(sizing: Sizing, *, surely: bool = False) -> Need:
 def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
     """Bytes of the weights as `dtype`.
     An output layer that is tied to the embedding is counted once."""
-    tied = {f"{name}.weight" for name in _HEADS} if settings.get("tie_word_embeddings") else set()
+    tied = {f"{name}.weight" for name in HEADS} if settings.get("tie_word_embeddings") else set()
     return sum(
         math.prod(tensor["shape"]) * _STORED_BYTES.get(tensor["dtype"], DTYPE_BYTES[dtype])
         for name, tensor in tensors.items()
@@ -257,7 +263,8 @@ def _weights_to_try(sizing: Sizing) -> list[tuple[str, Sizing]]:
     smaller = sizing.dtype == "float32"
     if smaller:
         tries.append(("engine.dtype bfloat16", sizing.changed("bfloat16")))
-    for kind in _smaller_kinds(sizing.engine.quantization):
+    kinds = () if sizing.stored else _smaller_kinds(sizing.engine.quantization)
+    for kind in kinds:
         words = f"engine.quantization {kind}"
         tries.append((words, sizing.changed(quantization=kind)))
         if smaller:
@@ -338,14 +345,15 @@ def _tied_head(sizing: Sizing) -> int:
 
 
 def _largest_linear(sizing: Sizing) -> int:
-    """Bytes of the largest layer that is packed.
+    """Bytes of the largest layer that is packed, or unpacked because it was stored quantised.
     A tied output layer is packed, too, but is not among the tensors."""
     sizes = [
         int(math.prod(tensor["shape"]))
         for name, tensor in sizing.tensors.items()
         if _is_linear(name, tensor, surely=False) or _is_head(name, tensor)
     ]
-    return max([_tied_head(sizing), *sizes]) * DTYPE_BYTES[sizing.dtype]
+    unpacked = [UNPACKED_COPIES * math.prod(layer.shape) for layer in sizing.stored]
+    return max([max([_tied_head(sizing), *sizes]) * DTYPE_BYTES[sizing.dtype], *unpacked])
 
 
 def _saves(sizing: Sizing, *, surely: bool) -> int:
@@ -389,13 +397,28 @@ def _quantised_bytes(kind: str, outputs: int, inputs: int) -> int:
     return outputs * (inputs + 4)
 
 
+def _served_bytes(layer: StoredLayer, device: str) -> int:
+    """Bytes of a layer that is stored quantised when the server is ready."""
+    outputs, inputs = layer.shape
+    size = layer.group_size(inputs)
+    whole = size == inputs
+    if layer.format.bits == 4 and (whole or not size % _INT4_GROUP):
+        return _quantised_bytes("int4", outputs, inputs)
+    if layer.format.bits == 8 and whole and "weight_zero_point" not in layer.tensors:
+        return _quantised_bytes("int8", outputs, inputs)
+    if device == "cpu":
+        return outputs * inputs * DTYPE_BYTES["bfloat16"]
+    scales = -(-inputs // size) * DTYPE_BYTES["float32"]
+    return outputs * (inputs * layer.format.bits // 8 + scales)
+
+
 def _own_linears(settings: Mapping[str, Any]) -> bool:
     return settings.get("model_type") in _OWN_LINEARS
 
 
 def _is_head(name: str, tensor: Mapping[str, Any]) -> bool:
     *_, last, kind = ["", *name.split(".")]
-    return kind == "weight" and last in _HEADS and len(tensor["shape"]) == 2
+    return kind == "weight" and last in HEADS and len(tensor["shape"]) == 2
 
 
 def _is_embedding(name: str) -> bool:
@@ -405,7 +428,7 @@ def _is_embedding(name: str) -> bool:
 
 def _is_linear(name: str, tensor: Mapping[str, Any], *, surely: bool) -> bool:
     *owners, last, kind = ["", *name.split(".")]
-    if kind != "weight" or len(tensor["shape"]) != 2 or last in _HEADS or last in _EMBEDDINGS:
+    if kind != "weight" or len(tensor["shape"]) != 2 or last in HEADS or last in _EMBEDDINGS:
         return False
     # Transformers joins the experts of a layer in one tensor, which is no linear layer.
     return not surely or (last in _LINEARS and "experts" not in owners)
@@ -424,7 +447,7 @@ def _parts(sizing: Sizing, need: Need, asked: str) -> str:
 
 def as_asked(sizing: Sizing) -> str:
     """The number format and quantisation, in words."""
-    kind = sizing.engine.quantization
+    kind = "quantised as stored" if sizing.stored else sizing.engine.quantization
     return sizing.dtype if kind == "none" else f"{sizing.dtype}, {kind}"
 
 

@@ -23,7 +23,9 @@ INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-_CONFIGURATION = ("config.json", "generation_config.json", INDEX)
+GPTQ_CONFIG = "quantize_config.json"
+"""The file in which GPTQ's tools describe a checkpoint; older ones nowhere else."""
+_CONFIGURATION = ("config.json", "generation_config.json", GPTQ_CONFIG, INDEX)
 _VOCABULARY = (
     "tokenizer.json",
     "tokenizer.model",

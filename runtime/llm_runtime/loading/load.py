@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,9 @@ from llm_runtime.errors import (
 )
 from llm_runtime.files.fit import Sizing, check_fit, most_positions, tensors_of
 from llm_runtime.files.heads import refuse_other_heads
+from llm_runtime.files.locate import GPTQ_CONFIG
+from llm_runtime.files.quantised import quantisation_of, refuse_twice
+from llm_runtime.files.stored_layers import StoredLayer, Tensors, plain_tensors, stored_layers
 from llm_runtime.files.template_files import folder_templates
 from llm_runtime.files.tokenizer_files import (
     SPECIAL_TOKENS,
@@ -48,6 +52,7 @@ from llm_runtime.loading.calibration import tokens
 from llm_runtime.loading.lean import ranges_on_meta
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.loading.peak import PeakMemory
+from llm_runtime.loading.quantised import serve_stored, with_stored
 from llm_runtime.machine.heap import give_back
 from llm_runtime.machine.memory import available_bytes, check_room, limit_bytes
 from llm_runtime.machine.steps import Steps
@@ -73,10 +78,14 @@ def load(
     with steps.step("code of the architecture"):
         settings = _settings(folder)
         refuse_unsupported(settings)
+        tensors = tensors_of(folder)
+        stored = _stored(folder, tensors, engine.quantization)
+        if stored is not None:
+            settings = with_stored(settings, stored)
         _check_buildable(folder, settings)
     device = _device(engine.device)
     dtype = _dtype(engine.dtype, device, settings)
-    _check_fit(folder, settings, engine, device, dtype)
+    _check_fit(folder, settings, engine, device, dtype, tensors, stored)
     # Before the weights: faults of these files should fail early,
     # and not be reported as faults of the weights.
     eos_token_ids(read_json(folder / "generation_config.json"))
@@ -98,7 +107,7 @@ def load(
     max_positions = most_positions(settings.get_text_config().to_dict())
     return Loaded(
         weights, codec, device, str(dtype).removeprefix("torch."), max_positions, parameters,
-        peak.peak_bytes - peak.before_bytes, engine.quantization != "none",
+        peak.peak_bytes - peak.before_bytes, bool(stored) or engine.quantization != "none",
     )  # fmt: skip
 
 
@@ -115,10 +124,6 @@ def refuse_unsupported(settings: Any) -> None:
             f"{name} is an encoder-decoder model; this runtime serves decoder-only language models"
         )
     refuse_other_heads(architectures, settings.model_type, getattr(settings, "is_decoder", False))
-    if getattr(settings, "quantization_config", None):
-        raise ModelUnsupported(
-            f"{name} is stored quantised; save it in bfloat16 or float32 safetensors"
-        )
 
 
 def cached_shapes(model: Any) -> list[tuple[int, int, int]]:
@@ -235,6 +240,19 @@ def _cause(settings: Any, error: Exception) -> str:
     return f"it does not know the {named[-1]} {word!r}" if named else f"it does not find {word!r}"
 
 
+def _stored(folder: Path, tensors: Tensors, asked: str) -> dict[str, StoredLayer] | None:
+    """The layers that the checkpoint holds quantised; None if it is not a quantised one.
+
+    Raises ModelUnsupported, ModelCorrupt, and ConfigInvalid if `engine.quantization` asks for more.
+    """
+    quantisation = quantisation_of(
+        read_json(folder / "config.json"), read_json(folder / GPTQ_CONFIG)
+    )
+    refuse_twice(quantisation, asked)
+    layers = stored_layers(quantisation, tensors)
+    return None if quantisation is None else layers
+
+
 def _device(wanted: str) -> str:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigInvalid(
@@ -253,16 +271,26 @@ def _dtype(wanted: str, device: str, settings: Any) -> Any:
     )
 
 
-def _check_fit(folder: Path, settings: Any, engine: EngineConfig, device: str, dtype: Any) -> None:
+def _check_fit(
+    folder: Path,
+    settings: Any,
+    engine: EngineConfig,
+    device: str,
+    dtype: Any,
+    tensors: Tensors,
+    stored: Mapping[str, StoredLayer] | None,
+) -> None:
     """Check that the model fits before anything large is read.
     Raises OutOfMemory that says what would fit."""
     text = settings.get_text_config(decoder=True).to_dict()
     text["tie_word_embeddings"] = getattr(settings, "tie_word_embeddings", False)
     free = free_device_bytes(device)
     limit = limit_bytes() if free is None else None
+    layers = tuple((stored or {}).values())
     sizing = Sizing(
-        tensors_of(folder), text, engine, str(dtype).removeprefix("torch."), device, limit
-    )
+        plain_tensors(tensors, layers), text, engine, str(dtype).removeprefix("torch."), device,
+        limit, layers,
+    )  # fmt: skip
     need = check_fit(sizing, available_bytes() if free is None else free)
     log.info(
         "the model fits",
@@ -295,6 +323,7 @@ def _weights(
         _check_report(folder, report)
         if quantization != "none":
             _quantize(model, device, quantization, tokenizer)
+        serve_stored(model, device, reference_logits)
         return model if device == "cpu" else model.to(device)
     except Fatal:
         raise

@@ -28,7 +28,7 @@ from llm_runtime.engine.sequence import Sequence
 from llm_runtime.errors import ModelUnsupported, OutOfMemory
 from llm_runtime.files.fit import CACHE_FRACTION, SERVING_BYTES, activation_bytes
 from llm_runtime.loading.adapter import AdapterReader
-from llm_runtime.loading.agreement import TOLERANCE, check_agreement, difference, probe_tokens
+from llm_runtime.loading.agreement import check_agreement, difference, probe_tokens, tolerance
 from llm_runtime.loading.load import free_device_bytes, reference_logits
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.machine.memory import available_bytes, blocks_that_fit, limit_bytes
@@ -178,7 +178,7 @@ def _short_sighted(loaded: Loaded, probe: list[int]) -> list[float]:
     far = reference_logits(loaded.model, probe)
     with windows_of(loaded.model, PROBE_WINDOW):
         near = reference_logits(loaded.model, probe)
-    if difference(near, far) <= TOLERANCE[loaded.dtype]:
+    if difference(near, far) <= tolerance(loaded):
         raise ModelUnsupported(
             f"{type(loaded.model).__name__} has sliding windows that the start-up check can't reach"
         )
@@ -246,7 +246,7 @@ def _refuse_looking_ahead(loaded: Loaded, probe: list[int]) -> None:
     before, after = (
         reference_logits(loaded.model, tokens, half - 1) for tokens in (probe, changed)
     )
-    if difference(before, after) > TOLERANCE[loaded.dtype]:
+    if difference(before, after) > tolerance(loaded):
         raise ModelUnsupported(
             f"{type(loaded.model).__name__} reads ahead: it is not a causal language model"
         )

@@ -24,6 +24,7 @@ from llm_runtime.errors import ModelCorrupt, ModelUnsupported  # noqa: E402
 from llm_runtime.loading.load import load  # noqa: E402
 from llm_runtime.loading.unpickle import convert  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
+from unit.runtime.quantised_models import Layout, quantise  # noqa: E402
 
 CPU = EngineConfig(device="cpu", max_model_length=64, max_batch_size=2, max_batch_tokens=32)
 
@@ -60,6 +61,22 @@ def test_a_converted_model_loads_and_the_source_stays(pickled: Path, tmp_path: P
     assert load(tmp_path / "new", CPU, ModelConfig(name="m")).codec.chat_template
     assert (pickled / "pytorch_model.bin").exists()
     assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_pickled_weights_that_are_quantised_stay_so_and_load(tmp_path: Path) -> None:
+    layout = Layout("gptq", symmetric=True)
+    plain = tiny_model.make(tmp_path / "plain", tied=False)
+    packed, _ = quantise(plain, tmp_path, layout)
+    torch.save(load_file(packed / "model.safetensors"), packed / "pytorch_model.bin")
+    (packed / "model.safetensors").unlink()
+    settings = json.loads((packed / "config.json").read_text())
+    described = settings.pop("quantization_config")
+    (packed / "config.json").write_text(json.dumps(settings))
+    (packed / "quantize_config.json").write_text(json.dumps(described))
+    result = run(packed, tmp_path / "new")
+    assert result.exit_code == 0, result.stderr
+    assert tensors(tmp_path / "new")["model.layers.0.mlp.up_proj.qweight"].dtype is torch.int32
+    load(tmp_path / "new", CPU, ModelConfig(name="m"))
 
 
 def test_shards_become_shards_with_an_index(pickled: Path, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import http.server
 import json
+import math
 import struct
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,29 @@ def folder(tmp_path: Path) -> Path:
     return home
 
 
+@pytest.fixture
+def quantised(tmp_path: Path) -> Path:
+    """A layer of 4096 x 4096 in GPTQ's 4 bits and an embedding; a file that is a hole."""
+    home = tmp_path / "quantised"
+    write_tokenizer(home)
+    (home / "config.json").write_text(json.dumps(SETTINGS | {"quantization_config": GPTQ}))
+    shapes = {
+        "layer.1.qweight": ("I32", 4, [512, 4096]), "layer.1.scales": ("F16", 2, [32, 4096]),
+        "layer.1.qzeros": ("I32", 4, [32, 512]), "layer.1.g_idx": ("I32", 4, [4096]),
+        "embed.weight": ("F16", 2, [1000, 64]),
+    }  # fmt: skip
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, size, shape) in shapes.items():
+        start, end = end, end + size * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    written = json.dumps(header).encode()
+    with (home / "model.safetensors").open("wb") as out:
+        out.write(struct.pack("<Q", len(written)) + written)
+        out.truncate(8 + len(written) + end)
+    return home
+
+
 def asked(*arguments: str) -> tuple[int, Any]:
     result = CliRunner().invoke(cli, ["fit", *arguments, "--json"])
     return result.exit_code, json.loads(result.stdout)
@@ -63,6 +88,54 @@ def test_what_does_not_fit_ends_with_1_and_every_way_out_is_named(folder: Path) 
     assert said["needed_bytes"] > said["available_bytes"]
     assert "engine.dtype bfloat16" in said["would_fit"]
     assert said["available_bytes"] == 440 << 20, "the server's own processes have their part of it"
+
+
+GPTQ = {"bits": 4, "group_size": 128, "quant_method": "gptq", "sym": True}
+
+
+def test_quantised_weights_count_as_they_are_served(quantised: Path) -> None:
+    status, said = asked(str(quantised), "--memory", "1000Mi", "--device", "cpu")
+    assert (status, said["stored_quantised"]) == (0, ["gptq of 4 bits"])
+    assert said["weights_bytes"] == 4096 * (4096 // 32 * 19 + 4) + 4 * 1000 * 64
+    table = CliRunner().invoke(cli, ["fit", str(quantised), "--memory", "400Mi", "--device", "cpu"])
+    assert "weights as float32, quantised as stored" in table.stdout
+    assert "engine.quantization" not in table.stdout
+
+
+def test_gptqs_own_file_says_so_too_also_in_a_registry(quantised: Path) -> None:
+    (quantised / "config.json").write_text(json.dumps(SETTINGS))
+    (quantised / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128}))
+    with serving(quantised) as address:
+        found = of_files(Over(quantised, address), "somewhere")
+    for outlined in (found, outline.of_folder(quantised)):
+        assert str(outlined.quantisation) == "gptq of 4 bits"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (GPTQ | {"bits": 2}, "its weights have 2 bits, not 4 or 8"),
+        ({"quant_method": "aqlm"}, "it is quantised by the scheme 'aqlm'"),
+        (GPTQ | {"group_size": 100}, "groups of 100 do not divide the 4096 inputs of layer.1"),
+    ],
+)
+def test_a_quantised_model_that_is_not_read_ends_with_2_and_one_line(
+    quantised: Path, config: dict[str, Any], words: str
+) -> None:
+    (quantised / "config.json").write_text(json.dumps(SETTINGS | {"quantization_config": config}))
+    result = CliRunner().invoke(cli, ["fit", str(quantised)])
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_quantised_model_is_not_quantised_again(quantised: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    model = {"name": "m", "path": str(quantised)}
+    config.write_text(json.dumps({"model": model, "engine": {"quantization": "int8"}}))
+    result = CliRunner().invoke(cli, ["fit", "--config", str(config), "--memory", "1Gi"])
+    assert result.exit_code == 2
+    assert "set engine.quantization to none" in result.stderr
 
 
 def test_a_person_gets_a_table(folder: Path) -> None:
@@ -125,6 +198,12 @@ class Over(FolderRegistry):
 
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
+    with serving(folder) as found:
+        yield found
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None: ...
 

@@ -26,6 +26,12 @@ def test_a_raw_folder(tmp_path: Path) -> None:
     }
 
 
+def test_gptqs_own_description_goes_along(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "quantize_config.json").write_text("{}")
+    assert "quantize_config.json" in found(tmp_path).files
+
+
 def test_only_what_serving_needs_is_taken(tmp_path: Path) -> None:
     write_model(tmp_path)
     for name in (

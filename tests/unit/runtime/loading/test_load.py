@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoTokenizer, LlamaConfig, T5Config  # noqa: E402
+from transformers import AutoTokenizer, T5Config  # noqa: E402
 
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.blocks import BLOCK_TOKENS  # noqa: E402
@@ -104,16 +104,9 @@ def test_remote_code_is_never_run(folder: Path) -> None:
         load(folder, CPU, MODEL)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (T5Config(), "encoder-decoder"),
-        (LlamaConfig(quantization_config={"quant_method": "awq"}), "quantised"),
-    ],
-)
-def test_what_no_runner_serves_is_refused_by_name(settings: Any, words: str) -> None:
-    with pytest.raises(ModelUnsupported, match=words):
-        refuse_unsupported(settings)
+def test_what_no_runner_serves_is_refused_by_name() -> None:
+    with pytest.raises(ModelUnsupported, match="encoder-decoder"):
+        refuse_unsupported(T5Config())
 
 
 def test_the_model_bounds_the_length_and_memory_the_cache(
