@@ -141,7 +141,7 @@ def test_a_quantised_model_is_not_quantised_again(quantised: Path, tmp_path: Pat
 def test_a_person_gets_a_table(folder: Path) -> None:
     result = CliRunner().invoke(cli, ["fit", str(folder), "--memory", "1000Mi", "--device", "cpu"])
     assert result.exit_code == 1
-    assert "128 MiB  weights as float32" in result.stdout
+    assert "64 MiB  weights as float32" in result.stdout
     assert "It does not fit. What would:" in result.stdout
 
 
