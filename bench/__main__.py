@@ -1,4 +1,4 @@
-"""The command line: `python -m bench [peers single inprocess adapters prefix]`,
+"""The command line: `python -m bench [peers llamacpp single inprocess adapters prefix]`,
 all without names."""
 
 import argparse
@@ -60,7 +60,9 @@ def parse() -> argparse.Namespace:
         help="smollm2, small, or the folder of a model without end of sequence",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "int8", "int4"), default="float32"
+    )
     parser.add_argument(
         "--clients", type=numbers, default=tuple(REQUESTS), help="for peers, default 1,8,32,128"
     )

@@ -1,6 +1,7 @@
 """The servers of one comparison: all are started, but only one runs at a time."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,6 +31,8 @@ class Arena:
         self.commands: dict[str, str] = {}
         self.absent: dict[str, str] = {}
         """Servers that did not start or failed, each with the reason."""
+        self.start_seconds: dict[str, float] = {}
+        """From the process to its readiness. A first start reads files and compiles, too."""
 
     @property
     def present(self) -> list[str]:
@@ -58,7 +61,7 @@ class Arena:
         server = self._servers[key]
         with self.awake(key):
             try:
-                return load.run(server.url, server.name, clients, asks)
+                return load.run(server.url, server.name, clients, asks, server.asks_for)
             except RuntimeError as error:
                 raise RuntimeError(f"{server.title}: {error}") from error
 
@@ -78,8 +81,11 @@ class Arena:
     def _start(self, key: str) -> None:
         server = self._servers[key]
         self._say(f"starting {server.title}")
+        server.prepare()
+        began = time.monotonic()
         try:
             self._running[key] = server.start()
+            self.start_seconds[key] = round(time.monotonic() - began, 2)
         except NotStarted as reason:
             self._leave_out(server, str(reason))
             return

@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,23 @@ class Load:
         }
 
 
-def run(url: str, model: str, clients: int, asks: Sequence[Ask]) -> Load:
+def run(
+    url: str,
+    model: str,
+    clients: int,
+    asks: Sequence[Ask],
+    asks_for: Mapping[str, Any] | None = None,
+) -> Load:
     """Let `clients` clients answer all of `asks`,
-    each taking the next one when its last is answered.
+    each taking the next one when its last is answered. `asks_for`: further fields of each request.
 
     Raises RuntimeError when requests failed or were answered short:
     such a measurement compares nothing.
     """
-    plan = {"url": url, "model": model, "clients": clients, "asks": [ask.as_json() for ask in asks]}
+    plan = {
+        "url": url, "model": model, "clients": clients, "asks": [ask.as_json() for ask in asks],
+        "asks_for": dict(asks_for or {}),
+    }  # fmt: skip
     command = [sys.executable, "-m", "bench.load"]
     done = subprocess.run(
         command, input=json.dumps(plan), text=True, stdout=subprocess.PIPE, cwd=ROOT, check=True
@@ -98,7 +107,8 @@ async def _all(plan: dict[str, Any]) -> dict[str, Any]:
 
         async def client() -> None:
             for ask in asks:
-                answers.append(await _one(session, plan["url"], ask, ask["model"] or plan["model"]))
+                fields = {"model": ask["model"] or plan["model"], **plan["asks_for"]}
+                answers.append(await _one(session, plan["url"], ask, fields))
 
         started = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(plan["clients"])))
@@ -107,10 +117,10 @@ async def _all(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _one(
-    session: aiohttp.ClientSession, url: str, ask: dict[str, Any], model: str
+    session: aiohttp.ClientSession, url: str, ask: dict[str, Any], fields: dict[str, Any]
 ) -> dict[str, Any]:
     body = {
-        "model": model,
+        **fields,
         "prompt": ask["prompt"],
         "max_tokens": ask["max_tokens"],
         "temperature": 0,

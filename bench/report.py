@@ -29,6 +29,7 @@ WAYS = {
 }
 HEADINGS = {
     "peers": "Beside its peers",
+    "llamacpp": "Beside llama.cpp",
     "single": "One client beside `generate`",
     "inprocess": "What HTTP costs",
     "adapters": "LoRA adapters",
@@ -131,6 +132,11 @@ def section(run: Run, images: Sequence[str]) -> list[str]:
             f"{TITLES.get(key, key)} {mib:,} MiB" for key, mib in run.memory_mib.items()
         )
         parts.append(f"Peak memory: {peaks}.")
+    if run.start_seconds:
+        starts = ", ".join(
+            f"{TITLES.get(key, key)} {seconds:.1f} s" for key, seconds in run.start_seconds.items()
+        )
+        parts.append(f"One start each, from the process to readiness: {starts}.")
     return parts + [
         f"![{image.removesuffix('.svg').replace('-', ' ')}]({image})" for image in images
     ]
@@ -174,7 +180,7 @@ def model_title(run: Run) -> str:
 
 def who_title(run: Run, who: str) -> str:
     """A row's name for readers."""
-    return (TITLES if run.scenario == "peers" else WAYS).get(who, who)
+    return (TITLES if run.scenario in ("peers", "llamacpp") else WAYS).get(who, who)
 
 
 def cell(run: Run, row: str, metric: str) -> str:

@@ -26,6 +26,8 @@ class Run:
     rows: dict[str, list[Figures]] = field(default_factory=dict)
     """Key: who, "@", number of clients."""
     memory_mib: dict[str, int] = field(default_factory=dict)
+    start_seconds: dict[str, float] = field(default_factory=dict)
+    """From each server's process to its readiness."""
     absent: dict[str, str] = field(default_factory=dict)
     """Servers that could not be started, and why."""
     commands: dict[str, str] = field(default_factory=dict)
@@ -122,6 +124,10 @@ TARGETS = (
     Target("between tokens p99, 32 clients, over vLLM", "peers", ITL, "ours@32", "vllm@32", at_most=1.0),
     Target("first token p50, 32 clients, over transformers", "peers", TTFT, "ours@32", "transformers@32", at_most=1.0),
     Target("first token p50, 32 clients, over vLLM", "peers", TTFT, "ours@32", "vllm@32", at_most=1.0),
+    Target("tokens/s, one client, over llama.cpp", "llamacpp", SPEED, "ours@1", "llama-cpp@1", at_least=1.0),
+    Target("tokens/s, 32 clients, over llama.cpp", "llamacpp", SPEED, "ours@32", "llama-cpp@32", at_least=1.5),
+    Target("first token p50, 32 clients, over llama.cpp", "llamacpp", TTFT, "ours@32", "llama-cpp@32", at_most=1.0),
+    Target("between tokens p99, 32 clients, over llama.cpp", "llamacpp", ITL, "ours@32", "llama-cpp@32", at_most=0.5),
     Target("tokens/s, one client, over `generate`", "single", SPEED, "ours@1", "generate@1", at_least=1.0),
     Target("tokens/s over HTTP / in process, 32 clients", "inprocess", SPEED, "ours@32", "engine@32", at_least=0.92),
     Target("tokens/s, 8 adapters / base only, 32 clients", "adapters", SPEED, "mixed@32", "base@32", at_least=0.8),

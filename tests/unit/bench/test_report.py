@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import report
+from bench import llama, report
 from bench.results import SPEED, Run
-from bench.servers import Ours, VllmCpu
+from bench.servers import LlamaCpp, Ours, VllmCpu
 
 
 def run(scenario: str = "peers", **changes: object) -> Run:
@@ -63,8 +63,11 @@ def test_writing_twice_keeps_other_scenarios_and_makes_the_same_files(tmp_path: 
     assert b"| 1 | llm-runtime over HTTP | 5 |" in first["engine.md"]
 
 
-def test_commands_on_the_page_have_no_paths_of_a_machine(tmp_path: Path) -> None:
-    for kind in (Ours, VllmCpu):
+def test_commands_on_the_page_have_no_paths_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "weights", lambda model, number_format: model)
+    for kind in (Ours, VllmCpu, LlamaCpp):
         text = kind(tmp_path / "model", scratch=tmp_path).described()
         assert "MODEL" in text or "FOLDER" in text
         assert str(tmp_path) not in text
