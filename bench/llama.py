@@ -38,7 +38,10 @@ def weights(model: Path, number_format: str) -> Path:
         command += ["--outtype", FORMATS[number_format].lower()]
     else:
         command = [QUANTISE, weights(model, "float32"), made, FORMATS[number_format]]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE / "gguf-py")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (SOURCE / "gguf-py", FOLDER / "python"))),
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"no {target.name}: {done.stderr.strip()[-500:]}")
