@@ -12,7 +12,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
 
-from llm_runtime.contract import EngineConfig  # noqa: E402
 from llm_runtime.loading import load  # noqa: E402
 from llm_runtime.loading.agreement import difference, probe_tokens  # noqa: E402
 from unit.runtime import tiny_model  # noqa: E402
@@ -48,14 +47,13 @@ print(json.dumps(type(mask).__module__))
 LOGITS = """
 from pathlib import Path
 from llm_runtime.loading import load
-from llm_runtime.contract import EngineConfig
 import torch
 found = {{}}
 for folder in json.loads(sys.argv[1]):
     folder = Path(folder)
     settings = load._settings(folder)
     load._check_buildable(folder, settings)
-    model = load._weights(folder, settings, "cpu", torch.float32, "none")
+    model = load._weights(folder, settings, "cpu", torch.float32, "none", None)
     found[folder.name] = load.reference_logits(model, {probe})
 print(json.dumps([found, [name for name in {heavy} if name in sys.modules]]))
 """
@@ -102,6 +100,6 @@ def test_every_architecture_has_the_logits_that_it_has_with_all_of_transformers(
     apart = {}
     for name, folder in folders.items():
         settings = load._settings(folder)
-        model = load._weights(folder, settings, "cpu", torch.float32, EngineConfig().quantization)
+        model = load._weights(folder, settings, "cpu", torch.float32, "none", None)
         apart[name] = difference(found[name], load.reference_logits(model, probe))
     assert {name: value for name, value in apart.items() if not value < 1e-5} == {}
