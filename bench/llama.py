@@ -34,8 +34,8 @@ def weights(model: Path, number_format: str) -> Path:
         return target
     made = target.with_suffix(".part")
     if FORMATS[number_format] in ("F32", "BF16"):
-        command = [sys.executable, SOURCE / "convert_hf_to_gguf.py", model, "--outfile", made]
-        command += ["--outtype", FORMATS[number_format].lower()]
+        command: list[str | Path] = [sys.executable, SOURCE / "convert_hf_to_gguf.py", model]
+        command += ["--outfile", made, "--outtype", FORMATS[number_format].lower()]
     else:
         command = [QUANTISE, weights(model, "float32"), made, FORMATS[number_format]]
     environment = {

@@ -1,7 +1,7 @@
 """What a streamed token costs the HTTP process,
 with the engine on a thread beside it and in a process of its own.
 
-`python bench/streaming.py [--streams 32] [--tokens 300] [--step-milliseconds 10] [--held 0.3]
+`python bench/costs/streaming.py [--streams 32] [--tokens 300] [--step-milliseconds 10] [--held 0.3]
 [--rounds 3]` serves a scripted model whose step takes a fixed time and holds the interpreter for a
 part of it, as a small model on a CPU does. The cost is the processor time of the HTTP process's
 event loop; of both figures the best round is shown, as whatever else the machine does only ever
@@ -21,11 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from devstack.ports import free_port
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "hack"), str(ROOT / "tests")]
 
+from devstack.ports import free_port  # noqa: E402
 from llm_runtime import worker  # noqa: E402
 from llm_runtime.api.server import make_server  # noqa: E402
 from llm_runtime.api.serving import WarmModel  # noqa: E402
@@ -178,7 +177,7 @@ def _processor_seconds(process: int) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="bench/streaming.py", description="What a streamed token costs."
+        prog="bench/costs/streaming.py", description="What a streamed token costs."
     )
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=300)
