@@ -102,7 +102,8 @@ async def _all(plan: dict[str, Any]) -> dict[str, Any]:
     asks = iter(plan["asks"])
     answers: list[dict[str, Any]] = []
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-    connector = aiohttp.TCPConnector(limit=0)
+    # llama.cpp closes a connection whose stream has ended, just when the next request may be written.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def client() -> None:
