@@ -81,9 +81,9 @@ class Arena:
     def _start(self, key: str) -> None:
         server = self._servers[key]
         self._say(f"starting {server.title}")
-        server.prepare()
-        began = time.monotonic()
         try:
+            server.prepare()
+            began = time.monotonic()
             self._running[key] = server.start()
             self.start_seconds[key] = round(time.monotonic() - began, 2)
         except NotStarted as reason:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.process import NotStarted
 from devstack.cache import CACHE
 
 FOLDER = Path(os.environ.get("LLM_OPERATOR_LLAMA_CPP") or CACHE / "bench" / "llama-cpp")
@@ -28,7 +29,8 @@ def version() -> str:
 
 
 def weights(model: Path, number_format: str) -> Path:
-    """The file of a model's folder in one format, made once beside the folder."""
+    """The file of a model's folder in one format, made once beside the folder.
+    Raises `NotStarted`."""
     target = model.with_name(f"{model.name}-{FORMATS[number_format]}.gguf")
     if target.is_file():
         return target
@@ -44,6 +46,6 @@ def weights(model: Path, number_format: str) -> Path:
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"no {target.name}: {done.stderr.strip()[-500:]}")
+        raise NotStarted(f"no {target.name}: {done.stderr.strip()[-500:]}")
     made.replace(target)
     return target

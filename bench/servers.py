@@ -72,7 +72,9 @@ class Server:
         return ""
 
     def prepare(self) -> None:
-        """Make what a start needs and does not count."""
+        """Make what a start needs and does not count. Raises `NotStarted`."""
+        if reason := self.missing():
+            raise NotStarted(reason)
 
     def command(self) -> Sequence[str | Path]:
         raise NotImplementedError
@@ -104,9 +106,7 @@ class Server:
         return text
 
     def start(self) -> Process:
-        """Start it and wait until it is ready. Raises `NotStarted`."""
-        if reason := self.missing():
-            raise NotStarted(reason)
+        """Start it, once it is prepared, and wait until it is ready. Raises `NotStarted`."""
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
         environment = {**inherited, **QUIET, **self.environment()}
         process = Process(
@@ -272,8 +272,8 @@ class LlamaCpp(Server):
         return "" if llama.there() else "llama.cpp is not built; bench/llama-cpp builds it"
 
     def prepare(self) -> None:
-        if llama.there():
-            llama.weights(self.model, self.dtype)
+        super().prepare()
+        llama.weights(self.model, self.dtype)
 
     def command(self) -> Sequence[str | Path]:
         # All slots share the context.

@@ -5,8 +5,6 @@ All tokens of a step are packed into one row, [1, tokens], so that no layer sees
 """
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from llm_runtime.compute.attention import ATTENTION, AttentionMetadata
 from llm_runtime.compute.cache import KvCache
 from llm_runtime.compute.lora import Adapter, AdapterSet
 from llm_runtime.compute.sampler import Sampler
+from llm_runtime.engine.drafts import confirmed
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
 from llm_runtime.machine.memory import StepOutOfMemory
@@ -70,7 +69,8 @@ class TransformersRunner:
                 return []
             sequences = [span.sequence for span in spans for _ in (0, *span.guess)]
             ahead = [place for span in spans for place in range(1 + len(span.guess))]
-            return confirmed(spans, self.sampler.sample(logits, sequences, ahead))
+            sampled = self.sampler.sample(logits, sequences, ahead)
+            return confirmed([span.guess for span in spans], sampled)
 
     def logits(self, batch: Batch) -> Any:
         """Logits after the last token of each sampling span, and after each token before it that a
@@ -91,21 +91,6 @@ class TransformersRunner:
             **options,
         ).logits[0]
         return logits if self._selects_rows else logits[rows]
-
-
-def confirmed(spans: Sequence[Span], sampled: Sequence[Sampled]) -> list[Sampled]:
-    """What each span yields: the token after its known ones, and a further one for each guessed
-    token that is the one chosen. `sampled` has an entry for each row of logits."""
-    rows = iter(sampled)
-    found = []
-    for span in spans:
-        first, *others = (next(rows) for _ in (0, *span.guess))
-        chosen = [first, *others]
-        right = 0
-        while right < len(span.guess) and chosen[right].token_id == span.guess[right]:
-            right += 1
-        found.append(replace(first, more=tuple(others[:right])) if right else first)
-    return found
 
 
 def _sampling_rows(spans: tuple[Span, ...]) -> list[int]:

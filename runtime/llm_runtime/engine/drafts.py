@@ -14,8 +14,9 @@ none that do not pay.
 import math
 from array import array
 from collections.abc import Iterable
+from dataclasses import replace
 
-from llm_runtime.engine.sequence import Sequence
+from llm_runtime.engine.sequence import Sampled, Sequence
 
 NGRAMS = (4, 3, 2)
 """Lengths of the end of a text that is looked up, the longest first."""
@@ -28,6 +29,23 @@ _NEW_WEIGHT = 0.1
 """Weight of a new guess in what is known of a sequence's guesses."""
 _HOPE = 0.01
 """How far the probability returns to _PRIOR at each guess that was not worth a try."""
+
+
+def confirmed(guesses: Iterable[tuple[int, ...]], sampled: Iterable[Sampled]) -> list[Sampled]:
+    """What each span yields: the token after its known ones, and a further one for each guessed
+    token that is the one chosen. `sampled` has the entries of all spans in a row: for each one more
+    than its guess has tokens."""
+    rows = iter(sampled)
+    found = []
+    for guess in guesses:
+        first, *others = (next(rows) for _ in (0, *guess))
+        right = 0
+        for token, chosen in zip(guess, (first, *others), strict=False):
+            if chosen.token_id != token:
+                break
+            right += 1
+        found.append(replace(first, more=tuple(others[:right])) if right else first)
+    return found
 
 
 class Drafter:

@@ -156,9 +156,10 @@ class Scheduler:
             if span.samples:
                 events = self._append(sequence, next(chosen))
                 deliveries += [Delivery(sequence, event) for event in events]
-                if span.guess:
-                    sequence.computed += len(events) - 1
-                    self._learn(span, len(events) - 1)
+                right = len(events) - 1
+                sequence.computed += right
+                if span.guess and self._drafter:
+                    self._drafter.learn(sequence, len(span.guess), right)
             self.pool.remember(sequence.blocks, sequence.token_ids, sequence.computed)
         self._release([d.sequence for d in deliveries if d.sequence.finish_reason is not None])
         return deliveries
@@ -216,10 +217,6 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 break
         return events
-
-    def _learn(self, span: Span, right: int) -> None:
-        assert self._drafter is not None
-        self._drafter.learn(span.sequence, len(span.guess), right)
 
     def _prefill(self, decoding: int) -> list[Span]:
         room = self.max_batch_tokens - decoding

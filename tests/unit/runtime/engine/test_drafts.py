@@ -3,7 +3,7 @@
 import pytest
 
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool
-from llm_runtime.engine.drafts import MOST_TOKENS, Drafter, StepCost
+from llm_runtime.engine.drafts import MOST_TOKENS, Drafter, StepCost, confirmed
 from llm_runtime.engine.recovery import CarefulRunner
 from llm_runtime.engine.scheduler import Batch, Scheduler
 from llm_runtime.engine.sequence import Sampled, Sequence
@@ -110,17 +110,24 @@ class Echo:
 
     def forward(self, batch: Batch) -> list[Sampled]:
         self.steps += 1
-        return [self._yielded(span.sequence, span.guess) for span in batch.spans if span.samples]
-
-    def _yielded(self, of: Sequence, guess: tuple[int, ...]) -> Sampled:
-        chosen = [self._token(of.output_length + ahead) for ahead in range(len(guess) + 1)]
-        right = 0
-        while right < len(guess) and guess[right] == chosen[right]:
-            right += 1
-        return Sampled(chosen[0], more=tuple(map(Sampled, chosen[1 : right + 1])))
+        spans = [span for span in batch.spans if span.samples]
+        chosen = [
+            Sampled(self._token(span.sequence.output_length + ahead))
+            for span in spans
+            for ahead in range(1 + len(span.guess))
+        ]
+        return confirmed([span.guess for span in spans], chosen)
 
     def _token(self, place: int) -> int:
         return self.answer[place] if place < len(self.answer) else EOS
+
+
+def test_a_span_yields_what_was_guessed_right_and_one_more() -> None:
+    chosen = list(map(Sampled, (1, 2, 9, 5, 7, None)))
+    first, second, third = confirmed([(1, 2), (6,), ()], chosen)
+    assert first == Sampled(1, more=(Sampled(2), Sampled(9)))
+    assert second == Sampled(5)
+    assert third == Sampled(None)
 
 
 def run(model: Echo, drafter: Drafter | None, prompt: str, **fields: object) -> Sequence:
