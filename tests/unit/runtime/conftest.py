@@ -23,6 +23,8 @@ from llm_runtime.auth.callers import KeyRing
 from llm_runtime.common.aside import in_thread
 from llm_runtime.connection import Connection
 from llm_runtime.contract import ServerConfig
+from llm_runtime.db.database import Database
+from llm_runtime.db.tables import metadata
 from llm_runtime.shadow import Orders
 from llm_runtime.tracing import Tracing
 from postgres import Postgres, postgres
@@ -55,6 +57,16 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/runtime.db"
     server: Postgres = request.getfixturevalue("postgres_server")
     return server.create()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A database of each kind in turn, with all tables."""
+    database = Database(database_url)
+    async with database.begin() as connection:
+        await connection.run_sync(metadata.create_all)
+    yield database
+    await database.close()
 
 
 @pytest.fixture

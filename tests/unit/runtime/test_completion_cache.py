@@ -2,7 +2,6 @@
 requests sent again under their own name are answered once."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -19,9 +18,7 @@ from llm_runtime.cache.key import job_digest, model_digest
 from llm_runtime.cache.store import AnswerStore
 from llm_runtime.contract import CompletionCacheConfig, MlflowVersion
 from llm_runtime.db.database import Database
-from llm_runtime.db.tables import metadata
 from llm_runtime.request import Caller, FinishReason, Sampling, TokenEvent, TopLogprob
-from postgres import Postgres
 from unit.runtime.road import CountingLimiter, Road, job
 from waiting import until
 
@@ -304,18 +301,6 @@ def test_an_answer_survives_json() -> None:
     stopped = (TokenEvent(None, "hi", finish_reason=FinishReason.STOP, stopped_by="END"),)
     answer = Answer(3, (AnswerChoice(events, 1), AnswerChoice(stopped, 1)))
     assert from_json(to_json(answer)) == answer
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    server: Postgres | None = (
-        request.getfixturevalue("postgres_server") if request.param == "postgres" else None
-    )
-    database = Database(server.create() if server else f"sqlite:///{tmp_path / 'cache.db'}")
-    async with database.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    yield database
-    await database.close()
 
 
 async def test_other_replicas_and_later_starts_find_answers_in_the_database(

@@ -2,19 +2,14 @@
 and what happens when two turns or two replicas meet."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-
-import pytest
 
 from llm_runtime.contract import SessionsConfig
 from llm_runtime.db.database import Database
 from llm_runtime.db.migrate import upgrade
-from llm_runtime.db.tables import metadata
 from llm_runtime.sessions import Message, Sessions
 from llm_runtime.sessions.conversations import trimmed
-from postgres import Postgres
 
 
 class Clock:
@@ -30,20 +25,6 @@ def turn(number: int) -> list[Message]:
         {"role": "user", "content": f"q{number}"},
         {"role": "assistant", "content": f"a{number}"},
     ]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'sessions.db'}"
-    else:
-        server: Postgres = request.getfixturevalue("postgres_server")
-        url = server.create()
-    database = Database(url)
-    async with database.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    yield database
-    await database.close()
 
 
 async def test_a_conversation_is_continued_without_a_database() -> None:

@@ -11,9 +11,7 @@ from harness import Harness
 from llm_runtime.contract import SessionsConfig
 from llm_runtime.db.database import Database
 from llm_runtime.db.migrate import upgrade
-from llm_runtime.db.tables import metadata
 from llm_runtime.sessions import Responses, Stored
-from postgres import Postgres
 from unit.runtime.responses import (
     CALL,
     PATH,
@@ -34,20 +32,6 @@ class Clock:
 
     def __call__(self) -> datetime:
         return self.now
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'responses.db'}"
-    else:
-        server: Postgres = request.getfixturevalue("postgres_server")
-        url = server.create()
-    database = Database(url)
-    async with database.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-    yield database
-    await database.close()
 
 
 @pytest.fixture
