@@ -120,10 +120,11 @@ def measure(folder: Path, texts: dict[str, str], windows: int) -> dict[str, Outc
     for name, settings in WAYS.items():
         engine = EngineConfig.model_validate({"device": "cpu", **settings})
         model = load(folder, engine, ModelConfig(name="quality")).model
+        size = weights_mib(model)  # Packed ones are in oneDNN's own form, which tells no size.
         pack_linears(model)
         shrink_embeddings(model)
         with torch.inference_mode():
-            outcomes[name] = outcome(model, tokenizer, pieces)
+            outcomes[name] = outcome(model, tokenizer, pieces, size)
         shown = ", ".join(f"{perplexity(found):.3f}" for found in outcomes[name].losses.values())
         print(f"{name}: {shown}", file=sys.stderr, flush=True)
     return outcomes
@@ -135,7 +136,13 @@ def _windows(tokenizer: Any, text: str, windows: int) -> list[Any]:
     return [ids[start : start + WINDOW] for start in starts]
 
 
-def outcome(model: Any, tokenizer: Any, pieces: dict[str, list[Any]]) -> Outcome:
+def weights_mib(model: Any) -> float:
+    """Size of the model's weights; what two modules share counts once."""
+    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    return sum(tensors.values()) / MIB
+
+
+def outcome(model: Any, tokenizer: Any, pieces: dict[str, list[Any]], size: float) -> Outcome:
     """The model's losses and likeliest tokens on the texts, and its answers."""
     losses: dict[str, list[float]] = {name: [] for name in pieces}
     likeliest: list[int] = []
@@ -146,8 +153,7 @@ def outcome(model: Any, tokenizer: Any, pieces: dict[str, list[Any]]) -> Outcome
             losses[name] += found.tolist()
             likeliest += logits.argmax(dim=1).tolist()
     answers = [answer(model, tokenizer, question) for question in QUESTIONS]
-    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
-    return Outcome(losses, likeliest, answers, sum(tensors.values()) / MIB)
+    return Outcome(losses, likeliest, answers, size)
 
 
 def answer(model: Any, tokenizer: Any, question: str) -> list[int]:

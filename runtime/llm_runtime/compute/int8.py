@@ -2,7 +2,7 @@
 
 Symmetric, one scale for each output: `w[n, k] ≈ q[n, k] * scale[n]` with
 `scale[n] = max|w[n]| / 127`. With the compiled kernels, a CPU multiplies integers
-(`products.BlockLinear`): each row of activations is quantised by itself, in groups of 64 with a
+(`products.BlockLinear`): each row of activations is quantised by itself, in groups of 32 with a
 scale each. In large models a few activations are very large (Dettmers et al. 2022, LLM.int8()); one
 such costs precision in its group only.
 """

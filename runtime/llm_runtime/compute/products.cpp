@@ -7,9 +7,9 @@
 //   float32   [inputs][16]
 //   bfloat16  [inputs / 2][16][2]
 //   int8      [inputs / 4][16][4], with 128 added, so that a byte is not negative
-//   int4      [inputs / 32] of `Nibbles`: 32 inputs with a scale and a zero point for each output
+//   int4      [inputs / 32] of `Nibbles`: a group of 32 inputs with a scale and a zero point for each output
 //
-// int8 and int4 multiply integers. Each row of x is quantised by itself, in groups of 64 inputs with a scale each: so
+// int8 and int4 multiply integers. Each row of x is quantised by itself, in groups of 32 inputs with a scale each: so
 // no row depends on its neighbours, and one large input costs precision in its group only.
 
 #include <algorithm>
@@ -27,8 +27,7 @@ namespace {
 constexpr int BLOCK = 16;                        // outputs of a block
 constexpr int PARTS = BLOCK / LANES;             // vectors of a block
 constexpr int BLOCKS = LANES == 16 ? 2 : 1;      // blocks whose sums of ROWS rows fit into registers
-constexpr int GROUP = 64;                        // inputs that share a scale in a quantised row
-constexpr int SHARED = 32;                       // inputs that share a scale and a zero point in an int4 weight
+constexpr int GROUP = 32;                        // inputs that share a scale in a quantised row and in an int4 weight
 constexpr int FEW = 1 << 16;                     // so few multiplications are done before another thread has woken
 constexpr int WIDEN_ROWS = 2 * ROWS;             // beyond, bfloat16 and int4 weights are widened once for all rows
 
@@ -136,7 +135,7 @@ inline Ints dot(Ints sum, Fours weights, Ints x) {
 inline Ints dot_small(Ints sum, Fours weights, Ints x) { return dot(sum, weights, x); }
 #endif
 
-// Zero points (0 to 255) times the sum of SHARED inputs: both fit into 16 bits, whose product is one instruction.
+// Zero points (0 to 255) times the sum of a group's inputs: both fit into 16 bits, whose product is one instruction.
 inline Ints times(Ints zeros, int32_t sum) {
 #if defined(__AVX512BW__)
   return (Ints)_mm512_madd_epi16((__m512i)zeros, (__m512i)spread(sum));
@@ -151,7 +150,7 @@ inline Ints times(Ints zeros, int32_t sum) {
 struct Quantised {
   const int8_t* x;        // [rows, groups * GROUP], zeros at the end
   const float* scales;    // [rows, groups]; NaN where the group holds a number that is not finite
-  const int32_t* wholes;  // [rows, groups, GROUP / SHARED]: sums of SHARED integers, to take zero points off
+  const int32_t* wholes;  // [rows, groups]: sums of the integers, to take zero points off
   int64_t groups;
 };
 
@@ -170,19 +169,17 @@ void quantise(const T* x, int64_t inputs, int8_t* to, float* scales, int32_t* wh
     float top = 0, fault = 0;
     for (int j = 0; j < LANES; ++j) top = std::max(top, tops[j]), fault += faults[j];
     const float inverse = top > 1e-30f ? 127 / top : 0;
-    for (int half = 0; half < GROUP; half += SHARED) {
-      Ints sum = {};
-      for (int i = half; i < half + SHARED; i += LANES) {
-        // 1.5 * 2^23: the sum has the nearest integer in its lowest bits.
-        const Ints q = ((Ints)(load(part + i) * inverse + 12582912.0f) << 24) >> 24;
-        sum += q;
-        const Bytes bytes = __builtin_convertvector(q, Bytes);
-        std::memcpy(to + first + i, &bytes, sizeof bytes);
-      }
-      int32_t whole = 0;
-      for (int j = 0; j < LANES; ++j) whole += sum[j];
-      *wholes++ = whole;
+    Ints sum = {};
+    for (int i = 0; i < GROUP; i += LANES) {
+      // 1.5 * 2^23: the sum has the nearest integer in its lowest bits.
+      const Ints q = ((Ints)(load(part + i) * inverse + 12582912.0f) << 24) >> 24;
+      sum += q;
+      const Bytes bytes = __builtin_convertvector(q, Bytes);
+      std::memcpy(to + first + i, &bytes, sizeof bytes);
     }
+    int32_t whole = 0;
+    for (int j = 0; j < LANES; ++j) whole += sum[j];
+    wholes[group] = whole;
     scales[group] = inverse * top > 0 ? top / 127 + fault : fault;
   }
 }
@@ -193,11 +190,10 @@ inline void multiply(const Quantised& rows, int64_t row, int64_t inputs, const u
   const int8_t* x = rows.x + row * stride;
   for (int64_t group = 0; group < rows.groups; ++group) {
     Ints whole[R][B][PARTS];
-    for (int r = 0; r < R; ++r) {
-      const int32_t* halves = rows.wholes + ((row + r) * rows.groups + group) * (GROUP / SHARED);
+    for (int r = 0; r < R; ++r)
       for (int b = 0; b < B; ++b)
-        for (int p = 0; p < PARTS; ++p) whole[r][b][p] = spread(-WEIGHT_ZERO * (halves[0] + halves[1]));
-    }
+        for (int p = 0; p < PARTS; ++p)
+          whole[r][b][p] = spread(-WEIGHT_ZERO * rows.wholes[(row + r) * rows.groups + group]);
     const int64_t end = std::min(fours, (group + 1) * GROUP);
     for (int64_t k = group * GROUP; k < end; k += 4) {
       Fours weights[B][PARTS];
@@ -216,16 +212,16 @@ inline void multiply(const Quantised& rows, int64_t row, int64_t inputs, const u
   }
 }
 
-// SHARED inputs of a block as int4: a weight is (number - zero) * scale, times the layer's scale. Of eight inputs the
+// A group's inputs of a block as int4: a weight is (number - zero) * scale, times the layer's scale. Of eight inputs the
 // first four are the lower halves of bytes, and the others the upper.
 struct Nibbles {
-  uint8_t fours[SHARED / 8][BLOCK * 4];
+  uint8_t fours[GROUP / 8][BLOCK * 4];
   uint16_t scales[BLOCK];  // float16, finite
   uint8_t zeros[BLOCK];
 };
 // The same as many rows read it.
 struct alignas(64) Unpacked {
-  uint8_t fours[SHARED / 4][BLOCK * 4];
+  uint8_t fours[GROUP / 4][BLOCK * 4];
   float scales[BLOCK];
   int32_t zeros[BLOCK];
 };
@@ -253,7 +249,7 @@ inline Ints zeros_of(const Unpacked& from, int part) { return read<Ints>(from.ze
 // W is Nibbles or Unpacked.
 template <int R, int B, typename W>
 inline void multiply(const Quantised& rows, int64_t row, int64_t inputs, const W* weight, Sums<1, R, B>& sums) {
-  const int64_t count = padded(inputs, SHARED) / SHARED, stride = rows.groups * GROUP;
+  const int64_t count = rows.groups, stride = count * GROUP;
   const int8_t* x = rows.x + row * stride;
   for (int64_t n = 0; n < count; ++n) {
     Ints whole[R][B][PARTS];
@@ -261,14 +257,14 @@ inline void multiply(const Quantised& rows, int64_t row, int64_t inputs, const W
       for (int p = 0; p < PARTS; ++p) {
         const Ints zeros = zeros_of(weight[b * count + n], p);
         for (int r = 0; r < R; ++r)
-          whole[r][b][p] = times(zeros, -rows.wholes[(row + r) * rows.groups * (GROUP / SHARED) + n]);
+          whole[r][b][p] = times(zeros, -rows.wholes[(row + r) * count + n]);
       }
-    for (int eight = 0; eight < SHARED / 8; ++eight) {
+    for (int eight = 0; eight < GROUP / 8; ++eight) {
       Fours first[B][PARTS], second[B][PARTS];
       for (int b = 0; b < B; ++b)
         for (int p = 0; p < PARTS; ++p) load_eight(weight[b * count + n], eight, p, first[b][p], second[b][p]);
       for (int r = 0; r < R; ++r) {
-        const int8_t* at = x + r * stride + n * SHARED + eight * 8;
+        const int8_t* at = x + r * stride + n * GROUP + eight * 8;
         const Ints low = spread(read<int32_t>(at)), high = spread(read<int32_t>(at + 4));
         for (int b = 0; b < B; ++b)
           for (int p = 0; p < PARTS; ++p)
@@ -280,7 +276,7 @@ inline void multiply(const Quantised& rows, int64_t row, int64_t inputs, const W
         const Vector scales = scales_of(weight[b * count + n], p);
         for (int r = 0; r < R; ++r)
           sums.at[0][r][b][p] += __builtin_convertvector(whole[r][b][p], Vector) *
-                                 (scales * rows.scales[(row + r) * rows.groups + n * SHARED / GROUP]);
+                                 (scales * rows.scales[(row + r) * count + n]);
       }
   }
 }
@@ -296,7 +292,7 @@ template <> struct Form<BFloat16> {
 };
 template <> struct Form<Nibbles> {
   typedef Unpacked Wide;
-  static int64_t size(int64_t inputs) { return padded(inputs, SHARED) / SHARED; }
+  static int64_t size(int64_t inputs) { return padded(inputs, GROUP) / GROUP; }
 };
 
 void widen(const BFloat16* from, int64_t size, float* to) {
@@ -311,7 +307,7 @@ void widen(const BFloat16* from, int64_t size, float* to) {
 void widen(const Nibbles* from, int64_t size, Unpacked* to) {
   for (int64_t n = 0; n < size; ++n)
     for (int p = 0; p < PARTS; ++p) {
-      for (int eight = 0; eight < SHARED / 8; ++eight) {
+      for (int eight = 0; eight < GROUP / 8; ++eight) {
         Fours first, second;
         load_eight(from[n], eight, p, first, second);
         std::memcpy(to[n].fours[2 * eight] + p * LANES * 4, &first, sizeof first);
@@ -443,14 +439,14 @@ void product_of_integers(const T* x, T* out, int64_t rows, int64_t inputs, const
   const int64_t groups = padded(inputs, GROUP) / GROUP;
   std::unique_ptr<int8_t[]> bytes(new int8_t[rows * groups * GROUP]);
   std::unique_ptr<float[]> scales(new float[rows * groups]);
-  std::unique_ptr<int32_t[]> wholes(new int32_t[rows * groups * (GROUP / SHARED)]);
+  std::unique_ptr<int32_t[]> wholes(new int32_t[rows * groups]);
   const Quantised quantised{bytes.get(), scales.get(), wholes.get(), groups};
 #pragma omp parallel num_threads(useful(threads, rows, inputs, layers, count))
   {
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; ++row)
       quantise(x + row * inputs, inputs, &bytes[row * groups * GROUP], &scales[row * groups],
-               &wholes[row * groups * (GROUP / SHARED)]);
+               &wholes[row * groups]);
     outputs_of<W>(quantised, rows, inputs, layers, count, out);
   }
 }
@@ -479,16 +475,16 @@ inline float total(Vector v) {
   return sum;
 }
 
-// SHARED weights and how much each counts.
+// GROUP weights and how much each counts.
 struct Fitted {
-  Vector weights[SHARED / LANES], counts[SHARED / LANES];
+  Vector weights[GROUP / LANES], counts[GROUP / LANES];
 
   // The scale that fits best to the integers that `scale` makes, if 0 is `zero`, and what it takes off the squared error.
   void fit(float zero, float& scale, float& gain) const {
     const float inverse = 1 / scale;
     const Vector least = spread(-zero), most = spread(15 - zero);
     Vector common = {}, squares = {};
-    for (int i = 0; i < SHARED / LANES; ++i) {
+    for (int i = 0; i < GROUP / LANES; ++i) {
       Vector n = weights[i] * inverse + 12582912.0f - 12582912.0f;  // 1.5 * 2^23: rounds.
       n = n < least ? least : n;
       n = n > most ? most : n;
@@ -508,7 +504,7 @@ void range(const float* weights, const float* counts, float* scale, float* zero)
   std::memcpy(group.weights, weights, sizeof group.weights);
   std::memcpy(group.counts, counts, sizeof group.counts);
   float low = 0, high = 0;
-  for (int i = 0; i < SHARED; ++i) low = std::min(low, weights[i]), high = std::max(high, weights[i]);
+  for (int i = 0; i < GROUP; ++i) low = std::min(low, weights[i]), high = std::max(high, weights[i]);
   const float size = high - low;
   *scale = 0, *zero = 0;
   if (!(size > 1e-30f)) return;
@@ -527,12 +523,12 @@ void range(const float* weights, const float* counts, float* scale, float* zero)
 
 }  // namespace
 
-// The scale and the zero point of each SHARED inputs of weights [outputs, inputs] with the least squared error, where an
-// input counts as often as `counts` [inputs] says. Weights are finite, and inputs a multiple of SHARED.
+// The scale and the zero point of each GROUP inputs of weights [outputs, inputs] with the least squared error, where an
+// input counts as often as `counts` [inputs] says. Weights are finite, and inputs a multiple of GROUP.
 extern "C" void llm_int4_ranges_float32(const float* weights, const float* counts, int64_t outputs, int64_t inputs,
                                         float* scales, float* zeros, int64_t threads) {
-  const int64_t groups = inputs / SHARED;
+  const int64_t groups = inputs / GROUP;
 #pragma omp parallel for num_threads(threads)
   for (int64_t n = 0; n < outputs * groups; ++n)
-    range(weights + n * SHARED, counts + n % groups * SHARED, scales + n, zeros + n);
+    range(weights + n * GROUP, counts + n % groups * GROUP, scales + n, zeros + n);
 }

@@ -52,9 +52,9 @@ def apart(actual: Any, expected: Any) -> float:
 
 
 def rounded(x: Any) -> Any:
-    """What is left of a row after its quantisation in groups of 64."""
+    """What is left of a row after its quantisation in groups of 32."""
     parts = []
-    for group in x.split(64, dim=-1):
+    for group in x.split(32, dim=-1):
         scale = group.abs().amax(dim=-1, keepdim=True) / 127
         parts.append(torch.where(scale > 0, (group / scale).round() * scale, 0.0))
     return torch.cat(parts, dim=-1)
