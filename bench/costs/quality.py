@@ -138,7 +138,7 @@ def _windows(tokenizer: Any, text: str, windows: int) -> list[Any]:
 
 def weights_mib(model: Any) -> float:
     """Size of the model's weights; what two modules share counts once."""
-    tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    tensors = {t.data_ptr(): int(t.nbytes) for t in (*model.parameters(), *model.buffers())}
     return sum(tensors.values()) / MIB
 
 
