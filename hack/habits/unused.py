@@ -46,7 +46,7 @@ NAMES = {
         "should_exit", "standalone", "timeout_graceful_shutdown", "verify",
     ),
     "methods that a library calls": (
-        "_as_it_is", "allow_in_graph", "assume_constant_result", "capture_signals", "create_module", "exec_module",
+        "_as_it_is", "allow_in_graph", "assume_constant_result", "capture_signals", "create_module",
         "extra_repr", "log_message", "process_bind_param", "process_result_value",
         "visit_Concat",
         "visit_Getitem",

@@ -299,7 +299,6 @@ class Serving:
         try:
             loaded = await load()
             loaded.on_death(self._engine_died)
-            await in_thread(loaded.codec.prepare)()
             if self._adapters:
                 self._adapters.attach(loaded.engine)
                 await self._adapters.settled()
@@ -312,13 +311,15 @@ class Serving:
                 await asyncio.to_thread(loaded.engine.close)
             raise
         self._enter(State.READY)
-        freeze()
         seconds = time.monotonic() - began
         log.info(
             "Model %s is ready after %.1f s, at /v1 for OpenAI's clients, at /docs to try",
             config.model.name,
             seconds,
         )
+        # Few conversations need it, and those wait for it.
+        await in_thread(loaded.codec.prepare)()
+        freeze()
 
     async def _swap(self, config: RuntimeConfig, folder: Path) -> None:
         if self.loaded is None or self.loaded.swap is None:
@@ -334,11 +335,14 @@ class Serving:
         log.info("Model %s has taken over", config.model.name)
 
     def _serve(self, config: RuntimeConfig, loaded: WarmModel) -> None:
+        # Nothing of it is set if one of these fails.
+        pipeline = self._make_pipeline(config, loaded)
+        found = abilities(loaded.codec.chat_template, loaded.codec.tool_template)
         self.config = config
         self.loaded = loaded
-        self._pipeline = self._make_pipeline(config, loaded)
-        self.abilities = abilities(loaded.codec.chat_template, loaded.codec.tool_template)
-        for lack in self.abilities.lacks:
+        self._pipeline = pipeline
+        self.abilities = found
+        for lack in found.lacks:
             log.info("Model %s: %s", config.model.name, lack)
 
     def _standing_still(self) -> str | None:

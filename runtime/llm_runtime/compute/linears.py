@@ -119,8 +119,7 @@ def _in_blocks(linear: Any) -> BlockLinear:
     """Most checkpoints are stored in bfloat16 and computed in float32. Such a weight stays as it
     was stored, and is widened as it is read: the same numbers in half the memory and time."""
     weight = linear.weight.detach()
-    narrow = as_stored(weight) if weight.dtype is torch.float32 else None
-    return BlockLinear(linear, weight if narrow is None else narrow)
+    return BlockLinear(linear, weight, as_stored=weight.dtype is torch.float32)
 
 
 _WAYS: dict[str, Callable[[Any], Any]] = {"onednn": PackedLinear, "blocks": _in_blocks}

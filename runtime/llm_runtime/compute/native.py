@@ -84,6 +84,7 @@ ARGUMENTS = {
         (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE),
     ),
     "llm_int4_ranges": (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE),
+    "llm_blocks": (_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
 }
 """Argument types of the kernels' C functions, by name without the suffix."""
 

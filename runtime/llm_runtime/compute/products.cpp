@@ -332,6 +332,51 @@ extern "C" int llm_product_outputs() { return BLOCK * BLOCKS; }  // Layers are p
 
 namespace {
 
+// Weights [outputs, inputs] in blocks of 16 outputs, where TOGETHER inputs of an output are neighbours. `lost` is set if
+// a number is not the same in its new form; then the blocks are of no use.
+template <int TOGETHER, typename From, typename To, typename Convert>
+void in_blocks(const From* weight, To* blocks, int64_t outputs, int64_t inputs, int64_t threads, int32_t* lost,
+               Convert convert) {
+  const int64_t wide = padded(inputs, std::max(TOGETHER, 2)), count = padded(outputs, BLOCK * BLOCKS) / BLOCK;
+  int32_t faults = 0;
+#pragma omp parallel for num_threads(outputs * inputs > FEW ? threads : 1) schedule(static) reduction(| : faults)
+  for (int64_t block = 0; block < count; ++block) {
+    To* to = blocks + block * wide * BLOCK;
+    for (int64_t k = 0; k < wide && !faults; k += TOGETHER)
+      for (int64_t n = block * BLOCK; n < (block + 1) * BLOCK; ++n)
+        for (int t = 0; t < TOGETHER; ++t)
+          *to++ = convert(n < outputs && k + t < inputs ? weight[n * inputs + k + t] : From{}, faults);
+  }
+  *lost = faults;
+}
+
+}  // namespace
+
+extern "C" {
+void llm_blocks_float32(const float* weight, float* blocks, int64_t outputs, int64_t inputs, int64_t threads,
+                        int32_t* lost) {
+  in_blocks<1>(weight, blocks, outputs, inputs, threads, lost, [](float x, int32_t&) { return x; });
+}
+void llm_blocks_bfloat16(const uint16_t* weight, uint16_t* blocks, int64_t outputs, int64_t inputs, int64_t threads,
+                         int32_t* lost) {
+  in_blocks<2>(weight, blocks, outputs, inputs, threads, lost, [](uint16_t x, int32_t&) { return x; });
+}
+// A float32 whose lower half is zero is a bfloat16.
+void llm_blocks_float32_bfloat16(const uint32_t* weight, uint16_t* blocks, int64_t outputs, int64_t inputs,
+                                 int64_t threads, int32_t* lost) {
+  in_blocks<2>(weight, blocks, outputs, inputs, threads, lost, [](uint32_t x, int32_t& faults) {
+    faults |= x & 0xFFFF;
+    return uint16_t(x >> 16);
+  });
+}
+void llm_blocks_int8(const int8_t* weight, uint8_t* blocks, int64_t outputs, int64_t inputs, int64_t threads,
+                     int32_t* lost) {
+  in_blocks<4>(weight, blocks, outputs, inputs, threads, lost, [](int8_t x, int32_t&) { return uint8_t(x ^ -128); });
+}
+}
+
+namespace {
+
 template <int R, typename S, typename T>
 void finish(const Layer& layer, const S& sums, int64_t first, T* out) {
   for (int r = 0; r < R; ++r)

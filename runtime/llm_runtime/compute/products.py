@@ -46,14 +46,21 @@ class BlockLinear(nn.Module):  # type: ignore[misc]  # mypy sees no torch
     output, or an `Int4Weight`. Sums are float32, and the answer has the number format of the input.
     """
 
-    def __init__(self, linear: Any, weight: Any, scale: Any = None) -> None:
+    def __init__(
+        self, linear: Any, weight: Any, scale: Any = None, *, as_stored: bool = False
+    ) -> None:
+        """`as_stored`: a float32 weight that is bfloat16 without a loss becomes bfloat16."""
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
+        narrow = in_blocks(weight, narrow=True) if as_stored else None
         if isinstance(weight, Int4Weight):
             self.kind = "int4"
             blocks = int4_in_blocks(weight)
             scale = weight.factor
+        elif narrow is not None:
+            self.kind = "bfloat16"
+            blocks = narrow
         else:
             self.kind = _KINDS[weight.dtype]
             blocks = in_blocks(weight)
@@ -155,17 +162,26 @@ class Together:
         return self.product(x)
 
 
-def in_blocks(weight: Any) -> Any:
-    """Bring [outputs, inputs] of float32, bfloat16 or int8 into the order of products.cpp.
-    int8 becomes uint8, with 128 added."""
-    together = _TOGETHER[weight.dtype]
+def in_blocks(weight: Any, narrow: bool = False) -> Any:
+    """Bring [outputs, inputs] of float32, bfloat16 or int8 into the order of products.cpp, [blocks,
+    inputs, outputs of a block, inputs that lie together]. int8 becomes uint8, with 128 added.
+
+    `narrow` makes bfloat16 of float32, and None where that would change a number.
+    """
+    together = 2 if narrow else _TOGETHER[weight.dtype]
     outputs, inputs = weight.shape
-    missing = (-inputs % max(together, 2), -outputs % native.limit("product_outputs"))
-    if any(missing):
-        weight = F.pad(weight, (0, missing[0], 0, missing[1]))
-    blocks = weight.reshape(-1, BLOCK_OUTPUTS, weight.shape[1] // together, together)
-    ordered = blocks.transpose(1, 2).contiguous()
-    return ordered.view(torch.uint8).bitwise_xor_(128) if weight.dtype is torch.int8 else ordered
+    multiple = native.limit("product_outputs")
+    blocks = torch.empty(
+        (outputs + -outputs % multiple) // BLOCK_OUTPUTS,
+        (inputs + -inputs % max(together, 2)) // together, BLOCK_OUTPUTS, together,
+        dtype=torch.bfloat16 if narrow else torch.uint8 if weight.dtype is torch.int8 else weight.dtype,
+    )  # fmt: skip
+    lost = torch.zeros(1, dtype=torch.int32)
+    native.call(
+        "llm_blocks", "float32_bfloat16" if narrow else _KINDS[weight.dtype], weight.contiguous().data_ptr(),
+        blocks.data_ptr(), outputs, inputs, torch.get_num_threads(), lost.data_ptr(),
+    )  # fmt: skip
+    return None if lost.any() else blocks
 
 
 def int4_in_blocks(weight: Int4Weight) -> Any:
@@ -247,13 +263,8 @@ def usable(kind: str) -> bool:
 
 def as_stored(weight: Any) -> Any:
     """A float32 weight [outputs, inputs] as bfloat16; None where that would change a number."""
-    narrow = torch.empty(weight.shape, dtype=torch.bfloat16)
-    for start in range(0, len(weight), ROWS):
-        rows = weight[start : start + ROWS]
-        narrow[start : start + ROWS] = rows
-        if not torch.equal(narrow[start : start + ROWS].float(), rows):
-            return None
-    return narrow
+    low_halves = weight.contiguous().view(torch.int16)[:, ::2]
+    return None if low_halves.any() else weight.bfloat16()
 
 
 def _padded(numbers: Any) -> Any:

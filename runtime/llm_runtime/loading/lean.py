@@ -5,7 +5,8 @@ distributed tensors, optimisers of scipy and accelerate, which take longer to im
 model's weights take to read, and a hundred MiB. Transformers runs without each of them: it asks
 whether they are there. The compiler alone is asked for by name, for decorators that say what it
 must not compile; nothing is compiled here, so a stand-in answers them, and gives way to the real
-compiler as soon as anything else is wanted of it.
+compiler as soon as anything else is wanted of it. torch's operations for tensors without numbers
+that are written in Python wait for a model that is built with one of them.
 
 This holds for the whole process, so the process's entry point decides on it, and nobody else.
 """
@@ -16,11 +17,14 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
 TRACED_INDEX = "torch._dynamo._trace_wrapped_higher_order_op"
+META_OPERATIONS = "torch._meta_registrations"
+STRUCTURE = "transformers.utils.import_utils"
 ABSENT = (
     "is_accelerate_available",
     "is_scipy_available",
@@ -34,11 +38,12 @@ def import_lean() -> None:
     """Import torch, and Transformers as far as every model needs it. Before anything else does."""
     gc.disable()  # All of it stays: looking for garbage would take a tenth of the time.
     try:
+        sys.modules[META_OPERATIONS] = ModuleType(META_OPERATIONS)
         import torch
 
         stand_in = _Compiler(COMPILER)
         sys.modules[COMPILER] = stand_in
-        sys.meta_path.insert(0, _GiveWay())
+        sys.meta_path[:0] = [_GiveWay(), _ReadOnce()]
         import transformers.utils
         from transformers.utils import import_utils
 
@@ -90,15 +95,24 @@ def _build_lightly(torch: Any) -> None:
     _follow_device().discard(torch.arange)
 
 
-def ranges_on_meta() -> bool:
-    """Make ranges without numbers again, for a model that mixes them with other tensors.
-    Returns whether that changes anything."""
+def whole_meta() -> bool:
+    """Make ranges without numbers again, for a model that mixes them with other tensors, and have
+    all of torch's operations on such tensors. Returns whether that changes anything."""
     import torch
 
     constructors = _follow_device()
     changed = torch.arange not in constructors
     constructors.add(torch.arange)
-    return changed
+    return _real_meta_operations() or changed
+
+
+def _real_meta_operations() -> bool:
+    """Import torch's operations on tensors without numbers. Returns whether they were missing."""
+    missing = not hasattr(sys.modules.get(META_OPERATIONS), "__file__")
+    if missing:
+        sys.modules.pop(META_OPERATIONS, None)
+        importlib.import_module(META_OPERATIONS)
+    return missing
 
 
 def _follow_device() -> set[Any]:
@@ -136,6 +150,7 @@ def _uncompiled(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def real_compiler() -> ModuleType:
     """Import torch's compiler in its stand-in's place."""
+    _real_meta_operations()
     if isinstance(sys.modules.get(COMPILER), _Compiler):
         del sys.modules[COMPILER]
         vars(sys.modules["torch"]).pop("_dynamo", None)
@@ -170,3 +185,29 @@ class _GiveWay(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing is left to do: the module has run."""
+
+
+class _ReadOnce(importlib.abc.MetaPathFinder):
+    """Widens a cache of Transformers.
+
+    It reads the beginnings of its 1,600 modules to know what they offer, and what it has found in a folder
+    it keeps; but of the last 128 of some 550 folders, so it reads all of them a second time.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != STRUCTURE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                module.create_import_structure_from_path = cache(  # type: ignore[attr-defined]
+                    module.create_import_structure_from_path.__wrapped__
+                )
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

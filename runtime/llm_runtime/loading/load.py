@@ -49,7 +49,7 @@ from llm_runtime.files.tokenizer_files import (
 )
 from llm_runtime.loading.agreement import difference, probe_tokens
 from llm_runtime.loading.calibration import tokens
-from llm_runtime.loading.lean import ranges_on_meta
+from llm_runtime.loading.lean import whole_meta
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.loading.peak import PeakMemory
 from llm_runtime.loading.quantised import serve_stored, with_stored
@@ -210,7 +210,7 @@ def _check_buildable(folder: Path, settings: Any) -> None:
         try:
             _build_empty(settings)
         except Exception:
-            if not ranges_on_meta():
+            if not whole_meta():
                 raise
             _build_empty(settings)
     except Exception as error:

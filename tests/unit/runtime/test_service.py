@@ -49,9 +49,10 @@ async def test_loading_is_alive_but_not_ready(run: Any) -> None:
         assert (await api.chat()).status_code == 200
 
 
-async def test_the_codec_is_prepared_on_another_thread_before_a_model_is_ready(
+async def test_the_codec_is_prepared_on_another_thread_once_a_model_is_ready(
     api: Harness,
 ) -> None:
+    await until(lambda: bool(api.engine.codec.prepared_by))
     [thread] = api.engine.codec.prepared_by
     assert thread != threading.main_thread().name
 

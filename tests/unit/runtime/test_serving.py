@@ -88,8 +88,8 @@ async def test_an_engine_whose_model_can_not_be_served_is_ended(
     chosen, life = serving(model, lazy=True)
     engine = ScriptedEngine()
 
-    def prepare() -> None:
-        raise errors.ModelCorrupt("the tokenizer")
+    def unreadable(*_: str) -> None:
+        raise errors.ModelCorrupt("the chat template")
 
     async def start(*_: Any) -> WarmModel:
         return WarmModel(engine, engine.codec)
@@ -97,7 +97,7 @@ async def test_an_engine_whose_model_can_not_be_served_is_ended(
     async with life:
         await life.wake()
         await life.unload()
-        monkeypatch.setattr(engine.codec, "prepare", prepare)
+        monkeypatch.setattr("llm_runtime.api.serving.abilities", unreadable)
         with pytest.raises(errors.ModelCorrupt):
             await life.load(chosen, Path("next"), start)
         assert (life.state, life.loaded, engine.closed) == (State.UNLOADED, None, True)

@@ -16,6 +16,7 @@ from llm_runtime.compute.products import (  # noqa: E402
     BlockLinear,
     Product,
     Together,
+    in_blocks,
     int4_linear,
     usable,
 )
@@ -58,6 +59,32 @@ def rounded(x: Any) -> Any:
         scale = group.abs().amax(dim=-1, keepdim=True) / 127
         parts.append(torch.where(scale > 0, (group / scale).round() * scale, 0.0))
     return torch.cat(parts, dim=-1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+@pytest.mark.parametrize(
+    ("dtype", "together"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.int8, 4)], ids=str
+)
+def test_blocks_hold_each_number_in_its_place_and_zeros_elsewhere(
+    shape: tuple[int, int], dtype: Any, together: int
+) -> None:
+    weight = (torch.randn(*shape) * 40).to(dtype)
+    found = in_blocks(weight)
+    if dtype is torch.int8:
+        found = (found.int() - 128).to(torch.int8)
+    count, groups, lanes, neighbours = found.shape
+    assert (lanes, neighbours) == (16, together)
+    whole = found.transpose(1, 2).reshape(count * lanes, groups * together)
+    assert torch.equal(whole[: shape[0], : shape[1]], weight)
+    assert int(whole.count_nonzero()) == int(weight.count_nonzero())
+
+
+def test_a_float32_that_bfloat16_holds_becomes_one_and_no_other_does() -> None:
+    weight = torch.randn(33, 50).bfloat16()
+    assert torch.equal(in_blocks(weight.float(), narrow=True), in_blocks(weight))
+    odd = weight.float()
+    odd[-1, -1] += 2**-20
+    assert in_blocks(odd, narrow=True) is None
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
