@@ -6,6 +6,7 @@ round, and who is first changes. Written to docs/benchmarks/start.json and start
 """
 
 import argparse
+import compileall
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ METRICS = {
 METHOD = """\
 One start of each build a round, in turns; medians of all rounds. The quotient is the median of the rounds' own, so that
 what else the machine does falls on both. Files are warm: a first start, which is not counted, reads them and compiles
-the CPU kernels. "Nothing remembered" is a start that measures the linear layers, as a machine's first one does. Memory
+the CPU kernels. Python's bytecode is there, as it is in the images. "Nothing remembered" is a start that measures the linear layers, as a machine's first one does. Memory
 is read one second after readiness, before any request: PSS, which shares a file's pages among those who map it, and
 anonymous memory, which is the process's own. The library is torch's wheel with CUDA, and importing it takes some
 290 MiB of anonymous memory by itself; the image for CPUs has another."""
@@ -78,6 +79,8 @@ def measure(builds: dict[str, Path], model: Path, rounds: int) -> Rows:
     """The figures of every start, by build."""
     rows: Rows = {title: [] for title in builds}
     scratch = Path(tempfile.mkdtemp(prefix="llm-start-"))
+    for checkout in set(builds.values()):
+        compileall.compile_dir(checkout / "runtime", quiet=2)
     try:
         for turn in range(-1, rounds):  # The first one warms the files.
             for title in list(builds)[::-1] if turn % 2 else list(builds):
