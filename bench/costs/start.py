@@ -35,12 +35,13 @@ METRICS = {
     "engine_anonymous_mib": "of the engine's process, without mapped files",
 }
 METHOD = """\
-One start of each build a round, in turns; medians of all rounds. The quotient is the median of the rounds' own, so that
-what else the machine does falls on both. Files are warm: a first start, which is not counted, reads them and compiles
-the CPU kernels. Python's bytecode is there, as it is in the images. "Nothing remembered" is a start that measures the linear layers, as a machine's first one does. Memory
-is read one second after readiness, before any request: PSS, which shares a file's pages among those who map it, and
-anonymous memory, which is the process's own. The library is torch's wheel with CUDA, and importing it takes some
-290 MiB of anonymous memory by itself; the image for CPUs has another."""
+One start of each build a round, in turns; medians of all rounds. The quotient is the median of the rounds' own, so
+that what else the machine does falls on both. Files are warm: a first start, which is not counted, reads them and
+compiles the CPU kernels. Python's bytecode is there, as it is in the images. "Nothing remembered" is a start that
+measures the linear layers, as a machine's first one does. Memory is read one second after readiness, before any
+request: PSS, which shares a file's pages among those who map it, and anonymous memory, which is the process's own.
+The library is torch's wheel with CUDA, and importing it takes some 290 MiB of anonymous memory by itself; the image
+for CPUs has another."""
 
 Row = dict[str, float]
 Rows = dict[str, list[Row]]

@@ -43,10 +43,10 @@ def file_tokenizer(folder: Path) -> Tokenizer | None:
     file = folder / FILE
     if not file.is_file():
         return None
-    description = read_json(file)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
+        description = read_json(file)
         known = sorted(key for key in ("model", "pre_tokenizer", "decoder") if key in description)
         raise ModelUnsupported(
             f"{file} is JSON, but not a tokenizer that this version of tokenizers can read "
