@@ -20,7 +20,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from devstack.ports import free_ports
 
@@ -29,6 +35,8 @@ from devstack.ports import free_ports
 # ever meet.
 SERVICE_RANGE = "127.96.0.0/16"
 READY_SECONDS = 60.0
+FRONT_PROXY = "front-proxy-client"
+"""The name in the certificate by which the API server tells extension API servers who it is."""
 USERS = {
     "admin": ("kubernetes-admin", "system:masters"),
     "controllers": ("system:kube-controller-manager", ""),
@@ -164,14 +172,54 @@ def command_line(pid: int) -> str:
 
 
 def write_keys(folder: Path, programs: Path, api: int) -> None:
-    """Serving certificate, service account key, one token per user and a kubeconfig for each."""
+    """Serving certificate, service account key, the front proxy's certificate, one token per user
+    and a kubeconfig for each."""
     for name in ("apiserver", "service-account"):
         subprocess.run([programs / "kube", "selfsigned", folder / name], check=True)
+    write_front_proxy(folder)
     tokens = {user: secrets.token_urlsafe(24) for user in USERS}
     lines = [f'{tokens[user]},{name},{name},"{group}"' for user, (name, group) in USERS.items()]
     private(folder / "tokens.csv", "\n".join(lines) + "\n")
     for user, token in tokens.items():
         private(kubeconfig(folder, user), json.dumps(config(folder, api, token), indent=2))
+
+
+def write_front_proxy(folder: Path, name: str = FRONT_PROXY) -> None:
+    """The certificate that extension API servers believe, front-proxy.crt and .key, and the
+    authority that has signed it, front-proxy-ca.crt."""
+    signer = ec.generate_private_key(ec.SECP256R1())
+    authority = (
+        _certificate("front-proxy-ca", signer)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    client = (
+        _certificate(name, key)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "front-proxy-ca.crt").write_bytes(authority.public_bytes(pem))
+    (folder / "front-proxy.crt").write_bytes(client.public_bytes(pem))
+    private(folder / "front-proxy.key", key.private_bytes(pem, *plain).decode())
+
+
+def _certificate(name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def named(common: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(named(name))
+        .issuer_name(named("front-proxy-ca"))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=365))
+    )
 
 
 def private(file: Path, text: str) -> None:
@@ -226,6 +274,14 @@ def apiserver_flags(folder: Path, etcd: int, port: int) -> dict[str, object]:
         # It would write 127.0.0.1 into an EndpointSlice, which refuses loopback addresses.
         "endpoint-reconciler-type": "none",
         "profiling": "false",
+        # Extension API servers are asked under the name of who asked (docs/autoscaling.md).
+        "requestheader-client-ca-file": folder / "front-proxy-ca.crt",
+        "requestheader-allowed-names": FRONT_PROXY,
+        "requestheader-username-headers": "X-Remote-User",
+        "requestheader-group-headers": "X-Remote-Group",
+        "requestheader-extra-headers-prefix": "X-Remote-Extra-",
+        "proxy-client-cert-file": folder / "front-proxy.crt",
+        "proxy-client-key-file": folder / "front-proxy.key",
     }
 
 

@@ -10,7 +10,8 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from llm_operator.evaluation import task
 from llm_operator.evaluation.evaluate import evaluate
 from llm_operator.hearing import Hearing
 from llm_operator.lease import Lease, LeaseLost
+from llm_operator.metricsapi.part import DISABLED, MetricsApi
 from llm_operator.mirror import Mirror
 from llm_operator.observe import Outside
 from llm_operator.plans.objects.evaluation import PODS_FILE
@@ -87,14 +89,43 @@ async def _serve(settings: Settings, connections: Connections) -> None:
     if settings.webhook_port:
         servers.append(await webhooks.serve(receiver, host, settings.webhook_port))
     try:
-        await lease.acquire()
-        await _lead(settings, connections, cluster, queue, lease, receiver, hearing)
+        async with _metrics_api(settings, cluster, host) as api:
+            await lease.acquire()
+            await _lead(settings, connections, cluster, queue, lease, receiver, hearing, api)
     finally:
         receiver.wake = None
         await lease.release()
         for server in servers:
             await server.cleanup()
         await cluster.close()
+
+
+@asynccontextmanager
+async def _metrics_api(
+    settings: Settings, cluster: KubernetesCluster, host: str | None
+) -> AsyncIterator[MetricsApi | None]:
+    """The metrics API, where it is asked for: on each replica, whether or not it leads."""
+    if not settings.metrics_api.port:
+        yield None
+        return
+    pods = HttpPods()
+    api = MetricsApi(
+        cluster,
+        pods,
+        cluster.review,
+        settings.metrics_api,
+        settings.lease.namespace,
+        settings.watch_namespaces,
+        host,
+    )
+    task = asyncio.create_task(api.run())
+    try:
+        yield api
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await api.close()
+        await pods.close()
 
 
 def _webhook_address(settings: Settings, host: str | None) -> str:
@@ -114,9 +145,12 @@ async def _lead(
     lease: Lease,
     receiver: webhooks.Receiver,
     hearing: Hearing,
+    api: MetricsApi | None,
 ) -> None:
     mirror = Mirror(hearing.open)
     cluster = MirroredCluster(server, mirror, OWN, CHILDREN)
+    if api:
+        api.lead(cluster)
     registry = CachedRegistry(
         MlflowRegistry(), keep_seconds=settings.poll_seconds, rest_seconds=REST_SECONDS
     )
@@ -140,6 +174,7 @@ async def _lead(
         pull_secrets=settings.runtime_pull_secrets,
         policy=settings.pod_policy,
         evaluation=settings.evaluation,
+        metrics_advice=lambda: api.advice if api else DISABLED,
     )
     REGISTRY.register(outside.memory.inventory)
     pace = Pace(settings.verify_seconds, settings.settle_seconds)

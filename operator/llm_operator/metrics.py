@@ -27,6 +27,11 @@ WEBHOOKS = Counter(
     "llm_operator_webhooks_total", "Deliveries of MLflow, by HTTP status.", ["connection", "status"]
 )
 LEADER = Gauge("llm_operator_leader", "1 while this process holds the lease.")
+METRICS_API = Gauge(
+    "llm_operator_metrics_api_registered",
+    "1 while autoscalers are sent to this operator for metrics of the group; on the leader.",
+    ["group"],
+)
 HEARING = Gauge(
     "llm_operator_watches_hearing",
     "1 while all watches of the kind are heard; on the leader.",

@@ -72,6 +72,8 @@ class Outside:
     image: str
     """Runtime image of pods whose specification names none."""
     clock: Callable[[], datetime]
+    metrics_advice: Callable[[], str] = lambda: ""
+    """What to do where autoscalers get no metrics of pods; empty: this operator serves them."""
     prometheus: Prometheus | None = None
     confined: Confined = field(default_factory=Confined)
     """Where smoke prompts are read and their answers judged."""
@@ -127,7 +129,7 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         listed,
         pods,
         ((connection, resolution), adapters),
-        (monitors, routes),
+        (monitors, routes, scaled),
         missing,
     ) = await asyncio.gather(
         asyncio.gather(
@@ -139,7 +141,9 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
             _resolve_adapters(outside, meta.namespace, spec, status),
         ),
         asyncio.gather(
-            *(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute"))
+            *(_optional(outside, kind, meta, labels) for kind in ("ServiceMonitor", "HTTPRoute")),
+            # Without labels: one that somebody else made may scale the same pods.
+            _optional(outside, "ScaledObject", meta, ""),
         ),
         _database_missing(outside.cluster, meta, spec),
     )
@@ -166,7 +170,11 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         revisions=revisions,
         children=(
             *children,
-            *(c for c in (*(monitors or ()), *(routes or ())) if names.ours(c, meta)),
+            *(
+                c
+                for c in (*(monitors or ()), *(routes or ()), *(scaled or ()))
+                if names.ours(c, meta)
+            ),
         ),
         image=outside.image,
         fetch_resources=outside.fetch_resources,
@@ -178,6 +186,8 @@ async def deployment(outside: Outside, resource: Manifest) -> Observed:
         http_routes=routes is not None,
         coming=coming,
         autoscaler=next((c for c in children if c["kind"] == "HorizontalPodAutoscaler"), None),
+        scaled_objects=None if scaled is None else tuple(scaled),
+        metrics_advice=outside.metrics_advice(),
         adapters=adapters,
         connections=await _connections(outside, meta.namespace, adapters, status),
         figures=figures,
@@ -207,8 +217,8 @@ async def _figures(
 async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> list[Manifest] | None:
     """Children of a kind that the cluster may not know; None where it does not.
 
-    ServiceMonitors that can't be listed are applied all the same,
-    and told if they can't: nothing waits for monitoring.
+    ServiceMonitors and ScaledObjects that can't be listed are applied all the same,
+    and told if they can't: nothing that serves waits for them.
     """
     if not await outside.cluster.serves(kind):
         return None
@@ -216,9 +226,10 @@ async def _optional(outside: Outside, kind: str, meta: Meta, labels: str) -> lis
         return await outside.cluster.list(kind, meta.namespace, labels)
     except NotFound:
         return None  # Its CRD was removed a moment ago.
-    except ApiError:
-        if kind != "ServiceMonitor":
+    except ApiError as error:
+        if kind == "HTTPRoute":
             raise
+        log.warning("the %ss of %s can't be listed: %s", kind, meta.namespace, error)
         return []
 
 

@@ -119,6 +119,20 @@ class EvaluationSettings(_Section):
     """Addresses of judge models that a gate may name, each written as there."""
 
 
+class MetricsApiSettings(_Section):
+    """custom.metrics.k8s.io and external.metrics.k8s.io for autoscalers (docs/autoscaling.md)."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """HTTPS for the API server; 0: neither is served."""
+    service: str = "llm-operator-metrics-api"
+    """The Service before that port, in the operator's own namespace. The Secret with the
+    certificate authority has its name, too."""
+    service_port: Annotated[int, Field(ge=1, le=65535)] = 8443
+    """Port of that Service."""
+    cluster_role: str = "llm-operator-metrics-api"
+    """The ClusterRole with the rights for it. What the operator makes goes when it goes."""
+
+
 _Quantity = Annotated[
     str,
     BeforeValidator(str),
@@ -241,6 +255,8 @@ class Settings(_Section):
     """Probes and metrics."""
     webhook_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """MLflow's webhooks (docs/promotion.md); 0: none are received."""
+    metrics_api: MetricsApiSettings = MetricsApiSettings()
+    """For HorizontalPodAutoscalers."""
     prometheus: PrometheusSettings = PrometheusSettings()
     """For gates of kind prometheusQuery."""
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -136,6 +136,20 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a pod's engine was busy with when it was asked."""
+
+    running: float
+    """Sequences in the batch."""
+    waiting: float
+    """Sequences that wait for a place in it."""
+    tokens_per_second: float
+    """Tokens generated, over the seconds of the contract's window."""
+    cache_usage: float
+    """Part of the KV cache in use, 0 to 1."""
+
+
+@dataclass(frozen=True)
 class Shadowed:
     """What one pod says of the copies that it sent to one candidate,
     counted since it began with these."""
@@ -180,6 +194,8 @@ class Figures:
     memory_bytes: float | None = None
     """Memory in use, of the GPU where there is one, else of the processes. None: an older
     runtime."""
+    load: Load | None = None
+    """None while no model is loaded."""
 
 
 def pod_ended(pod: Manifest) -> bool:
@@ -441,6 +457,11 @@ class Observed:
     service_monitors: bool = False
     """Whether the cluster knows ServiceMonitors."""
     autoscaler: Manifest | None = None
+    """The HorizontalPodAutoscaler that the operator has made."""
+    scaled_objects: tuple[Manifest, ...] | None = None
+    """KEDA's ScaledObjects of the namespace, whoever made them; None without KEDA."""
+    metrics_advice: str = ""
+    """What to do where autoscalers get no metrics of pods; empty: this operator serves them."""
     adapters: tuple[ResolvedAdapter, ...] = ()
     """In the order of the specification."""
     adapter_versions: tuple[AdapterVersions, ...] = ()

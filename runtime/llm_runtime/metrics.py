@@ -32,13 +32,14 @@ from llm_runtime.contract import (
     METRIC_GPU_MEMORY,
     METRIC_INTER_TOKEN,
     METRIC_INTER_TOKEN_FINE,
+    METRIC_KV_CACHE_USAGE,
     METRIC_MEMORY,
     METRIC_REQUESTS_RUNNING,
     METRIC_REQUESTS_WAITING,
     METRIC_TOKENS_PER_SECOND,
+    TOKENS_PER_SECOND_WINDOW,
 )
 
-RATE_WINDOW_SECONDS = 10
 METHODS = frozenset({"GET", "POST", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE"})
 
 REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -93,10 +94,13 @@ class Rate:
         now = int(self._clock())
         self._forget(now)
         # Without the current second: it is incomplete, and would lower the figure at every scrape.
-        return sum(count for second, count in self._seconds if second != now) / RATE_WINDOW_SECONDS
+        return (
+            sum(count for second, count in self._seconds if second != now)
+            / TOKENS_PER_SECOND_WINDOW
+        )
 
     def _forget(self, now: int) -> None:
-        while self._seconds and self._seconds[0][0] < now - RATE_WINDOW_SECONDS:
+        while self._seconds and self._seconds[0][0] < now - TOKENS_PER_SECOND_WINDOW:
             self._seconds.popleft()
 
 
@@ -326,7 +330,7 @@ def _engine_gauges(figures: EngineFigures) -> Iterable[GaugeMetricFamily]:
         (METRIC_REQUESTS_RUNNING, "Sequences in the batch.", figures.running),
         (METRIC_REQUESTS_WAITING, "Sequences that wait for a place in the batch.", figures.waiting),
         (
-            "llm_kv_cache_usage_ratio",
+            METRIC_KV_CACHE_USAGE,
             "Part of the key-value cache in use, 0 to 1.",
             figures.kv_cache_usage_ratio,
         ),

@@ -157,6 +157,7 @@ def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api:
         ("spec.autoscaling", {"minReplicas": 3, "maxReplicas": 2, "metrics": [{"type": "CPU", "target": 80}]},
          "minReplicas must not be greater than maxReplicas"),
         ("spec.autoscaling", {"maxReplicas": 2, "metrics": [{"type": "GPU", "target": 80}]}, '"QueueDepth"'),
+        ("spec.autoscaling", {"maxReplicas": 2, "metrics": [{"type": "CacheUsage", "target": 120}]}, "at most 100"),
         ("spec.rollout.strategy", "Later", 'supported values: "Auto", "Rolling", "BlueGreen", "Canary", "Recreate"'),
         ("spec.rollout.canary", {"steps": [{"weight": 50}, {"weight": 20}]}, "weights must increase"),
         ("spec.rollout.gates", [{"maxErrorRate": 0.1, "maxInterTokenP95Ratio": 2}], "write exactly one of smoke"),

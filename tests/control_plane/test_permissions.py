@@ -56,10 +56,9 @@ before smoke prompts, whose gate says what can't be read."""
 CASES = [rule for rule in GRANTED if not UNTOLD & set(rule["resources"])]
 
 
-def service_monitor_crd() -> Json:
-    """As far as the operator's manifests need it: the Prometheus operator brings the real one."""
-    group = "monitoring.coreos.com"
-    plural = "servicemonitors"
+def foreign_crd(group: str, version: str, kind: str) -> Json:
+    """As far as the operator's manifests need it: whose kind it is brings the real one."""
+    plural = f"{kind.lower()}s"
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -68,23 +67,30 @@ def service_monitor_crd() -> Json:
         "spec": {
             "group": group,
             "scope": "Namespaced",
-            "names": {"kind": "ServiceMonitor", "plural": plural, "singular": "servicemonitor"},
-            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower()},
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
         },
     }
+
+
+FOREIGN = (
+    foreign_crd("monitoring.coreos.com", "v1", "ServiceMonitor"),
+    foreign_crd("keda.sh", "v1alpha1", "ScaledObject"),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def foreign_kinds(api: Api, quiet: None) -> Iterator[None]:
     """The kinds that the operator uses where they are installed;
     its Role in each test covers them like the rest."""
-    for crd in (service_monitor_crd(), http_route_crd()):
+    for crd in (*FOREIGN, http_route_crd()):
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{crd['metadata']['name']}"
         api.call("PATCH", path, crd, SERVER_SIDE, fieldManager="test", force="true")
         eventually(lambda path=path: established(api, path))
     yield
-    name = service_monitor_crd()["metadata"]["name"]
-    api.call("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
+    for crd in FOREIGN:
+        name = crd["metadata"]["name"]
+        api.call("DELETE", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
 
 
 @pytest.fixture
@@ -236,6 +242,7 @@ def test_every_verb_is_used(
             empty.deploy(rollout={"gates": [{"smokePrompts": {"configMap": "smoke"}}]})
             empty.models.promote(model, 1)
             eventually(lambda: ("replicasets", "get") in used)
+            keda(empty, used)
             empty.deploy(suspend=True)
             eventually(lambda: not granted() - used)
         except AssertionError as error:
@@ -243,6 +250,28 @@ def test_every_verb_is_used(
         finally:
             operator.stop()
     assert not granted() - used
+
+
+def keda(place: Place, used: set[tuple[str, str]]) -> None:
+    """A ScaledObject is made once its name is free, changed, and deleted."""
+    theirs = {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": "bot", "namespace": place.name},
+        "spec": {"scaleTargetRef": {"name": "else"}},
+    }
+    place.api.apply(theirs)
+    scaled: Json = {"scaler": "KEDA", "metrics": [{"type": "QueueDepth", "target": 4}]}
+    place.deploy(autoscaling={**scaled, "maxReplicas": 2})
+    eventually(lambda: ("scaledobjects", "get") in used)
+    place.api.delete("ScaledObject", place.name, "bot")
+
+    def most() -> int:
+        return int((place.get("ScaledObject", "bot") or {})["spec"]["maxReplicaCount"])
+
+    eventually(lambda: most() == 2)
+    place.deploy(autoscaling={**scaled, "maxReplicas": 3})
+    eventually(lambda: most() == 3)
 
 
 def children(place: Place) -> list[tuple[str, str]]:

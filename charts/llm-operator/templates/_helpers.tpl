@@ -8,6 +8,11 @@
 {{- .Values.serviceAccount.name | default (ternary (include "llm-operator.name" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
+{{/* The Service of the metrics API, its Secret, and the ClusterRole with its rights. */}}
+{{- define "llm-operator.metricsApi" -}}
+{{ include "llm-operator.name" . }}-metrics-api
+{{- end }}
+
 {{- define "llm-operator.selector" -}}
 app.kubernetes.io/name: llm-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -113,6 +118,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 - apiGroups: [gateway.networking.k8s.io]
   resources: [httproutes]
   verbs: [get, list, create, patch, delete]
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, list, create, patch, delete]
 {{- end }}
 
 {{/* What people may look at. */}}
@@ -142,6 +150,12 @@ prometheus:
   url: {{ .Values.prometheusUrl | quote }}
   allowed: {{ .Values.prometheusAllowed | toJson }}
   boundToNamespace: {{ .Values.prometheusBoundToNamespace }}
+{{- end }}
+{{- if .Values.metricsApi.enabled }}
+metricsApi:
+  port: 8443
+  service: {{ include "llm-operator.metricsApi" . }}
+  clusterRole: {{ include "llm-operator.metricsApi" . }}
 {{- end }}
 evaluation:
   judges: {{ .Values.evaluation.judges | toJson }}

@@ -51,11 +51,22 @@ class EngineSpec(Section):
 class AutoscalingMetric(Section):
     """A metric that decides how many pods run."""
 
-    type: Literal["CPU", "QueueDepth", "RunningRequests", "TokensPerSecond"]
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "self.type != 'CacheUsage' || self.target <= 100",
+                "target of CacheUsage is in percent: at most 100",
+            )
+        )
+    )
+    type: Literal["CPU", "QueueDepth", "RunningRequests", "TokensPerSecond", "CacheUsage"]
     """Metric to follow. CPU: average utilization in percent of the CPU request. The others are the
-    pods' own metrics, which need a metrics adapter in the cluster."""
+    pods' own metrics: requests that wait or run, tokens a second, and percent of the KV cache in
+    use. The HorizontalPodAutoscaler gets them from the operator, where metricsApi.enabled is set in
+    its chart, or from a metrics adapter in the cluster."""
     target: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Average per pod that the autoscaler keeps, in the unit of the metric (percent for CPU)."""
+    """Average per pod that the autoscaler keeps, in the unit of the metric (percent for CPU and
+    CacheUsage)."""
 
 
 class ScalingPolicy(Section):
@@ -92,7 +103,7 @@ class ScalingBehavior(Section):
 
 
 class AutoscalingSpec(Section):
-    """A HorizontalPodAutoscaler that sets `spec.replicas` through the scale subresource."""
+    """An autoscaler that sets `spec.replicas` through the scale subresource."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -110,6 +121,9 @@ class AutoscalingSpec(Section):
     """Metrics to follow; the one that asks for most pods wins."""
     behavior: ScalingBehavior | None = None
     """How fast to scale in each direction. Absent: the HorizontalPodAutoscaler's defaults."""
+    scaler: Literal["HorizontalPodAutoscaler", "KEDA"] = "HorizontalPodAutoscaler"
+    """Object that is made for it. KEDA: a ScaledObject, whose triggers read the pods' metrics
+    through the Service; it needs KEDA 2.17 in the cluster and no metrics adapter."""
 
 
 class ClaimSource(Section):
@@ -213,7 +227,7 @@ class LLMDeploymentSpec(Section):
     replicas: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"format": "int32"})] = 1
     """Number of pods that serve. With `autoscaling` the autoscaler writes it."""
     autoscaling: AutoscalingSpec | None = None
-    """HorizontalPodAutoscaler that sets `replicas`. Absent: the number of pods is fixed."""
+    """Autoscaler that sets `replicas`. Absent: the number of pods is fixed."""
     image: ImageReference | None = None
     """Runtime image of the pods, such as `registry.example.com/llm-runtime:1.4-cpu`. A changed
     image makes a new revision. Absent: the image in the operator's configuration when the revision

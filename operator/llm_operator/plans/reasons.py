@@ -216,6 +216,14 @@ class Reason(StrEnum):
         "the ConfigMap of a revision that is not wanted any more was deleted or changed",
     )
     AutoscalerPending = "AutoscalerPending", "the autoscaler has not reported yet"
+    AutoscalersContradict = (
+        "AutoscalersContradict",
+        "a ScaledObject that is not the operator's scales the same pods: spec.autoscaling waits",
+    )
+    KedaMissing = (
+        "KedaMissing",
+        "spec.autoscaling.scaler is KEDA, and the cluster does not know its ScaledObjects",
+    )
     # The database
     DatabaseConfigured = "DatabaseConfigured", "UsagePersistent: usage and budgets outlive the pods"
     NoDatabase = (

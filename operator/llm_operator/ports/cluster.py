@@ -53,6 +53,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "Namespace": ("v1", "namespaces"),
     "Job": ("batch/v1", "jobs"),
     "Lease": ("coordination.k8s.io/v1", "leases"),
+    "ScaledObject": ("keda.sh/v1alpha1", "scaledobjects"),
+    "APIService": ("apiregistration.k8s.io/v1", "apiservices"),
+    "ClusterRole": ("rbac.authorization.k8s.io/v1", "clusterroles"),
 }
 
 
@@ -226,7 +229,7 @@ class KubernetesCluster:
         metrics.WRITES.labels("apply", kind).inc()
         return await self._call(
             "PATCH",
-            path_of(kind, meta["namespace"], meta["name"]),
+            path_of(kind, meta.get("namespace", ""), meta["name"]),
             {**BY_US, "force": "true"},
             manifest,
             "application/apply-patch+yaml",
@@ -234,7 +237,7 @@ class KubernetesCluster:
 
     async def create(self, manifest: Manifest) -> Manifest:
         metrics.WRITES.labels("create", manifest["kind"]).inc()
-        path = path_of(manifest["kind"], manifest["metadata"]["namespace"])
+        path = path_of(manifest["kind"], manifest["metadata"].get("namespace", ""))
         return await self._call("POST", path, BY_US, manifest)
 
     async def patch(self, kind: str, namespace: str, name: str, change: Manifest) -> Manifest:
@@ -253,6 +256,15 @@ class KubernetesCluster:
         except (NotFound, Conflict):
             # Conflict: another object has taken the name since; it is not the one meant.
             return
+
+    async def review(self, spec: Manifest) -> Manifest:
+        """The status of a SubjectAccessReview: whether somebody may do something. Nothing is
+        written by it."""
+        kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview"}
+        path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+        answer = await self._call("POST", path, body={**kind, "spec": spec})
+        found: Manifest = answer["status"]
+        return found
 
     async def serves(self, kind: str) -> bool:
         until, known = self._served.get(kind, (0.0, False))

@@ -4,7 +4,7 @@ a hint, never a reason to stop a reconcile."""
 import asyncio
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from llm_operator.ports.proxies import bounded
-from llm_operator.state import Download, Figures, Manifest, Shadowed
+from llm_operator.state import Download, Figures, Load, Manifest, Shadowed
 from llm_runtime import contract
 from llm_runtime.contract import LoadFigures
 
@@ -174,6 +174,8 @@ _WANTED = (
     contract.METRIC_SHADOW_COPIES, contract.METRIC_SHADOW_COMPARED, contract.METRIC_SHADOW_DIFFERENCE,
     contract.METRIC_SHADOW_FINE,
     contract.METRIC_ANSWER_TOKENS_FINE, contract.METRIC_GPU_MEMORY, contract.METRIC_MEMORY,
+    contract.METRIC_REQUESTS_RUNNING, contract.METRIC_REQUESTS_WAITING,
+    contract.METRIC_TOKENS_PER_SECOND, contract.METRIC_KV_CACHE_USAGE,
 )  # fmt: skip
 _STARTS = tuple(f"{before}{name}" for name in _WANTED for before in ("", "# TYPE "))
 MAX_LINE_CHARACTERS = 1000
@@ -241,7 +243,19 @@ def read(text: str) -> Figures:
         ),
         memory_bytes=value(contract.METRIC_MEMORY) if memory is None else memory,
         shadowed=_shadowed(samples),
+        load=_load(value),
     )
+
+
+def _load(value: Callable[[str], float | None]) -> Load | None:
+    names = (
+        contract.METRIC_REQUESTS_RUNNING,
+        contract.METRIC_REQUESTS_WAITING,
+        contract.METRIC_TOKENS_PER_SECOND,
+        contract.METRIC_KV_CACHE_USAGE,
+    )
+    found = [figure for figure in map(value, names) if figure is not None]
+    return Load(*found) if len(found) == len(names) else None
 
 
 def _shadowed(samples: Mapping[str, list[Sample]]) -> dict[str, Shadowed]:

@@ -10,6 +10,7 @@ from llm_operator.plans import Applied, names
 from llm_operator.plans.objects import containers, workload
 from llm_operator.plans.reasons import Reason
 from llm_operator.ports.cluster import ApiError, NotFound, Unanswered
+from llm_operator.reconcile import departure
 from llm_operator.reconcile.failures import passes
 from llm_operator.reconcile.put import NotApplied, SecretReserved, SecretUnfit, put, refused, taken
 from llm_operator.state import Fault, Manifest, Meta, Observed, Plan
@@ -18,7 +19,9 @@ SILENCES = 2
 """Number of requests in a row without an answer after which no further object is tried in this
 look."""
 TRAFFIC = frozenset({"Service", "HTTPRoute"})
-SIDE = frozenset({"ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget"})
+SIDE = frozenset(
+    {"ServiceMonitor", "HorizontalPodAutoscaler", "ScaledObject", "PodDisruptionBudget"}
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ async def apply(
         try:
             if _starts_pods(manifest, live):
                 await _all_ours(outside, observed.meta, manifest)
+            if _stops_pods(manifest, live):
+                await departure.name_idle(outside, observed, manifest)
             await put(outside, observed.meta, manifest, live)
             silences = 0
         except (NotApplied, ApiError) as error:

@@ -10,7 +10,7 @@ from llm_operator.memory import GONE
 from llm_operator.observe import Outside
 from llm_operator.plans import apikeys, names, policy
 from llm_operator.plans.reasons import Reason
-from llm_operator.plans.status import faults, findings
+from llm_operator.plans.status import autoscaling, faults, findings
 from llm_operator.ports.cluster import Cluster
 from llm_operator.reconcile import evaluation, evidence, failures, keyfile, verdict
 from llm_operator.reconcile.applying import apply
@@ -190,6 +190,8 @@ def _next_look(observed: Observed, plan: Plan, fault: Fault | None, pace: Pace) 
     if observed.database_missing:
         looks.append(min(SECRET_LOOK_SECONDS, pace.verify_seconds))
     pods = [pod for each in observed.revisions.values() for pod in each.pods]
+    if autoscaling.unwatched(observed):
+        looks.append(pace.verify_seconds)
     if any(faults.waits_for_containers(pod) for pod in pods):
         looks.append(WAITING_LOOK_SECONDS)
     if any(faults.hindered(pod) for pod in pods):

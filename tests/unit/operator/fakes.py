@@ -61,7 +61,7 @@ class FakeCluster:
         or on one object of it: by (verb, kind) or (verb, kind, name)."""
         self.forbids: set[str] = set()
         """Namespaces that may not be listed."""
-        self.kinds = {"ServiceMonitor": False, "HTTPRoute": False}
+        self.kinds = {"ServiceMonitor": False, "HTTPRoute": False, "ScaledObject": False}
         self._count = 0
 
     def _next(self) -> str:
@@ -90,11 +90,7 @@ class FakeCluster:
             if have == kind
             and namespace in ("", place)
             and wanted.items() <= (found["metadata"].get("labels") or {}).items()
-            and all(
-                found["involvedObject"]["name"] == v
-                for k, v in named.items()
-                if k == "involvedObject.name"
-            )
+            and all(_at(found, path) == value for path, value in named.items())
         ]
 
     async def read(
@@ -106,7 +102,7 @@ class FakeCluster:
         kind = manifest["kind"]
         meta = manifest["metadata"]
         self._answer(kind, "apply", kind, meta["name"])
-        key = (kind, meta["namespace"], meta["name"])
+        key = (kind, meta.get("namespace", ""), meta["name"])
         before = self.objects.get(key)
         if "uid" in meta and (before is None or before["metadata"]["uid"] != meta["uid"]):
             raise Conflict(f"uid mismatch on {key}")
@@ -142,7 +138,7 @@ class FakeCluster:
         meta = manifest["metadata"]
         self._answer(kind, "create", kind, meta["name"])
         self._answer(kind, "apply", kind, meta["name"])  # Who refuses one refuses the other.
-        key = (kind, meta["namespace"], meta["name"])
+        key = (kind, meta.get("namespace", ""), meta["name"])
         if key in self.objects:
             raise Conflict(f"{key} exists")
         return self._store("create", key, copy.deepcopy(manifest))
@@ -245,6 +241,13 @@ class FakeCluster:
 
     def events(self) -> builtins.list[str]:
         return [found["reason"] for (kind, _, _), found in self.objects.items() if kind == "Event"]
+
+
+def _at(manifest: Manifest, path: str) -> Any:
+    """The value of a field selector."""
+    for part in path.split("."):
+        manifest = manifest[part]
+    return manifest
 
 
 def _bare(manifest: Manifest) -> Manifest:
@@ -367,6 +370,8 @@ class FakePods:
 
     def __init__(self) -> None:
         self.known: dict[str, Figures] = {}
+        self.looked: list[str] = []
+        """Names of the pods that were asked for their figures, in order."""
         self.answer = Answer(200, "Paris")
         self.answers: dict[str, Answer] = {}
         """By pod name: another one than the others'."""
@@ -386,6 +391,7 @@ class FakePods:
         return next((self.speeds[name] for name in named if name in self.speeds), self.speed)
 
     async def figures(self, pod: Manifest) -> Figures | None:
+        self.looked.append(pod["metadata"]["name"])
         return self.known.get(pod["metadata"]["name"])
 
 

@@ -104,7 +104,7 @@ async def test_wild_deployments_are_carried_through_a_promotion(
 async def promoted(spec: dict[str, Any]) -> None:
     world = World()
     world.registry = Everything()
-    world.cluster.kinds = {"ServiceMonitor": True, "HTTPRoute": True}
+    world.cluster.kinds = dict.fromkeys(world.cluster.kinds, True)
     for connection in connections(spec):
         world.connections.known[connection] = ConnectionSettings(tracking_uri="http://mlflow:5000")
     world.outside = replace(world.restarted("example.com/runtime:1"), policy=ANY)

@@ -13,9 +13,10 @@ from aiohttp import web
 
 from devstack.ports import free_port
 from llm_operator.ports.pods import Answer, HttpPods, read
-from llm_operator.state import Download
+from llm_operator.state import Download, Load
 from llm_runtime import contract
 from llm_runtime.metrics import Metrics, Sources
+from llm_runtime.request import EngineStats
 
 POD = {"metadata": {"name": "p"}, "status": {"podIP": "127.0.0.1"}}
 CHAT = {"model": "bot", "messages": [{"role": "user", "content": "The capital of France?"}]}
@@ -89,6 +90,15 @@ def test_what_a_runtime_exposes_is_what_the_operator_reads():
     assert figures.first_token[0.05] == figures.first_token[math.inf] == 1
     assert figures.inter_token[math.inf] == 5
     assert figures.download is None
+
+
+def test_the_load_of_a_pod_is_known_once_it_has_a_model():
+    metrics = Metrics()
+    engine = list[EngineStats | None]([None])
+    metrics.watch(Sources(engine=lambda: engine[0]))
+    assert read(metrics.render().decode()).load is None
+    engine[0] = EngineStats(running=3, waiting=2, kv_cache_usage_ratio=0.25, steps=1, alive=True)
+    assert read(metrics.render().decode()).load == Load(3, 2, 0, 0.25)
 
 
 def test_samples_of_a_bucket_of_5_percent_are_read_where_the_runtime_has_them():

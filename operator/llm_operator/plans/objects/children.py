@@ -54,8 +54,7 @@ def planned(observed: Observed, decision: Decision, target: Wanted | None) -> Ch
     registry = [keys.registry_secret(meta, observed.connection)] if spec.model.mlflow else []
     account = network.service_account(meta, observed.pull_secrets)
     objects = [account, *registry, *network.objects(observed, decision), *revisions]
-    if spec.autoscaling and not spec.suspend:
-        objects.append(autoscale.autoscaler(meta, spec.autoscaling))
+    objects += autoscale.objects(observed)
     if observed.service_monitors and spec.monitoring.service_monitor.enabled != "Disabled":
         objects.append(monitor.service_monitor(meta, spec))
     return Children(

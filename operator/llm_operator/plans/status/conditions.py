@@ -9,9 +9,10 @@ from llm_operator.crds import Condition
 from llm_operator.plans import names
 from llm_operator.plans.reasons import Reason
 from llm_operator.plans.rollout import stamp
+from llm_operator.plans.status import autoscaling
 from llm_operator.plans.status.findings import Finding, as_conditions
 from llm_operator.plans.status.picture import Picture
-from llm_operator.state import Fault, Manifest, Observed
+from llm_operator.state import Fault, Observed
 
 REGISTRY = frozenset(
     {
@@ -48,7 +49,7 @@ def deployment(picture: Picture) -> tuple[Condition, ...]:
         "UsagePersistent": _usage(picture),
     }
     if picture.observed.spec.autoscaling is not None:
-        findings["AutoscalingActive"] = _autoscaling(picture.observed.autoscaler)
+        findings["AutoscalingActive"] = autoscaling.finding(picture.observed)
     mlflow = picture.observed.spec.model.mlflow
     if mlflow is not None and mlflow.update_policy == "Manual":
         findings["UpdateAvailable"] = _update(picture.observed)
@@ -367,17 +368,3 @@ def _usage(picture: Picture) -> Finding:
         return "False", Reason.NoDatabase, message
     where = f"under {database.secret_ref.key} in Secret {database.secret_ref.name}"
     return "True", Reason.DatabaseConfigured, f"usage goes to the database whose address is {where}"
-
-
-def _autoscaling(autoscaler: Manifest | None) -> Finding:
-    conditions = ((autoscaler or {}).get("status") or {}).get("conditions") or []
-    active = next((c for c in conditions if c.get("type") == "ScalingActive"), None)
-    if active is None:
-        return (
-            "Unknown",
-            Reason.AutoscalerPending,
-            "the HorizontalPodAutoscaler has not reported yet",
-        )
-    if active["status"] == "True":
-        return "True", Reason.ScalingActive, active.get("message", "")
-    return "False", active.get("reason", "Unknown"), active.get("message", "")
