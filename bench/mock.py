@@ -20,6 +20,7 @@ from llm_runtime.engine.process import Spawned
 from llm_runtime.request import (
     Constraint,
     Detokenizer,
+    EmbeddingModel,
     EngineStats,
     FinishReason,
     GenerationRequest,
@@ -64,6 +65,7 @@ class MockEngine:
 
     max_model_length = 4096
     adapters: tuple[str, ...] = ()
+    embedding: EmbeddingModel | None = None
 
     def generate(self, request: GenerationRequest) -> MockStream:
         return MockStream()

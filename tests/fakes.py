@@ -13,6 +13,7 @@ from llm_runtime import errors
 from llm_runtime.contract import FatalReport
 from llm_runtime.request import (
     Constraint,
+    EmbeddingModel,
     EngineStats,
     FinishReason,
     GenerationRequest,
@@ -107,6 +108,8 @@ class ScriptedEngine:
     max_model_length: int = 64
     max_running: int = 1024
     adapters: tuple[str, ...] = ()
+    embedding: EmbeddingModel | None = None
+    """With it, the answer to every request is one vector: `script`'s first text."""
     cached_tokens: int = 0
     """Of every prompt, so many are said to be found in the cache."""
     ending: FinishReason | None = None
@@ -131,7 +134,7 @@ class ScriptedEngine:
         if len(self.running) >= self.max_running:
             raise errors.QueueFull("As many requests wait as may wait.")
         room = self.max_model_length - len(request.prompt_token_ids)
-        if request.sampling.max_tokens > room:
+        if request.sampling.max_tokens > room and not request.embeds:
             message = "prompt and max_tokens are too long"
             raise errors.InvalidRequest(message, param="max_tokens", code="context_length_exceeded")
         self.requests.append(request)
@@ -217,6 +220,8 @@ class ScriptedStream:
         return True
 
     def _plan(self) -> list[TokenEvent]:
+        if self._request.embeds:
+            return [TokenEvent(None, self._engine.script[0], finish_reason=FinishReason.STOP)]
         sampling = self._request.sampling
         text = ""
         events = list[TokenEvent]()

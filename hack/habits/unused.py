@@ -45,6 +45,7 @@ NAMES = {
         "logProcesses", "logThreads", "media_type", "request_timeout", "server_hostname", "server_timeout",
         "should_exit", "standalone", "timeout_graceful_shutdown", "verify",
     ),
+    "an attribute that tokenizers reads": ("post_processor",),
     "methods that a library calls": (
         "_as_it_is", "allow_in_graph", "assume_constant_result", "capture_signals", "create_module",
         "extra_repr", "log_message", "process_bind_param", "process_result_value",

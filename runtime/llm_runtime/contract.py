@@ -59,6 +59,7 @@ COMPLETIONS_PATH = "/v1/completions"
 MESSAGES_PATH = "/v1/messages"
 COUNT_PATH = f"{MESSAGES_PATH}/count_tokens"
 RESPONSES_PATH = "/v1/responses"
+EMBEDDINGS_PATH = "/v1/embeddings"
 LOAD_PROBE_PATH = "/load-probe"
 """A short load on the server's own engine;
 answers `LoadFigures` to the operator's own key alone."""
@@ -223,6 +224,13 @@ class AdapterConfig(_Section):
 class EngineConfig(_Section):
     """How the engine runs the model. Lengths are in tokens."""
 
+    # Left out while it is as ever: older runtimes do not know it.
+    task: Annotated[
+        Literal["auto", "generate", "embed"], Field(exclude_if=lambda task: task == "auto")
+    ] = "auto"
+    """What the model is for. generate: it continues texts. embed: it makes embeddings of texts. auto:
+    embed for a folder of sentence-transformers and for an encoder without a head, otherwise
+    generate."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on. auto: a GPU where there is one, otherwise the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

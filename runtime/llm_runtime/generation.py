@@ -175,6 +175,8 @@ class Generation:
                 if count:
                     self._count_tokens(index, count, events[0].cached_tokens)
                     tokens.inc(count)
+                elif self.job.embeds and events[-1].text:
+                    self._note_first(self._books.clock())
                 self._end(events[-1])
                 shown = self._masks[index].events(events) if self._masks else events
                 if self._said:
@@ -229,10 +231,17 @@ class Generation:
         if before is not None:
             metrics.inter_token.observe((now - before) / count, count)
             metrics.inter_token_fine.observe((now - before) / count, count)
-        elif self._first_token_seconds is None:
-            self._first_token_seconds = now - self._started_at
-            metrics.first_token.observe(self._first_token_seconds)
-            metrics.first_token_fine.observe(self._first_token_seconds)
+        else:
+            self._note_first(now)
+
+    def _note_first(self, now: float) -> None:
+        """A choice's first token has come, or its embedding: only the first one of all counts."""
+        if self._first_token_seconds is not None:
+            return
+        metrics = self._books.metrics
+        self._first_token_seconds = now - self._started_at
+        metrics.first_token.observe(self._first_token_seconds)
+        metrics.first_token_fine.observe(self._first_token_seconds)
 
     def _note(self, index: int, events: list[TokenEvent], tokens: int) -> None:
         _add(self._said[index], events, tokens)
@@ -268,7 +277,10 @@ class Generation:
             first_token_seconds=self._first_token_seconds,
             duration_seconds=self._books.clock() - self._started_at,
             prompt=_one_text(job.prompts) if stored else None,
-            completion=_one_text([choice.text for choice in self._said]) if stored else None,
+            # Vectors are no text that anybody would read there.
+            completion=_one_text([choice.text for choice in self._said])
+            if stored and not job.embeds
+            else None,
         )
 
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from llm_runtime import errors
 from llm_runtime.request import Caller, Message, Sampling
 
 MAX_CHOICES = 128
 """Most choices of a request, prompts times `n`. OpenAI allows this many for `n` alone."""
+MAX_INPUTS = 2048
+"""Most texts that one request may have embedded, as in OpenAI's API."""
 NOT_ASKED = 0
 """Value of `Sampling.max_tokens` in a job whose client gave no number."""
 
@@ -56,6 +59,10 @@ class Job:
     because the dialect parses them (tool calls, thoughts)."""
     idempotency_key: str | None = None
     """The client's key for this request: repeated with the same key, it gets the same answer."""
+    embeds: bool = False
+    """Whether the prompts' embeddings are wanted, instead of answers."""
+    unpooled_tokens: int = 0
+    """Number of tokens at each prompt's beginning that its vector is not made of."""
     droppable_messages: int = 0
     """Number of the oldest messages, after a leading system message, that may be dropped
     (truncation) if the prompt is too long."""
@@ -92,6 +99,16 @@ def _characters(message: Message) -> int:
 def written(structure: object) -> int:
     """Characters of a structure as JSON, the form in which chat templates write it."""
     return len(json.dumps(structure, ensure_ascii=False)) if structure else 0
+
+
+def too_many_letters(field: str, limit: int, length: int, advice: str) -> errors.InvalidRequest:
+    """The refusal of a prompt that is too long, in OpenAI's words:
+    clients recognise them, and send a shorter one."""
+    message = (
+        f"The prompt is a string too long. Expected a string with maximum length {limit}, but got a"
+        f" string with length {length} instead: {advice}."
+    )
+    return errors.InvalidRequest(message, param=field, code="string_above_max_length")
 
 
 def drop_oldest(job: Job, count: int) -> Job:

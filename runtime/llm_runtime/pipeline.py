@@ -21,6 +21,7 @@ from llm_runtime.cache.idempotency import IdempotencyKeys
 from llm_runtime.cache.key import job_digest, model_digest
 from llm_runtime.common.aside import aside
 from llm_runtime.contract import RuntimeConfig
+from llm_runtime.embedding import check_texts, other_task, text_requests
 from llm_runtime.filters import Filters
 from llm_runtime.generation import (
     Admission,
@@ -35,6 +36,7 @@ from llm_runtime.generation import (
 )
 from llm_runtime.job import (
     MAX_CHOICES,
+    MAX_INPUTS,
     NOT_ASKED,
     Job,
     Messages,
@@ -42,16 +44,25 @@ from llm_runtime.job import (
     characters,
     drop_oldest,
     is_conversation,
+    too_many_letters,
     written,
 )
 from llm_runtime.metrics import Metrics
-from llm_runtime.request import Caller, Engine, GenerationRequest, TextCodec, TokenStream
+from llm_runtime.request import (
+    Caller,
+    EmbeddingModel,
+    Engine,
+    GenerationRequest,
+    TextCodec,
+    TokenStream,
+)
 from llm_runtime.usage import UsageLog, UsageRow
 
 # Everything that a dialect needs.
 __all__ = [
     "IDEMPOTENCY_KEY",
     "MAX_CHOICES",
+    "MAX_INPUTS",
     "NOT_ASKED",
     "Choice",
     "Generation",
@@ -68,6 +79,8 @@ T = TypeVar("T")
 
 LONG_CHARACTERS = 4000
 """Length from which prompts are prepared in a thread. Encoding this many takes about 3 ms."""
+SENT_AT_ONCE = 64
+"""Requests that are handed to the engine in a row, which takes about 3 ms."""
 SLOW_SECONDS = 0.1
 """Preparation time of a short prompt after which the next ones run in a thread:
 its chat template is slow."""
@@ -201,7 +214,7 @@ class Pipeline:
             prompt_tokens=prompt_tokens,
             streams=streams,
             turns=turns,
-            masks=self._filters.masks(len(streams)),
+            masks=() if job.embeds else self._filters.masks(len(streams)),
             listener=listener,
         )
 
@@ -216,6 +229,14 @@ class Pipeline:
         finally:
             admission.settle(0)
         return sum(map(len, prompts))
+
+    @property
+    def embedding(self) -> EmbeddingModel:
+        """What the model's embeddings are like.
+        Raises `errors.InvalidRequest` for a model that makes none."""
+        if (model := self.engine.embedding) is None:
+            raise other_task(self.config.model.name, embeds=False)
+        return model
 
     def masked(self, value: T) -> T:
         """A value, wherever it holds texts, as the filters let the model see it."""
@@ -241,6 +262,11 @@ class Pipeline:
 
         Prompts of token ids count their tokens.
         """
+        embeds = self.engine.embedding is not None
+        if job.embeds != embeds:
+            raise other_task(self.config.model.name, embeds=embeds)
+        if job.embeds:
+            return job, check_texts(job, self.config.server.max_prompt_characters)
         if len(job.prompts) * job.n > MAX_CHOICES:
             message = (
                 f"A request may have at most {MAX_CHOICES} choices; it asks for {len(job.prompts)}"
@@ -256,16 +282,7 @@ class Pipeline:
         length = sum(map(characters, job.prompts)) + beside
         while length > limit:
             if not job.droppable_messages:
-                # These are OpenAI's words, here and below:
-                # clients recognise them, and send a shorter prompt.
-                message = (
-                    "The prompt is a string too long. Expected a string with maximum length"
-                    f" {limit}, but got a string with length {length} instead: shorten the"
-                    " conversation."
-                )
-                raise errors.InvalidRequest(
-                    message, param=job.prompt_field, code="string_above_max_length"
-                )
+                raise too_many_letters(job.prompt_field, limit, length, "shorten the conversation")
             job = drop_oldest(job, 2)
             length = sum(map(characters, job.prompts)) + beside
         tokens = [
@@ -285,8 +302,11 @@ class Pipeline:
         """
         least = 0
         if length > LONG_CHARACTERS:
-            least = len(job.prompts) * (1 + job.n * max(1, job.sampling.max_tokens))
-        return await self.limiter.admit(job.caller, least, requests=len(job.prompts), counted=1)
+            answer = 0 if job.embeds else job.n * max(1, job.sampling.max_tokens)
+            least = len(job.prompts) * (1 + answer)
+        # Texts to embed are one request, as in OpenAI's API.
+        requests = 1 if job.embeds else len(job.prompts)
+        return await self.limiter.admit(job.caller, least, requests=requests, counted=1)
 
     def _weights(self, job: Job) -> str:
         """Identifies the weights that answer: the model's version and the adapter's."""
@@ -299,7 +319,8 @@ class Pipeline:
         ask again."""
         turns: list[Turn] = []
         sampled = self.config.server.completion_cache.sampled
-        cache = self.cache if job.deterministic or sampled else None
+        wanted = (job.deterministic or sampled) and not job.embeds
+        cache = self.cache if wanted else None
         if job.idempotency_key is None and cache is None:
             return None, turns
         if job.idempotency_key is not None:
@@ -365,6 +386,8 @@ class Pipeline:
         return self.codec.encode_chat(conversation, job.tools, job.template_options)
 
     def _requests(self, job: Job, prompts: Sequence[list[int]]) -> list[GenerationRequest]:
+        if job.embeds:
+            return text_requests(job, prompts, self.engine.max_model_length)
         affordable = self._affordable(job, prompts)
         return [
             request
@@ -428,8 +451,10 @@ class Pipeline:
         """Start all requests or none."""
         streams: list[TokenStream] = []
         try:
-            for request in requests:
+            for number, request in enumerate(requests, 1):
                 streams.append(self.engine.generate(request))
+                if not number % SENT_AT_ONCE:  # Others are to be heard, too.
+                    await asyncio.sleep(0)
         except BaseException:
             await close(streams)
             raise

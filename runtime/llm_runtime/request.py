@@ -99,8 +99,32 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingPrompt:
+    """A text that goes before another one, to say what its embedding is for."""
+
+    text: str
+    unpooled_tokens: int = 0
+    """Tokens of it that are left out when the tokens' vectors become one; 0: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingModel:
+    """What a model that makes embeddings says of itself."""
+
+    dimensions: int
+    normalised: bool
+    """Whether its vectors have the length 1."""
+    prompts: Mapping[str, EmbeddingPrompt] = field(default_factory=dict)
+    default_prompt: str = ""
+    """Name of the prompt for texts that name none; "" for no prompt."""
+    matryoshka: tuple[int, ...] = ()
+    """Dimensions that its vectors may be cut to, if its authors name them; empty: to any."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One sequence to generate. `n > 1` of a dialect becomes several of these."""
+    """One sequence to generate, or one text to embed.
+    `n > 1` of a dialect becomes several of these."""
 
     id: str
     prompt_token_ids: tuple[int, ...]
@@ -115,6 +139,10 @@ class GenerationRequest:
     """Special tokens that stay in the text, because the dialect parses them."""
     tenant: str = ""
     """The caller's id. In the queue, tenants of the same priority take turns."""
+    embeds: bool = False
+    """Whether the prompt's embedding is wanted, instead of an answer."""
+    unpooled_tokens: int = 0
+    """Number of tokens at the prompt's beginning that its vector is not made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +157,14 @@ class TopLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token. Only the last event of a request has a `finish_reason`.
+    """One generated token, or an embedding. Only the last event of a request has a `finish_reason`.
 
     `text` may be empty while a character is incomplete, or while text is held back that may become
     a stop string. The final event has the rest. Text from a stop string on is never delivered. If a
     request is cancelled or fails, its last event has `token_id` None.
+
+    An embedding is one event without a token. Its `text` is the vector: float32, little-endian, in
+    base64, as OpenAI's clients ask for it.
     """
 
     token_id: int | None
@@ -213,6 +244,11 @@ class Engine(Protocol):
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters that a request may use."""
+        ...
+
+    @property
+    def embedding(self) -> EmbeddingModel | None:
+        """What the model's embeddings are like; None for a model that generates."""
         ...
 
     def generate(self, request: GenerationRequest) -> TokenStream:

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_runtime import errors
-from llm_runtime.contract import CHAT_PATH, COUNT_PATH, MESSAGES_PATH, RESPONSES_PATH
+from llm_runtime.contract import (
+    CHAT_PATH,
+    COUNT_PATH,
+    EMBEDDINGS_PATH,
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+)
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ OPERATIONS = {
     MESSAGES_PATH: "chat",
     RESPONSES_PATH: "chat",
     COUNT_PATH: "count_tokens",
+    EMBEDDINGS_PATH: "embeddings",
 }
 """Operation names by route. All other routes are text completions."""
 REQUESTED = {
@@ -40,6 +47,7 @@ REQUESTED = {
     "seed": "gen_ai.request.seed",
     "n": "gen_ai.request.choice.count",
     "stream": "gen_ai.request.stream",
+    "dimensions": "gen_ai.embeddings.dimension.count",
 }
 """Attributes of the conventions, by the names of fields in the dialects."""
 

@@ -218,6 +218,10 @@ class LLMDeploymentSpec(Section):
     default_adapter: AdapterName | None = None
     """Adapter that answers for the bare name of the model; `<name>:base` then is the model alone. A
     change needs no new pods. Absent: the bare name is the model."""
+    task: Literal["auto", "generate", "embed"] = ENGINE.task
+    """What the model is for. generate: it continues texts. embed: it makes embeddings of texts, at
+    /v1/embeddings. auto: embed for a folder of sentence-transformers and for an encoder without a
+    head, otherwise generate."""
     engine: EngineSpec = EngineSpec()
     """How the engine runs the model."""
     server: ServerSpec = ServerSpec()

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from llm_runtime import errors, logs
 from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import client_host, tenant_address
-from llm_runtime.contract import COUNT_PATH, MESSAGES_PATH, RESPONSES_PATH
+from llm_runtime.contract import COUNT_PATH, EMBEDDINGS_PATH, MESSAGES_PATH, RESPONSES_PATH
 from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _not_here(path: str) -> errors.NotFound:
     elif _is_openais(path):
         hint = (
             f"of OpenAI's API there are {OPENAI_ROOT}/chat/completions, {OPENAI_ROOT}/completions,"
-            f" {RESPONSES_PATH}, {OPENAI_ROOT}/models"
+            f" {RESPONSES_PATH}, {EMBEDDINGS_PATH}, {OPENAI_ROOT}/models"
         )
     else:
         hint = "see /docs"

@@ -1,5 +1,5 @@
 """Readiness from a real generation: while nobody asks the engine for anything, this does,
-for one token."""
+for one token or one embedding."""
 
 import asyncio
 import logging
@@ -60,7 +60,10 @@ class SelfCheck:
         fault = None
         try:
             request = GenerationRequest(
-                "self-check", tuple(model.codec.encode("a")), Sampling(max_tokens=1)
+                "self-check",
+                tuple(model.codec.encode("a")),
+                Sampling(max_tokens=1),
+                embeds=model.engine.embedding is not None,
             )
             async for event in model.engine.generate(request):
                 if event.finish_reason is FinishReason.ERROR:

@@ -102,7 +102,8 @@ class Serving:
         self.state = State.IDLE if config.server.lazy_load else State.LOADING
         self.loaded: WarmModel | None = None
         self.abilities: Abilities | None = None
-        """The abilities of the loaded model by its chat templates; None without a model."""
+        """The abilities of the loaded model by its chat templates;
+        None without a model, and for one that makes embeddings."""
         self.arrival: Arrival | None = None
         """What an administrator has asked for and is on its way."""
         self.failure: FatalReport | None = None
@@ -337,12 +338,14 @@ class Serving:
     def _serve(self, config: RuntimeConfig, loaded: WarmModel) -> None:
         # Nothing of it is set if one of these fails.
         pipeline = self._make_pipeline(config, loaded)
-        found = abilities(loaded.codec.chat_template, loaded.codec.tool_template)
+        found = None
+        if loaded.engine.embedding is None:
+            found = abilities(loaded.codec.chat_template, loaded.codec.tool_template)
         self.config = config
         self.loaded = loaded
         self._pipeline = pipeline
         self.abilities = found
-        for lack in found.lacks:
+        for lack in found.lacks if found else ():
             log.info("Model %s: %s", config.model.name, lack)
 
     def _standing_still(self) -> str | None:

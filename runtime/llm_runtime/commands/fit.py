@@ -137,6 +137,7 @@ def _document(
     return {
         "source": source,
         "fits": not refusal,
+        "task": "embed" if sizing.embeds else "generate",
         "device": sizing.device,
         "dtype": sizing.dtype,
         "quantization": sizing.engine.quantization,
@@ -156,7 +157,11 @@ def _table(source: str, sizing: "Sizing", need: "Need", free: int, refusal: tupl
 
     rows = [
         (need.weights, f"weights as {as_asked(sizing)}"),
-        (need.cache, f"keys and values of one sequence of {sizing.length} tokens"),
+        *(
+            []
+            if sizing.embeds
+            else [(need.cache, f"keys and values of one sequence of {sizing.length} tokens")]
+        ),
         (need.reserve, "reserve"),
         (need.total, "needed"),
         (

@@ -12,12 +12,12 @@ import torch
 
 from llm_runtime.compute.attention import ATTENTION, AttentionMetadata
 from llm_runtime.compute.cache import KvCache
+from llm_runtime.compute.exhaustion import in_memory
 from llm_runtime.compute.lora import Adapter, AdapterSet
 from llm_runtime.compute.sampler import Sampler
 from llm_runtime.engine.drafts import confirmed
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
-from llm_runtime.machine.memory import StepOutOfMemory
 
 
 class TransformersRunner:
@@ -34,20 +34,7 @@ class TransformersRunner:
     def forward(self, batch: Batch) -> list[Sampled]:
         """Compute a step and choose a token for each span that samples, in order.
         Raises StepOutOfMemory."""
-        try:
-            return self._forward(batch)
-        except (
-            RuntimeError
-        ) as error:  # torch.OutOfMemoryError is one. On a CPU, only the message shows it.
-            message = str(error)
-            if (
-                not isinstance(error, torch.OutOfMemoryError)
-                and "can't allocate memory" not in message
-            ):
-                raise
-        # Outside of `except`, so that the exception's frames no longer hold the step's tensors.
-        torch.cuda.empty_cache()
-        raise StepOutOfMemory(message)
+        return in_memory(lambda: self._forward(batch))
 
     def read_adapter(self, folder: Path) -> Adapter:
         """Read and check an adapter, on any thread. Raises errors.Fatal subclasses."""

@@ -35,7 +35,13 @@ from llm_runtime.engine.messages import (
     unpacked,
 )
 from llm_runtime.errors import EngineFailed, NotFound, QueueFull, ServiceUnavailable
-from llm_runtime.request import EngineStats, FinishReason, GenerationRequest, TokenEvent
+from llm_runtime.request import (
+    EmbeddingModel,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+)
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +263,11 @@ class EngineClient:
         """Tokens that prompt and answer may have together:
         the configured length, or the model's if that is less."""
         return self.limits.max_model_length
+
+    @property
+    def embedding(self) -> EmbeddingModel | None:
+        """What the model's embeddings are like; None for a model that generates."""
+        return self.limits.embedding
 
     def generate(self, request: GenerationRequest) -> "ClientStream":
         """Admit now. Raises InvalidRequest, NotFound, QueueFull, ServiceUnavailable."""

@@ -4,7 +4,7 @@ so that nothing in a step can raise because of it."""
 from dataclasses import dataclass
 
 from llm_runtime.errors import InvalidRequest
-from llm_runtime.request import GenerationRequest, Sampling
+from llm_runtime.request import EmbeddingModel, GenerationRequest, Sampling
 
 MAX_LOGPROBS = 20
 ENGINE_STOPS = 16
@@ -20,6 +20,8 @@ RANGES = (
     ("presence_penalty", -2, 2),
     ("frequency_penalty", -2, 2),
 )
+EMBEDS_ONLY = "The model makes embeddings and generates nothing: ask it at /v1/embeddings."
+GENERATES_ONLY = "The model generates texts and makes no embeddings: ask a model that does."
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,17 @@ class RequestLimits:
 
     max_model_length: int
     vocabulary_size: int
+    embedding: EmbeddingModel | None = None
+    """What the model's embeddings are like; None for a model that generates."""
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest, naming the field and the limit,
         when the engine can't serve `request`."""
+        self._check_task(request)
         self._check_prompt(request.prompt_token_ids)
+        if request.embeds:
+            self._check_text(len(request.prompt_token_ids))
+            return
         self._check_length(len(request.prompt_token_ids), request.sampling.max_tokens)
         self._check_sampling(request.sampling)
 
@@ -42,6 +50,19 @@ class RequestLimits:
             raise InvalidRequest("the prompt is empty: send at least one token", param="prompt")
         self._check_token(min(token_ids), "prompt")
         self._check_token(max(token_ids), "prompt")
+
+    def _check_task(self, request: GenerationRequest) -> None:
+        if request.embeds == (self.embedding is not None):
+            return
+        raise InvalidRequest(EMBEDS_ONLY if self.embedding else GENERATES_ONLY, param="model")
+
+    def _check_text(self, tokens: int) -> None:
+        if tokens > self.max_model_length:
+            raise InvalidRequest(
+                f"a text may have at most {self.max_model_length} tokens, not {tokens}",
+                param="input",
+                code="context_length_exceeded",
+            )
 
     def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
         if max_tokens < 1:

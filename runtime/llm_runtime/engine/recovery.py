@@ -165,7 +165,7 @@ def _halves(spans: Spans) -> tuple[Spans, Spans] | None:
 def _split(span: Span) -> tuple[Spans, Spans] | None:
     """The chunk of a prompt as two chunks, of which only the second samples."""
     first = span.count // 2
-    if not first:
+    if span.whole or not first:
         return None
     rest = replace(span, start=span.start + first, count=span.count - first)
     return (replace(span, count=first, samples=False),), (rest,)

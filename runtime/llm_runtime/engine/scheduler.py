@@ -30,6 +30,8 @@ class Span:
     """Whether the span ends the known tokens, so that the next one is to be chosen."""
     guess: tuple[int, ...] = ()
     """Tokens that may follow the known ones; the last ones of `count`."""
+    whole: bool = False
+    """Whether it can't be computed in parts."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -265,6 +267,49 @@ class Scheduler:
                 self.pool.give_back(sequence.blocks)
                 self._tenants[sequence.request.tenant] -= 1
         self.running = [sequence for sequence in self.running if sequence not in gone]
+
+
+class EmbeddingScheduler(Scheduler):
+    """The queue of texts to embed. Texts of all clients share a step, tenants in turn.
+
+    An embedding needs no second step: a text is read whole, and its place is free again. Its keys and
+    values are not kept, so there is no cache to share out; the tokens of a step are what is bounded.
+    """
+
+    def __init__(self, max_batch_size: int, max_batch_tokens: int, max_queue_length: int) -> None:
+        """A text may be longer than `max_batch_tokens`: then it has a step of its own."""
+        super().__init__(BlockPool(1), max_batch_size, max_batch_tokens, max_queue_length)
+
+    def next_batch(self) -> Batch | None:
+        """The next step, or None when there is nothing to do."""
+        self._admit()
+        spans = tuple(
+            Span(sequence, 0, sequence.prompt_length, samples=True, whole=True)
+            for sequence in self.running
+        )
+        return Batch(spans) if spans else None
+
+    def advance(self, batch: Batch, sampled: list[Sampled]) -> list[Delivery]:
+        """End the texts of a step; `sampled` has an embedding for each, in order."""
+        deliveries = [
+            Delivery(span.sequence, span.sequence.embed(one))
+            for span, one in zip(batch.spans, sampled, strict=True)
+        ]
+        self._release([delivery.sequence for delivery in deliveries])
+        return deliveries
+
+    def _admit(self) -> None:
+        room = self.max_batch_tokens - sum(sequence.prompt_length for sequence in self.running)
+        while len(self.running) < self.max_batch_size and (
+            sequence := self.waiting.first(self._tenants)
+        ):
+            room -= sequence.prompt_length
+            if self.running and room < 0:
+                break
+            self.waiting.pop(sequence)
+            self.running.append(sequence)
+            self._tenants[sequence.request.tenant] += 1
+            self.prompt_tokens += sequence.prompt_length
 
 
 def _chunk(sequence: Sequence, room: int) -> int:

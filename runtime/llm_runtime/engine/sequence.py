@@ -27,6 +27,8 @@ class Sampled:
     """(token id, natural-log probability), most likely first."""
     more: "tuple[Sampled, ...]" = ()
     """What was chosen after it in the same step, because the span's guess was right so far."""
+    embedding: str = ""
+    """In place of a token: the vector, as `TokenEvent.text` has it; "" if it held no numbers."""
 
 
 class Matcher(Protocol):
@@ -168,6 +170,13 @@ class Sequence:
             cached_tokens=self.cached if self.output_length == 1 else 0,
             stopped_by=self.stopped_by,
         )
+
+    def embed(self, sampled: Sampled) -> TokenEvent:
+        """Take the embedding, which is all that the request asked for."""
+        if not sampled.embedding:
+            return self.finish(FinishReason.ERROR, "the model produced no numbers for this text")
+        self.finish_reason = FinishReason.STOP
+        return TokenEvent(None, sampled.embedding, finish_reason=FinishReason.STOP)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> TokenEvent:
         """End without a further token; what was held back is delivered, for it was generated."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from llm_runtime.errors import ModelNotFound
 from llm_runtime.fetching.disk import disk_errors, point_to
 from llm_runtime.files.locate import check_links, local_artifacts, locate
+from llm_runtime.files.sentence_files import is_of_module
 from llm_runtime.files.template_files import FLAT_PREFIX
 from llm_runtime.files.verify import verify_weights
 
@@ -20,7 +21,12 @@ def local_model(path: Path, models: Path, sub_path: str = "") -> Path:
     located = locate(local_artifacts(path), sub_path)
     home = path / located.folder
     verify_weights(home)
-    if all((home / name).is_file() or name.startswith(FLAT_PREFIX) for name in located.files):
+    if all(
+        (home / name).is_file()
+        or name.startswith(FLAT_PREFIX)
+        or is_of_module(home, path / source, name)
+        for name, source in located.files.items()
+    ):
         return home
     with disk_errors(f"linking the files of {path}"):
         overlay = models / f"local-{hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:12]}"

@@ -22,9 +22,10 @@ from llm_runtime.fetching.part import Part
 from llm_runtime.fetching.registry import Files, MlflowRegistry, Registry, fatal_of
 from llm_runtime.fetching.sources import Reference, files_of, find
 from llm_runtime.files.fit import Sizing, tensors_of
-from llm_runtime.files.heads import refuse_other_heads
+from llm_runtime.files.heads import embeds, refuse_other_heads, refuse_quantised
 from llm_runtime.files.locate import GPTQ_CONFIG, Artifacts, Located, local_artifacts, locate
 from llm_runtime.files.quantised import Quantisation, quantisation_of, refuse_twice
+from llm_runtime.files.sentence_files import is_sentence_model
 from llm_runtime.files.stored_layers import plain_tensors, stored_layers, stores_head
 from llm_runtime.files.verify import MAX_HEADER_BYTES, header_of
 
@@ -42,6 +43,8 @@ class Outline:
     settings: dict[str, Any]
     tensors: Mapping[str, Any]
     quantisation: Quantisation | None = None
+    described: bool = False
+    """Whether there are files of sentence-transformers."""
 
     @property
     def dtype(self) -> str:
@@ -53,7 +56,14 @@ class Outline:
     def sizing(self, engine: EngineConfig, device: str) -> Sizing:
         """The Sizing that `load` would make.
         As there, `auto` is the checkpoint's dtype on a GPU, float32 on a CPU.
-        Raises ModelCorrupt, ModelUnsupported or ConfigInvalid as there, for quantised layers."""
+        Raises ModelCorrupt, ModelUnsupported or ConfigInvalid as there, for quantised layers and for
+        a model of another kind."""
+        embedding = embeds(engine.task, self.settings, described=self.described)
+        if embedding:
+            refuse_quantised(engine.quantization, stored=self.quantisation is not None)
+        else:
+            names = ("architectures", "model_type", "is_decoder")
+            refuse_other_heads(*map(self.settings.get, names))
         refuse_twice(self.quantisation, engine.quantization)
         layers = stored_layers(self.quantisation, self.tensors)
         for layer in layers.values():
@@ -66,6 +76,7 @@ class Outline:
             own if engine.dtype == "auto" else engine.dtype,
             device,
             stored=tuple(layers.values()),
+            embeds=embedding,
         )
 
 
@@ -114,11 +125,13 @@ def of_folder(folder: Path) -> Outline:
     """The outline of a local folder, in any layout that can be served."""
     if not folder.is_dir():
         raise ModelNotFound(f"{folder} is not a folder")
-    home = folder / locate(local_artifacts(folder)).folder
+    located = locate(local_artifacts(folder))
+    home = folder / located.folder
     settings = settings_of((home / CONFIG).read_bytes())
     beside = home / GPTQ_CONFIG
     quantisation = _quantisation(settings, beside.read_bytes() if beside.is_file() else b"{}")
-    return Outline(str(home), settings, tensors_of(home), quantisation)
+    described = is_sentence_model(located.files)
+    return Outline(str(home), settings, tensors_of(home), quantisation, described)
 
 
 def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
@@ -133,7 +146,8 @@ def of_files(registry: Any, location: str, sub_path: str = "") -> Outline:
         settings = settings_of(artifacts.read(located.files[CONFIG]))
         beside = located.files.get(GPTQ_CONFIG)
         quantisation = _quantisation(settings, artifacts.read(beside) if beside else b"{}")
-    return Outline(location, settings, _headers(registry, location, located, sizes), quantisation)
+    headers = _headers(registry, location, located, sizes)
+    return Outline(location, settings, headers, quantisation, is_sentence_model(located.files))
 
 
 def settings_of(content: bytes) -> dict[str, Any]:
@@ -152,8 +166,9 @@ def settings_of(content: bytes) -> dict[str, Any]:
         raise ModelUnsupported(
             "the model is an encoder-decoder model; this runtime serves decoder-only ones"
         )
-    refuse_other_heads(whole.get("architectures"), whole.get("model_type"), whole.get("is_decoder"))
-    return {**whole, **inner}
+    # What the model is, its whole configuration says.
+    kind = {"architectures": whole["architectures"]} if "architectures" in whole else {}
+    return {**whole, **inner, **kind}
 
 
 def _quantisation(settings: Mapping[str, Any], beside: bytes) -> Quantisation | None:

@@ -33,6 +33,16 @@ The tokenizer is loaded before the cache is sized."""
 LOGITS_COPIES = 4
 """Copies of a sequence's logits that sampling holds at once:
 raw, with penalties, with temperature, filtered."""
+ROWS_OF_HIDDEN = 8
+ROWS_OF_INNER = 2
+"""What one layer of an encoder holds at once for each token of a step: queries, keys, values, what
+comes of them, and the residual; twice the inner layer, before and after its activation."""
+CPU_STEP_TOKENS = 512
+"""Most tokens of a step on a CPU.
+More rows at once are no faster, and no request can join or leave during a step."""
+CPU_EMBEDDING_TOKENS = 1024
+"""The same of texts to embed. Of more texts, more are of one length: 1024 tokens are a sixth faster
+than 512, and 2048 no faster than these."""
 STARTED_BYTES = 560 * MIB
 """What they have taken before this check:
 447 MiB in the process with torch, 83 MiB in the other."""
@@ -104,6 +114,12 @@ def most_positions(settings: Mapping[str, Any]) -> int:
     return max(named, int(factor * original)) if math.isfinite(factor) else named
 
 
+def embedding_tokens(engine: EngineConfig, device: str) -> int:
+    """Most tokens of the texts that are embedded in one step, if they are not one text."""
+    most = engine.max_batch_tokens
+    return min(most, CPU_EMBEDDING_TOKENS) if device == "cpu" else most
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """Memory in bytes. `loading` is the peak while loading, before weights are quantised."""
@@ -133,6 +149,8 @@ class Sizing:
     None if unknown."""
     stored: tuple[StoredLayer, ...] = ()
     """Layers that the checkpoint holds quantised. Their tensors are not among `tensors`."""
+    embeds: bool = False
+    """Whether it serves embeddings: then it has no output layer, and keeps no keys and values."""
 
     @property
     def length(self) -> int:
@@ -203,18 +221,31 @@ def needed(sizing: Sizing, *, surely: bool = False) -> Need:
     whole = weight_bytes(sizing.tensors, sizing.settings, sizing.dtype)
     whole += sum(_served_bytes(layer, sizing.device) for layer in sizing.stored)
     weights = whole - _saves(sizing, surely=surely)
-    cache = cache_bytes(sizing.settings, sizing.length, sizing.cache_dtype)
+    cache = _sequence_cache(sizing)
     spared = 0 if sizing.engine.kv_cache_bytes else math.ceil(cache / CACHE_FRACTION) - cache
-    activations = activation_bytes(
-        first_number(sizing.settings, "vocab_size"), sizing.engine.max_batch_size
-    )
-    reserve = max(spared, activations)
+    reserve = max(spared, _activations(sizing))
     if sizing.device != "cpu":
         return Need(weights, 0, cache, reserve)
     # Packing a layer (engine.linears) briefly needs a second copy of it,
     # so the largest one counts twice.
     beside = PROCESS_BYTES + _largest_linear(sizing)
     return Need(weights, whole + beside, cache, reserve + _head_copy(sizing, surely) + beside)
+
+
+def _sequence_cache(sizing: Sizing) -> int:
+    if sizing.embeds:
+        return 0
+    return cache_bytes(sizing.settings, sizing.length, sizing.cache_dtype)
+
+
+def _activations(sizing: Sizing) -> int:
+    if not sizing.embeds:
+        vocabulary = first_number(sizing.settings, "vocab_size")
+        return activation_bytes(vocabulary, sizing.engine.max_batch_size)
+    hidden = first_number(sizing.settings, "hidden_size", "n_embd", "d_model", "dim")
+    inner = first_number(sizing.settings, "intermediate_size", "n_inner", "d_ff", "hidden_dim")
+    tokens = max(sizing.length, embedding_tokens(sizing.engine, sizing.device))
+    return tokens * (ROWS_OF_HIDDEN * hidden + ROWS_OF_INNER * (inner or 4 * hidden)) * 4
 
 
 def weight_bytes(tensors: Mapping[str, Any], settings: Mapping[str, Any], dtype: str) -> int:
@@ -263,7 +294,8 @@ def _weights_to_try(sizing: Sizing) -> list[tuple[str, Sizing]]:
     smaller = sizing.dtype == "float32"
     if smaller:
         tries.append(("engine.dtype bfloat16", sizing.changed("bfloat16")))
-    kinds = () if sizing.stored else _smaller_kinds(sizing.engine.quantization)
+    fixed = sizing.stored or sizing.embeds
+    kinds = () if fixed else _smaller_kinds(sizing.engine.quantization)
     for kind in kinds:
         words = f"engine.quantization {kind}"
         tries.append((words, sizing.changed(quantization=kind)))
@@ -337,7 +369,7 @@ def _head_copy(sizing: Sizing, surely: bool) -> int:
 
 def _tied_head(sizing: Sizing) -> int:
     """Weights of an output layer on a CPU that is tied to the embedding."""
-    if sizing.device != "cpu" or not sizing.settings.get("tie_word_embeddings"):
+    if sizing.device != "cpu" or sizing.embeds or not sizing.settings.get("tie_word_embeddings"):
         return 0
     vocabulary = first_number(sizing.settings, "vocab_size")
     size = first_number(sizing.settings, "hidden_size", "n_embd")
@@ -439,10 +471,12 @@ def _parts(sizing: Sizing, need: Need, asked: str) -> str:
     loading = (
         f"; {_mib(need.loading)} for a moment, before the weights are quantised" if whole else ""
     )
-    return (
-        f"weights {_mib(need.weights)} as {asked}, keys and values of one sequence of {sizing.length} tokens "
-        f"{_mib(need.cache)}, reserve {_mib(need.reserve)}{loading}"
+    cache = (
+        ""
+        if sizing.embeds
+        else f", keys and values of one sequence of {sizing.length} tokens {_mib(need.cache)}"
     )
+    return f"weights {_mib(need.weights)} as {asked}{cache}, reserve {_mib(need.reserve)}{loading}"
 
 
 def as_asked(sizing: Sizing) -> str:

@@ -10,15 +10,24 @@ import os
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
+from llm_runtime.files.sentence_files import (
+    DATA_FOLDER,
+    MODULES,
+    sentence_files,
+    transformer_folder,
+)
 from llm_runtime.files.template_files import TEMPLATE_FOLDER, flat_name
 
 MAX_DEPTH = 3
+SENTENCE_FLAVOR = "sentence_transformers"
+"""MLflow's flavor of models that sentence-transformers saves."""
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -126,13 +135,21 @@ def locate(artifacts: Artifacts, sub_path: str = "") -> Located:
     for path in artifacts.sizes:
         check_path(path)
     base = _base(artifacts, sub_path)
-    folder = _model_folder(artifacts, base)
+    root = _model_folder(artifacts, base)
+    folder = _inside_modules(artifacts, root)
     tokenizer = _tokenizer_folder(artifacts, folder, base)
     files = {
         name: _join(folder, name) for name in _CONFIGURATION if name in artifacts.names(folder)
     }
     files |= _tokenizer_files(artifacts, tokenizer)
     files |= _weights(artifacts, folder)
+    for place in dict.fromkeys((folder, root)):
+        files |= sentence_files(
+            artifacts.names(place),
+            place,
+            partial(_read, artifacts),
+            artifacts.sizes.__contains__,
+        )
     return Located(folder, files)
 
 
@@ -218,6 +235,19 @@ def _base(artifacts: Artifacts, sub_path: str) -> str:
     return base
 
 
+def _inside_modules(artifacts: Artifacts, root: str) -> str:
+    """The Transformers model's folder below one of sentence-transformers; most often the same."""
+    path = _join(root, MODULES)
+    if path not in artifacts.sizes:
+        return root
+    folder = _join(root, transformer_folder(_read(artifacts, path))).rstrip("/")
+    if _is_model(artifacts, folder):
+        return folder
+    if _is_model(artifacts, root):  # Collected in one folder, by `push`.
+        return root
+    raise _nothing_to_serve(artifacts, folder)
+
+
 def _model_folder(artifacts: Artifacts, base: str) -> str:
     named = _named_by_mlmodel(artifacts, base)
     if named is not None:
@@ -230,6 +260,9 @@ def _model_folder(artifacts: Artifacts, base: str) -> str:
     # Then the outer one is meant.
     if base in candidates:
         return base
+    described = [folder for folder in inside if MODULES in artifacts.names(folder)]
+    if len(described) == 1:  # The folders of its modules look like models, too.
+        return described[0]
     if len(candidates) > 1:
         raise ConfigInvalid(
             f"the artifacts hold several models: {_listed(candidates)}; name one in model.mlflow.subPath"
@@ -245,6 +278,8 @@ def _named_by_mlmodel(artifacts: Artifacts, base: str) -> str | None:
     if path not in artifacts.sizes:
         return None
     flavor = _transformers_flavor(_read(artifacts, path))
+    if flavor is None:
+        return _join(base, DATA_FOLDER)
     if folder := _text(flavor, "model_binary"):
         check_path(folder)
         return _join(base, folder)
@@ -258,7 +293,8 @@ def _named_by_mlmodel(artifacts: Artifacts, base: str) -> str | None:
     return None
 
 
-def _transformers_flavor(content: bytes) -> dict[str, Any]:
+def _transformers_flavor(content: bytes) -> dict[str, Any] | None:
+    """What mlflow.transformers has written; None for what mlflow.sentence_transformers has."""
     try:
         mlmodel = yaml.safe_load(content)
         flavors = mlmodel.get("flavors") or {}
@@ -272,12 +308,12 @@ def _transformers_flavor(content: bytes) -> dict[str, Any]:
         raise ModelCorrupt(
             "the transformers flavor in the MLmodel file is not a mapping; log the model again"
         )
-    if "transformers" not in names and names - {"python_function"}:
+    if not {"transformers", SENTENCE_FLAVOR} & names and names - {"python_function"}:
         raise ModelUnsupported(
             f"the version was logged as {_listed(sorted(_short(name) for name in names))}; this runtime serves "
-            "mlflow.transformers models and plain folders of Transformers"
+            "mlflow.transformers and mlflow.sentence_transformers models and plain folders of Transformers"
         )
-    return flavor
+    return None if SENTENCE_FLAVOR in names and "transformers" not in names else flavor
 
 
 def _text(flavor: Mapping[str, Any], field: str) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from llm_runtime.errors import ConfigInvalid, ModelCorrupt, ModelNotFound, ModelUnsupported
 from llm_runtime.files.locate import local_artifacts, locate
+from llm_runtime.files.sentence_files import saved_path
 from llm_runtime.files.template_files import saved_name
 from llm_runtime.files.verify import safetensors_keys, verify_weights
 
@@ -59,9 +60,11 @@ def package(folder: Path) -> Package:
             f"{str(error).partition(';')[0]}; push the folder of the one you mean"
         ) from error
     verify_weights(folder / located.folder)
-    return Package(
-        "model", {saved_name(name, path): folder / path for name, path in located.files.items()}
-    )
+    files = {
+        saved_path(saved_name(name, path), path): folder / path
+        for name, path in located.files.items()
+    }
+    return Package("model", files)
 
 
 def _adapter(folder: Path) -> Package:

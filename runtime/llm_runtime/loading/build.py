@@ -19,6 +19,10 @@ from llm_runtime.engine.model import Model
 from llm_runtime.engine.recovery import Runner
 from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.errors import ConfigInvalid
+from llm_runtime.files.fit import CPU_STEP_TOKENS
+from llm_runtime.files.heads import embeds
+from llm_runtime.files.sentence_files import describes_embeddings
+from llm_runtime.files.tokenizer_files import read_json
 from llm_runtime.loading.agreement import check_agreement, probe_tokens
 from llm_runtime.loading.loaded import Loaded
 from llm_runtime.loading.warm import warm_up
@@ -30,10 +34,6 @@ if TYPE_CHECKING:
     from llm_runtime.compute.runner import TransformersRunner
 
 log = logging.getLogger(__name__)
-
-CPU_STEP_TOKENS = 512
-"""Most tokens of a step on a CPU.
-More rows at once are no faster, and no request can join or leave during a step."""
 
 
 def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClient, Codec]:
@@ -48,6 +48,10 @@ def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClien
 def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     """Load, check and warm up the model.
     Raises errors.Fatal subclasses, whose message says what to change."""
+    if _embeds(model_folder, config.engine):
+        from llm_runtime.loading.embedder import build_embedder
+
+        return build_embedder(config, model_folder)
     # Imported late: torch and Transformers take seconds,
     # and the HTTP process only passes this function on.
     from llm_runtime.loading.load import free_memory, load, used_device_bytes
@@ -85,6 +89,11 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
         memory_bytes=None if loaded.device == "cpu" else used_device_bytes,
         free=free_memory,
     )
+
+
+def _embeds(folder: Path, engine: EngineConfig) -> bool:
+    settings = read_json(folder / "config.json")
+    return embeds(engine.task, settings, described=describes_embeddings(folder))
 
 
 def _adapters(config: RuntimeConfig, runner: Runner) -> AdapterTable:

@@ -8,7 +8,8 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,21 +77,21 @@ def load(
     started = time.monotonic()
     steps = steps or Steps()
     with steps.step("code of the architecture"):
-        settings = _settings(folder)
+        settings = read_settings(folder)
         refuse_unsupported(settings)
         tensors = tensors_of(folder)
         stored = _stored(folder, tensors, engine.quantization)
         if stored is not None:
             settings = with_stored(settings, stored)
-        _check_buildable(folder, settings)
-    device = _device(engine.device)
-    dtype = _dtype(engine.dtype, device, settings)
-    _check_fit(folder, settings, engine, device, dtype, tensors, stored)
+        check_buildable(folder, settings)
+    device = device_of(engine.device)
+    dtype = dtype_of(engine.dtype, device, settings)
+    check_fits(folder, settings, engine, device, dtype, tensors, stored)
     # Before the weights: faults of these files should fail early,
     # and not be reported as faults of the weights.
     eos_token_ids(read_json(folder / "generation_config.json"))
     with steps.step("tokenizer"):
-        tokenizer, special = _tokenizer(folder)
+        tokenizer, special = read_tokenizer(folder)
     with PeakMemory() as peak, steps.step("weights"):
         weights = _weights(folder, settings, device, dtype, engine.quantization, tokenizer)
     codec = _codec(folder, model.chat_template, weights, tokenizer, special)
@@ -182,7 +183,8 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _settings(folder: Path) -> Any:
+def read_settings(folder: Path) -> Any:
+    """The configuration in config.json. Raises ModelNotFound, ModelCorrupt or ModelUnsupported."""
     if not (folder / "config.json").is_file():
         raise ModelNotFound(f"{folder} has no config.json, so it holds no Transformers model")
     try:
@@ -201,18 +203,19 @@ def _settings(folder: Path) -> Any:
         ) from error
 
 
-def _check_buildable(folder: Path, settings: Any) -> None:
+def check_buildable(folder: Path, settings: Any, kind: Any = AutoModelForCausalLM) -> None:
     """Build the model without weights, so that a fault of the configuration is reported as one.
+    `kind` is Transformers' class that chooses the architecture's.
 
     Raises ModelUnsupported.
     """
     try:
         try:
-            _build_empty(settings)
+            _build_empty(settings, kind)
         except Exception:
             if not whole_meta():
                 raise
-            _build_empty(settings)
+            _build_empty(settings, kind)
     except Exception as error:
         raise ModelUnsupported(
             f"Transformers {transformers_version} can't build {folder}/config.json: {_cause(settings, error)}; "
@@ -220,9 +223,9 @@ def _check_buildable(folder: Path, settings: Any) -> None:
         ) from error
 
 
-def _build_empty(settings: Any) -> None:
+def _build_empty(settings: Any, kind: Any) -> None:
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        kind.from_config(settings, trust_remote_code=False)
 
 
 def _cause(settings: Any, error: Exception) -> str:
@@ -253,7 +256,8 @@ def _stored(folder: Path, tensors: Tensors, asked: str) -> dict[str, StoredLayer
     return None if quantisation is None else layers
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
+    """Resolve `auto`. Raises ConfigInvalid for a GPU that is not there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigInvalid(
             "engine.device is cuda, but PyTorch sees no GPU: check nvidia.com/gpu in resources, or use cpu"
@@ -261,7 +265,7 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _dtype(wanted: str, device: str, settings: Any) -> Any:
+def dtype_of(wanted: str, device: str, settings: Any) -> Any:
     """Resolve `auto`: the checkpoint's own dtype on a GPU;
     float32 on a CPU, as bfloat16 is fast on few CPUs."""
     if wanted != "auto":
@@ -271,14 +275,16 @@ def _dtype(wanted: str, device: str, settings: Any) -> Any:
     )
 
 
-def _check_fit(
+def check_fits(
     folder: Path,
     settings: Any,
     engine: EngineConfig,
     device: str,
     dtype: Any,
     tensors: Tensors,
-    stored: Mapping[str, StoredLayer] | None,
+    stored: Mapping[str, StoredLayer] | None = None,
+    *,
+    embeds: bool = False,
 ) -> None:
     """Check that the model fits before anything large is read.
     Raises OutOfMemory that says what would fit."""
@@ -289,7 +295,7 @@ def _check_fit(
     layers = tuple((stored or {}).values())
     sizing = Sizing(
         plain_tensors(tensors, layers), text, engine, str(dtype).removeprefix("torch."), device,
-        limit, layers,
+        limit, layers, embeds,
     )  # fmt: skip
     need = check_fit(sizing, available_bytes() if free is None else free)
     log.info(
@@ -314,17 +320,24 @@ def _weights(
     quantization: Kind | Literal["none"],
     tokenizer: Tokenizer,
 ) -> Any:
-    try:
+    with weight_faults(folder, dtype):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, config=settings, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
         model.requires_grad_(False)
-        _check_report(folder, report)
+        check_report(folder, report)
         if quantization != "none":
             _quantize(model, device, quantization, tokenizer)
         serve_stored(model, device, reference_logits)
         return model if device == "cpu" else model.to(device)
+
+
+@contextmanager
+def weight_faults(folder: Path, dtype: Any) -> Iterator[None]:
+    """Errors of loading weights in the block as errors.Fatal, which say what to change."""
+    try:
+        yield
     except Fatal:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -373,12 +386,17 @@ def _quantize(model: Any, device: str, kind: Kind, tokenizer: Tokenizer) -> None
         log.info("linear weights are stored as %s", kind, extra=facts)
 
 
-def _check_report(folder: Path, report: dict[str, Any]) -> None:
+def check_report(
+    folder: Path, report: dict[str, Any], spare: Callable[[str], bool] = lambda key: False
+) -> None:
+    """Raise ModelCorrupt for weights that the model lacks, or has no place for, unless `spare` says
+    of their names that nothing is made with them."""
     faults = []
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(
-            str(key[0] if isinstance(key, tuple) else key) for key in report.get(f"{kind}_keys", ())
+        named = (
+            key[0] if isinstance(key, tuple) else key for key in report.get(f"{kind}_keys", ())
         )
+        keys = sorted(key for key in map(str, named) if not spare(key))
         if keys:
             more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
             faults.append(f"{len(keys)} {kind}: {', '.join(keys[:_KEYS_SHOWN])}{more}")
@@ -389,7 +407,7 @@ def _check_report(folder: Path, report: dict[str, Any]) -> None:
         )
 
 
-def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
+def read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     """The folder's tokenizer, and its special tokens by role (`eos_token`, …).
 
     A tokenizer.json is used as it is. Transformers would copy it into a class of its own choice,

@@ -14,6 +14,7 @@ from llm_runtime.common.aside import aside
 from llm_runtime.contract import (
     CHAT_PATH,
     COMPLETIONS_PATH,
+    EMBEDDINGS_PATH,
     MESSAGES_PATH,
     RESPONSES_PATH,
     SHADOW_HEADER,
@@ -33,6 +34,7 @@ PATHS: Mapping[str, str] = {
     COMPLETIONS_PATH: COMPLETIONS_PATH,
     MESSAGES_PATH: MESSAGES_PATH,
     RESPONSES_PATH: RESPONSES_PATH,
+    EMBEDDINGS_PATH: EMBEDDINGS_PATH,
     "/v1/generate": "/v1/generate",
     "/v1/stream": "/v1/generate",
     "/v1/chat": "/v1/chat",
@@ -68,7 +70,9 @@ class Heard:
         if len(choices) > 1:
             return  # They would have to be matched, and are no independent samples.
         [choice] = choices
-        self.said = ModelAnswer(choice.text, choice.finish_reason, choice.tokens, seconds)
+        self.said = ModelAnswer(
+            choice.text, choice.finish_reason, choice.tokens, seconds, vector=job.embeds
+        )
         self.greedy = job.sampling.temperature == 0 or job.sampling.top_k == 1
 
     def document(self) -> dict[str, Any]:
@@ -81,6 +85,7 @@ class Heard:
             "reason": answer.finish_reason,
             "tokens": answer.tokens,
             "seconds": answer.seconds,
+            "vector": answer.vector,
         }
 
 
@@ -234,7 +239,8 @@ class Copier:
             counts.compared(
                 await _beside(length, agreement.differences, stable, candidate, greedy=copy.greedy)
             )
-            counts.sized(stable, candidate)
+            if not stable.vector:
+                counts.sized(stable, candidate)
         elif result in ("failed", "late"):
             counts.compared(agreement.failure(stable, greedy=copy.greedy))
         if candidate:
@@ -278,7 +284,11 @@ def read(content: bytes) -> ModelAnswer | None:
     try:
         found = orjson.loads(content)
         return ModelAnswer(
-            str(found["text"]), str(found["reason"]), int(found["tokens"]), float(found["seconds"])
+            str(found["text"]),
+            str(found["reason"]),
+            int(found["tokens"]),
+            float(found["seconds"]),
+            bool(found.get("vector")),
         )
     except (ValueError, TypeError, KeyError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from llm_operator.crds import LLMDeploymentSpec, definitions
 from llm_operator.crds.common import quantity_value
+from llm_operator.plans.objects.config import config_text, runtime_config
 from llm_operator.plans.objects.revision import revision_id
 from llm_operator.plans.status.findings import as_conditions
 from llm_operator.state import ModelVersion
@@ -48,6 +50,7 @@ def test_what_does_not_shape_pods_makes_no_revision(fields: dict[str, Any]) -> N
     "fields",
     [
         {"engine": {"maxModelLength": 1024}},
+        {"task": "embed"},
         {"resources": {"limits": {"memory": "1Gi"}}},
         {"pod": {"env": [{"name": "A", "value": "b"}]}},
         {"image": "example.com/llm-runtime:1-cpu"},
@@ -61,6 +64,14 @@ def test_what_does_not_shape_pods_makes_no_revision(fields: dict[str, Any]) -> N
 )
 def test_what_shapes_pods_makes_a_new_revision(fields: dict[str, Any]) -> None:
     assert revision_id(spec(**fields), MODEL) != revision_id(spec(), MODEL)
+
+
+def test_the_task_reaches_the_runtime_and_an_older_one_hears_nothing_new() -> None:
+    told = [
+        json.loads(config_text(runtime_config("bot", spec(**fields), MODEL, None)))["engine"]
+        for fields in ({}, {"task": "embed"})
+    ]
+    assert [engine.get("task") for engine in told] == [None, "embed"]
 
 
 def test_the_moment_of_a_condition_moves_only_with_its_status() -> None:

@@ -25,6 +25,7 @@ from llm_runtime.settings import SettingsInvalid, load
 from unit.runtime.responses import keeping
 from unit.runtime.test_chat import Remembered
 from unit.runtime.test_compatibility import ROOT
+from unit.runtime.test_embeddings import embedder
 from unit.runtime.test_manage import ADMIN, USER, serve
 
 SAID = "Hello there!"
@@ -468,10 +469,18 @@ async def _(site: Site) -> None:
     assert (await site.post("/v1/nothing", 404))["error"]["message"]
 
 
-@of(OPENAI, "`POST /v1/embeddings` and its other endpoints")
+@of(OPENAI, "`POST /v1/embeddings`")
 async def _(site: Site) -> None:
-    for path in ("/v1/embeddings", "/v1/images/generations"):
-        assert (await site.post(path, 404))["error"]["code"] == "not_found"
+    body = {"model": "support-bot", "input": ["a", "b"], "dimensions": 2}
+    assert (await site.post("/v1/embeddings", 400, **body))["error"]["code"] in site.how
+    async with site.run(embedder()) as api:
+        found = (await api.client.post("/v1/embeddings", json=body)).json()["data"]
+    assert [len(each["embedding"]) for each in found] == [2, 2]
+
+
+@of(OPENAI, "its other endpoints")
+async def _(site: Site) -> None:
+    assert (await site.post("/v1/images/generations", 404))["error"]["code"] == "not_found"
 
 
 @of(OPENAI, "`Retry-After`, `x-should-retry`, `x-request-id`")

@@ -25,6 +25,7 @@ from llm_runtime.api.body import Body
 from llm_runtime.api.openai.chat import ChatBody
 from llm_runtime.api.openai.common import StreamOptions
 from llm_runtime.api.openai.completions import CompletionBody
+from llm_runtime.api.openai.embeddings import EmbeddingsBody
 from llm_runtime.api.openai.messages import CalledFunction, ChatMessage, Part, ToolCall
 from llm_runtime.api.openai.offer import Function, OfferedTool
 from llm_runtime.api.responses.body import (
@@ -38,6 +39,7 @@ from llm_runtime.api.responses.items import InputItem
 from llm_runtime.api.responses.items import Part as ItemPart
 from llm_runtime.api.responses.offer import AllowedTool, FunctionTool
 from llm_runtime.api.responses.offer import ToolChoice as ResponseToolChoice
+from unit.runtime.test_embeddings import embedder
 from unit.runtime.tools.templates import QWEN
 
 DOC = Path(__file__).parents[3] / "docs" / "fields.md"
@@ -46,6 +48,7 @@ TEXT = "/v1/completions"
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
 RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
 
 Section = dict[tuple[str, str], str]
 """What becomes of a field with a value, which is JSON."""
@@ -88,6 +91,10 @@ def bare_chat() -> dict[str, Any]:
 
 def text() -> dict[str, Any]:
     return {"model": "support-bot", "prompt": "hi you"}
+
+
+def texts() -> dict[str, Any]:
+    return {"model": "support-bot", "input": "hi you"}
 
 
 def stream() -> dict[str, Any]:
@@ -179,6 +186,7 @@ PLACES: dict[str, Place] = {
     "In a tool": (OfferedTool, CHAT, chat, ["tools", 0]),
     "In the function of a tool": (Function, CHAT, chat, ["tools", 0, "function"]),
     "At the top of a text completion": (CompletionBody, TEXT, text, []),
+    "At the top of an embeddings request": (EmbeddingsBody, EMBEDDINGS, texts, []),
     "At the top of a message request": (MessageBody, MESSAGES, bare_message, []),
     "In a message of a message request": (InputMessage, MESSAGES, plain_messages, ["messages", 1]),
     "In a block of text": (InputBlock, MESSAGES, message, ["messages", 0, "content", 0]),
@@ -243,8 +251,10 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.fixture
-async def api(run: Any) -> Any:
-    async with run(ScriptedEngine(codec=FakeCodec(QWEN))) as harness:
+async def api(run: Any, request: pytest.FixtureRequest) -> Any:
+    place = PLACES[request.getfixturevalue("section")]
+    engine = embedder() if place[1] == EMBEDDINGS else ScriptedEngine(codec=FakeCodec(QWEN))
+    async with run(engine) as harness:
         yield harness
 
 

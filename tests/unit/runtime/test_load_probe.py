@@ -15,6 +15,7 @@ from harness import KEY, key_file, record
 from llm_runtime.api.state.load_probe import PRIORITY, Probe, ProbeBody
 from llm_runtime.contract import format_key
 from llm_runtime.request import EngineStats
+from unit.runtime.test_embeddings import embedder
 
 OPERATORS = format_key("op", "o" * 43)
 LOAD = {"concurrency": 2, "seconds": 0.1, "prompt_tokens": 5, "max_tokens": 3}
@@ -43,6 +44,17 @@ async def test_a_load_keeps_its_concurrency_ends_in_time_and_measures_every_answ
     assert {len(request.prompt_token_ids) for request in engine.requests} == {5}
     assert len({request.prompt_token_ids for request in engine.requests}) == len(engine.requests)
     assert not engine.running
+
+
+async def test_a_model_for_embeddings_is_asked_for_them_and_counted_by_what_it_reads() -> None:
+    engine = embedder(token_seconds=0.005, max_model_length=4)
+    found = await probe(engine).run()
+    assert found.answers >= 4
+    assert found.first_token_seconds is not None
+    assert found.inter_token_seconds is None
+    assert found.tokens_per_second > 20
+    assert {len(request.prompt_token_ids) for request in engine.requests} == {4}
+    assert all(request.embeds for request in engine.requests)
 
 
 async def test_clients_that_queue_end_the_probe_and_its_requests() -> None:

@@ -21,7 +21,9 @@ from harness import KEY, config
 from llm_runtime.api.server import make_server
 from llm_runtime.app import create_app
 from llm_runtime.auth.callers import KeyRing
+from llm_runtime.contract import EMBEDDINGS_PATH
 from unit.runtime.responses import keeping
+from unit.runtime.test_embeddings import MODEL, WRITTEN
 
 CHECKS = [
     not_a_server_error,
@@ -70,6 +72,9 @@ async def test_the_examples_are_answered(api: Any) -> None:
                 name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[1]
                 [example] = found["components"]["schemas"][name]["examples"]
                 api.engine.max_model_length = 4096
+                embeds = path == EMBEDDINGS_PATH
+                api.engine.embedding = MODEL if embeds else None
+                api.engine.script = [WRITTEN if embeds else "Hello"]
                 response = await api.client.post(path, json=example)
                 assert response.status_code == 200, (path, response.text)
 

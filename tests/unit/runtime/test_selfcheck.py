@@ -17,6 +17,7 @@ from llm_runtime.api.serving import WarmModel
 from llm_runtime.request import FinishReason, GenerationRequest, Sampling
 from unit.runtime.engine.fakes import ScriptedRunner
 from unit.runtime.engine.test_loop import engine as looping
+from unit.runtime.test_embeddings import embedder
 from waiting import until
 
 
@@ -78,6 +79,14 @@ async def test_an_engine_that_fails_every_request_is_not_ready_until_one_succeed
         assert "can't generate" in str(check.fault)
         engine.ending = None
         await until(lambda: check.fault is None)
+
+
+async def test_a_model_for_embeddings_is_asked_for_one() -> None:
+    engine = embedder()
+    async with checking(engine) as check:
+        await until(lambda: len(engine.requests) > 1)
+        assert engine.requests[0].embeds
+        assert check.fault is None
 
 
 async def test_a_busy_engine_is_left_alone() -> None:

@@ -2,8 +2,10 @@
 and only the tally remains."""
 
 import asyncio
+import base64
 import json
 import logging
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,6 +389,31 @@ def test_answers_are_compared_by_what_says_something_of_them() -> None:
         ModelAnswer("1", "stop", 1, 1.0), ModelAnswer("2", "stop", 1, 1.0), greedy=False
     ) == {"finishReason": 0}
     assert failure(ModelAnswer("a", "stop", 1, 1.0), greedy=False) == {"finishReason": 1}
+
+
+def vector(*numbers: float) -> ModelAnswer:
+    written = base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+    return ModelAnswer(written, "stop", 0, 1.0, vector=True)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "exact", "similarity"),
+    [
+        (vector(1, 0), 0, 0),
+        (vector(0.999999, 1e-6), 0, 0),
+        (vector(1, 1), 1, 0.292893),
+        (vector(0, 1), 1, 1),
+        (vector(-1, 0), 1, 1),
+        (vector(1, 0, 0), 1, 1),
+        (ModelAnswer("no vector", "stop", 2, 1.0), 1, 1),
+    ],
+)
+def test_embeddings_are_compared_by_their_angle(
+    candidate: ModelAnswer, exact: float, similarity: float
+) -> None:
+    found = differences(vector(1, 0), candidate, greedy=True)
+    wanted = {"finishReason": 0, "exact": exact, "similarity": similarity}
+    assert found == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,10 @@ def runtime_config(
     return RuntimeConfig(
         model=_model(name, spec.model, model, connection, (anew or None) if kept else None),
         engine=_section(
-            EngineConfig, spec.engine, kv_cache_bytes=_bytes(spec.engine.kv_cache_memory)
+            EngineConfig,
+            spec.engine,
+            task=spec.task,
+            kv_cache_bytes=_bytes(spec.engine.kv_cache_memory),
         ),
         server=_server(spec.server, spec.rollout.drain_seconds),
         authentication=spec.access.authentication,

@@ -20,6 +20,7 @@ REVISION_FIELDS = {
         "chat_template": True,
     },
     "image": True,
+    "task": True,
     "engine": True,
     "server": True,
     "access": {"authentication"},

@@ -20,11 +20,11 @@ from llm_runtime.api.answering import (
     start,
 )
 from llm_runtime.api.answers import JsonResponse, openai_error
-from llm_runtime.api.body import whole
 from llm_runtime.api.documents import JSON_OR_EVENTS, OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.common import Chunks, OpenAIBody, fingerprint, logprob, usage
 from llm_runtime.api.openai.fields import NEUTRAL_IN_COMPLETIONS
+from llm_runtime.api.openai.prompts import several, texts_or_tokens
 from llm_runtime.api.spelled import Spelled, spelled
 from llm_runtime.contract import COMPLETIONS_PATH
 from llm_runtime.pipeline import MAX_CHOICES, NOT_ASKED, Generation, Job, text_of
@@ -38,41 +38,11 @@ DEFAULT_MAX_TOKENS = 16
 """The default in OpenAI's API."""
 
 
-def _as_several(value: Any) -> Any:
-    """Normalise to a list of prompts, with token ids as tuples."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value and all(_is_token(item) for item in value):
-        return [tuple(value)]
-    if isinstance(value, list) and value and all(isinstance(item, list) for item in value):
-        return [tuple(item) for item in value]
-    return value
-
-
-def _is_token(item: Any) -> bool:
-    return isinstance(item, int) and not isinstance(item, bool)
-
-
-def _texts_or_tokens(prompts: list[Any]) -> list[Any]:
-    texts = all(isinstance(prompt, str) for prompt in prompts)
-    tokens = all(isinstance(prompt, tuple) and all(map(_is_token, prompt)) for prompt in prompts)
-    if texts:
-        return [whole(prompt) for prompt in prompts]
-    if not tokens:
-        raise ValueError(
-            "must be a string, a list of strings, a list of token ids, or a list of lists of"
-            " token ids"
-        )
-    return prompts
-
-
 Prompts = Annotated[
     list[Any],
     Field(min_length=1, max_length=MAX_CHOICES),
-    BeforeValidator(
-        _as_several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
-    ),
-    AfterValidator(_texts_or_tokens),
+    BeforeValidator(several, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    AfterValidator(texts_or_tokens),
 ]
 
 

@@ -57,7 +57,12 @@ def _bare(server: Server) -> dict[str, Any]:
 def _model(server: Server, adapter: str = "") -> dict[str, Any]:
     base = server.config.model.name
     created = int(time.time() - server.uptime_seconds)
-    described = {"id": base, "object": "model", "created": created, "owned_by": "llm-operator"}
+    described: dict[str, Any] = {
+        "id": base,
+        "object": "model",
+        "created": created,
+        "owned_by": "llm-operator",
+    }
     version = server.serving.version
     if adapter:
         version = server.adapters.version(adapter) or "" if server.adapters else ""
@@ -65,4 +70,7 @@ def _model(server: Server, adapter: str = "") -> dict[str, Any]:
         described |= {"id": f"{base}:{adapter}", "parent": base}
     elif server.default_adapter:
         described["id"] = f"{base}:{BASE}"
+    embedding = server.serving.loaded.engine.embedding if server.serving.loaded else None
+    if embedding:
+        described |= {"task": "embed", "dimensions": embedding.dimensions}
     return {**described, **({"version": version} if version else {})}

@@ -41,7 +41,11 @@ out the slow ones."""
 
 
 class ProbeBody(Body):
-    """How much load, and for how long."""
+    """How much load, and for how long.
+
+    A model for embeddings is asked for embeddings of the prompts: an embedding is its first token, and
+    the tokens per second are those of the prompts.
+    """
 
     concurrency: Annotated[int, Field(ge=1, le=contract.PROBE_MAX_CONCURRENCY)]
     seconds: Annotated[float, Field(ge=0.1, le=contract.PROBE_MAX_SECONDS)]
@@ -151,8 +155,12 @@ class Probe:
             await self._answer()
 
     async def _answer(self) -> None:
+        embeds = self.engine.embedding is not None
+        # Models for embeddings are made for short texts, and the operator knows nothing of lengths.
+        most = self.engine.max_model_length if embeds else self.asked.prompt_tokens
         prompt = tuple(
-            self.chance.randrange(self.vocabulary) for _ in range(self.asked.prompt_tokens)
+            self.chance.randrange(self.vocabulary)
+            for _ in range(min(self.asked.prompt_tokens, most))
         )
         sampling = Sampling(self.asked.max_tokens, temperature=0, ignore_eos=True)
         sent = before = self.clock()
@@ -164,6 +172,7 @@ class Probe:
                 adapter=self.asked.adapter,
                 priority=PRIORITY,
                 tenant="load-probe",
+                embeds=embeds,
             )
         )
         self.open += 1
@@ -174,6 +183,8 @@ class Probe:
                 while events := await stream.take():
                     now = self.clock()
                     count = sum(event.token_id is not None for event in events)
+                    if embeds and events[-1].text:
+                        count = len(prompt)
                     if count and answered:
                         self.gaps += [(now - before) / count] * count
                     elif count:

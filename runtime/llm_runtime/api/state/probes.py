@@ -18,6 +18,7 @@ from llm_runtime.auth.callers import client_host, may_use, offered, tenant_addre
 from llm_runtime.contract import LIVE_PATH, METRICS_PATH, READY_PATH
 from llm_runtime.db.database import Database
 from llm_runtime.limits import Limiter
+from llm_runtime.request import Engine
 
 router = APIRouter(tags=["service"])
 
@@ -107,8 +108,30 @@ async def info(request: Request) -> dict[str, Any]:
         "adapters": [name for name in engine.adapters if visible(name)] if engine else [],
         "max_model_length": engine.max_model_length if engine else None,
         "model_loaded": engine is not None,
+        "task": _task(engine),
         "chat": asdict(serving.abilities) if serving.abilities else None,
+        "embedding": _embedding(engine),
         "runtime_version": metadata.version("llm-operator"),
+    }
+
+
+def _task(engine: Engine | None) -> str | None:
+    if engine is None:
+        return None
+    return "generate" if engine.embedding is None else "embed"
+
+
+def _embedding(engine: Engine | None) -> dict[str, Any] | None:
+    """What a client should know of the model's embeddings."""
+    model = engine.embedding if engine else None
+    if model is None:
+        return None
+    return {
+        "dimensions": model.dimensions,
+        "matryoshka_dimensions": list(model.matryoshka) or None,
+        "normalised": model.normalised,
+        "prompts": {name: prompt.text for name, prompt in model.prompts.items()},
+        "default_prompt": model.default_prompt or None,
     }
 
 

@@ -225,6 +225,20 @@ def test_a_refusal_names_the_limit_that_would_do() -> None:
     assert "which a memory limit of 1120 MiB leaves instead of 1000 MiB" in said
 
 
+def test_a_model_for_embeddings_has_no_cache_and_no_second_output_layer() -> None:
+    wanted = replace(plan("cpu", settings=TIED), embeds=True)
+    need = needed(wanted)
+    assert need.cache == 0
+    inner = 4 * HIDDEN
+    # One text of the longest length, which is over a step's 1024.
+    assert need.reserve == 4096 * (8 * HIDDEN + 2 * inner) * 4 + BESIDE
+    shorter = replace(plan("cpu", settings=TIED, max_model_length=256), embeds=True)
+    assert needed(shorter).reserve == need.reserve - (4096 - 1024) * (8 * HIDDEN + 2 * inner) * 4
+    said = refusal(wanted, need.total - MIB)
+    assert "keys and values" not in said
+    assert "engine.quantization" not in said
+
+
 def test_a_header_that_is_not_whole_is_corrupt_not_too_large(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(safetensors({"a.weight": 10})[:-1])
     with pytest.raises(ModelCorrupt):

@@ -79,7 +79,7 @@ def served(folder: Path) -> Codec:
     model = SimpleNamespace(
         generation_config=nothing, config=nothing, get_input_embeddings=lambda: size
     )
-    codec: Codec = load._codec(folder, "", model, *load._tokenizer(folder))
+    codec: Codec = load._codec(folder, "", model, *load.read_tokenizer(folder))
     return codec
 
 

@@ -51,8 +51,8 @@ import torch
 found = {{}}
 for folder in json.loads(sys.argv[1]):
     folder = Path(folder)
-    settings = load._settings(folder)
-    load._check_buildable(folder, settings)
+    settings = load.read_settings(folder)
+    load.check_buildable(folder, settings)
     model = load._weights(folder, settings, "cpu", torch.float32, "none", None)
     found[folder.name] = load.reference_logits(model, {probe})
 print(json.dumps([found, [name for name in {heavy} if name in sys.modules]]))
@@ -99,7 +99,7 @@ def test_every_architecture_has_the_logits_that_it_has_with_all_of_transformers(
     )
     apart = {}
     for name, folder in folders.items():
-        settings = load._settings(folder)
+        settings = load.read_settings(folder)
         model = load._weights(folder, settings, "cpu", torch.float32, "none", None)
         apart[name] = difference(found[name], load.reference_logits(model, probe))
     assert {name: value for name, value in apart.items() if not value < 1e-5} == {}
