@@ -21,7 +21,7 @@ from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.anthropic import messages
 from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
-from llm_runtime.api.openai import chat, completions, models
+from llm_runtime.api.openai import chat, completions, models, tokens
 from llm_runtime.api.responses import create, stored
 from llm_runtime.api.server import Server
 from llm_runtime.api.serving import Serving
@@ -34,6 +34,7 @@ ROUTERS = (
     chat.router,
     completions.router,
     models.router,
+    tokens.router,
     create.router,
     stored.router,
     messages.router,

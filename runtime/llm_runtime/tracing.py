@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_runtime import errors
-from llm_runtime.contract import CHAT_PATH, COUNT_PATH, MESSAGES_PATH, RESPONSES_PATH
+from llm_runtime.contract import (
+    CHAT_PATH,
+    COUNT_PATH,
+    DETOKENIZE_PATH,
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+    TOKENIZE_PATH,
+)
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
 if TYPE_CHECKING:
@@ -25,6 +32,8 @@ OPERATIONS = {
     MESSAGES_PATH: "chat",
     RESPONSES_PATH: "chat",
     COUNT_PATH: "count_tokens",
+    TOKENIZE_PATH: "tokenize",
+    DETOKENIZE_PATH: "detokenize",
 }
 """Operation names by route. All other routes are text completions."""
 REQUESTED = {

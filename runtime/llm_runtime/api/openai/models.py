@@ -65,4 +65,7 @@ def _model(server: Server, adapter: str = "") -> dict[str, Any]:
         described |= {"id": f"{base}:{adapter}", "parent": base}
     elif server.default_adapter:
         described["id"] = f"{base}:{BASE}"
-    return {**described, **({"version": version} if version else {})}
+    loaded = server.serving.loaded
+    # As in vLLM's server: tokens of prompt and answer together.
+    length = {"max_model_len": loaded.engine.max_model_length} if loaded else {}
+    return {**described, **length, **({"version": version} if version else {})}
