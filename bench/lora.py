@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 from llm_runtime.compute.cache import CacheShape, KvCache, LayerShape  # noqa: E402
 from llm_runtime.compute.fused import fuse  # noqa: E402
 from llm_runtime.compute.linears import pack_linears  # noqa: E402
+from llm_runtime.compute.logits.sampler import Sampler  # noqa: E402
 from llm_runtime.compute.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.compute.runner import TransformersRunner  # noqa: E402
-from llm_runtime.compute.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Span  # noqa: E402
 from llm_runtime.engine.sequence import Sequence  # noqa: E402

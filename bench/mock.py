@@ -21,6 +21,7 @@ from llm_runtime.request import (
     Constraint,
     Detokenizer,
     EmbeddingModel,
+    Ending,
     EngineStats,
     FinishReason,
     GenerationRequest,
@@ -96,11 +97,12 @@ class MockCodec:
     chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
     control_ids: Mapping[str, int] = MappingProxyType({})
+    special_tokens: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self) -> None:
         """Nothing to make."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [len(word) for word in text.split()]
 
     def encode_chat(
@@ -108,14 +110,18 @@ class MockCodec:
         messages: list[Message],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> list[int]:
         return self.encode(" ".join([message["content"] for message in messages]))
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Takes any."""
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         return " ".join(map(str, token_ids))
+
+    def token_name(self, token_id: int) -> str:
+        return str(token_id)
 
     def token_text(self, token_id: int) -> str:
         return str(token_id)

@@ -4,6 +4,7 @@ and words for tokens."""
 import asyncio
 import threading
 import zlib
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from llm_runtime.contract import FatalReport
 from llm_runtime.request import (
     Constraint,
     EmbeddingModel,
+    Ending,
     EngineStats,
     FinishReason,
     GenerationRequest,
     Message,
+    PromptLogprobs,
     TokenEvent,
     TopLogprob,
 )
@@ -42,6 +45,8 @@ class FakeCodec:
         self.words: dict[int, str] = {}
         self.chats: list[list[Message]] = []
         self.options: list[dict[str, Any]] = []
+        self.endings: list[Ending] = []
+        self.special_tokens = {"eos_token": "<end>"}
         self.constraints: list[Constraint] = []
         self.prepared_by: list[str] = []
         """Names of threads."""
@@ -49,7 +54,7 @@ class FakeCodec:
     def prepare(self) -> None:
         self.prepared_by.append(threading.current_thread().name)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         for word in text.split():
             self.words[token_id(word)] = word
         return [token_id(word) for word in text.split()]
@@ -59,8 +64,10 @@ class FakeCodec:
         messages: list[Message],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> list[int]:
         self.chats.append(messages)
+        self.endings.append(ending)
         self.options.append(dict(options or {}))
         self.tools.append(tools)
         return self.encode(
@@ -72,8 +79,11 @@ class FakeCodec:
         if "impossible" in constraint.text:
             raise errors.InvalidRequest("the constraint can't be used: nothing matches it")
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         return " ".join(self.token_text(number) for number in token_ids)
+
+    def token_name(self, token_id: int) -> str:
+        return self.token_text(token_id)
 
     def token_text(self, token_id: int) -> str:
         return self.words.get(token_id, f"<{token_id}>")
@@ -222,7 +232,29 @@ class ScriptedStream:
     def _plan(self) -> list[TokenEvent]:
         if self._request.embeds:
             return [TokenEvent(None, self._engine.script[0], finish_reason=FinishReason.STOP)]
+        first, *others = self._answer()
+        return [replace(first, prompt_logprobs=self._prompt_logprobs()), *others]
+
+    def _prompt_logprobs(self) -> PromptLogprobs | None:
+        """Of each token -0.25, and of second rank; of its rivals -1, -2 and so on."""
+        top = self._request.sampling.prompt_logprobs
+        if top is None:
+            return None
+        ids = self._request.prompt_token_ids
+        count = len(ids) - 1
+        rivals = (array("I", range(top)), array("f", (-1.0 - rank for rank in range(top))))
+        return PromptLogprobs(
+            top,
+            array("I", ids),
+            array("f", [-0.25]) * count,
+            array("I", [2]) * count,
+            *(each * count for each in rivals),
+        )
+
+    def _answer(self) -> list[TokenEvent]:
         sampling = self._request.sampling
+        if sampling.max_tokens == 0:
+            return [TokenEvent(None, "", finish_reason=FinishReason.LENGTH)]
         text = ""
         events = list[TokenEvent]()
         for number, word in enumerate(self._engine.script):

@@ -28,8 +28,8 @@ FILES = {
 }
 NAMES = {
     "fields of an answer, written to JSON whole": (
-        "generated_text", "max_entries", "prefill_tokens", "processing_time", "request_time", "schedule",
-        "tokens_generated",
+        "generated_text", "max_entries", "max_model_len", "prefill_tokens", "processing_time", "request_time",
+        "schedule", "token_strs", "tokens_generated",
     ),
     "a quantiser's, which Transformers calls": (
         "dequantize", "is_serializable", "is_trainable", "_process_model_before_weight_loading",

@@ -21,7 +21,7 @@ from llm_runtime.api.answers import HANDLERS, internal_error
 from llm_runtime.api.anthropic import messages
 from llm_runtime.api.documents import describe
 from llm_runtime.api.middleware import Envelope, Shortcut
-from llm_runtime.api.openai import chat, completions, embeddings, models
+from llm_runtime.api.openai import chat, completions, embeddings, models, tokens
 from llm_runtime.api.responses import create, stored
 from llm_runtime.api.server import Server
 from llm_runtime.api.serving import Serving
@@ -35,6 +35,7 @@ ROUTERS = (
     completions.router,
     embeddings.router,
     models.router,
+    tokens.router,
     create.router,
     stored.router,
     messages.router,

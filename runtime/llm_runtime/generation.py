@@ -19,7 +19,7 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.filters import Mask
 from llm_runtime.job import Job, Prompt
 from llm_runtime.metrics import Metrics
-from llm_runtime.request import FinishReason, TokenEvent, TokenStream
+from llm_runtime.request import FinishReason, PromptLogprobs, TokenEvent, TokenStream
 from llm_runtime.stream import ClientGone, compact_json, merge, while_connected
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
@@ -53,6 +53,8 @@ class Choice:
     """The stop string at which the text ended; "" if it ended otherwise."""
     tokens: int = 0
     """How many tokens were generated for it."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Log probabilities of its prompt, if they were requested."""
 
 
 class Listener(Protocol):
@@ -340,6 +342,7 @@ def _add(choice: Choice, events: list[TokenEvent], tokens: int) -> None:
     choice.events += (event for event in events if event.token_id is not None)
     choice.finish_reason = events[-1].finish_reason or choice.finish_reason
     choice.stopped_by = events[-1].stopped_by
+    choice.prompt_logprobs = choice.prompt_logprobs or events[0].prompt_logprobs
     choice.tokens += tokens
 
 
@@ -347,7 +350,13 @@ def _kept(choice: Choice, *, logprobs: bool) -> AnswerChoice:
     # Single tokens are needed only for log probabilities.
     events = choice.events if logprobs else []
     rest = choice.text.removeprefix(text_of(events))
-    end = TokenEvent(None, rest, finish_reason=choice.finish_reason, stopped_by=choice.stopped_by)
+    end = TokenEvent(
+        None,
+        rest,
+        finish_reason=choice.finish_reason,
+        stopped_by=choice.stopped_by,
+        prompt_logprobs=None if events else choice.prompt_logprobs,
+    )
     return AnswerChoice(
         (*(replace(event, finish_reason=None, stopped_by="") for event in events), end),
         choice.tokens,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_runtime import errors
-from llm_runtime.request import Caller, Message, Sampling
+from llm_runtime.request import Caller, Ending, Message, Sampling
 
 MAX_CHOICES = 128
 """Most choices of a request, prompts times `n`. OpenAI allows this many for `n` alone."""
 MAX_INPUTS = 2048
 """Most texts that one request may have embedded, as in OpenAI's API."""
-NOT_ASKED = 0
+NOT_ASKED = -1
 """Value of `Sampling.max_tokens` in a job whose client gave no number."""
 
 MARKUP_CHARACTERS = 32
@@ -42,6 +42,8 @@ class Job:
     default_max_tokens: int | None = None
     """Used if the client gave no `max_tokens`. None means all that the model's length leaves."""
     n: int = 1
+    echo: bool = False
+    """Whether the client wants the prompt's text before each answer's."""
     stream: bool = False
     user: str | None = None
     adapter: str = ""
@@ -54,6 +56,10 @@ class Job:
     """Tools for the chat template, in the form of functions in OpenAI's API."""
     template_options: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
+    ending: Ending = "answer"
+    """What the chat template writes after the last message."""
+    special_tokens: bool = True
+    """Whether the tokenizer adds its special tokens around a text."""
     shown_token_ids: tuple[int, ...] = ()
     """Special tokens that stay in the answer's text,
     because the dialect parses them (tool calls, thoughts)."""
@@ -66,6 +72,16 @@ class Job:
     droppable_messages: int = 0
     """Number of the oldest messages, after a leading system message, that may be dropped
     (truncation) if the prompt is too long."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The client's own number; None if it gave none."""
+        return None if self.sampling.max_tokens == NOT_ASKED else self.sampling.max_tokens
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens for which there must be room after the prompt."""
+        return 0 if self.max_tokens == 0 else 1
 
     @property
     def deterministic(self) -> bool:

@@ -218,8 +218,8 @@ class Pipeline:
             listener=listener,
         )
 
-    async def count(self, job: Job, *, large: bool = False) -> int:
-        """Tokens of a job's prompts, as `start` would bill them.
+    async def encoded(self, job: Job, *, large: bool = False) -> list[list[int]]:
+        """The tokens of a job's prompts, as `start` would bill them.
         Raises what `start` does until then, and generates nothing."""
         job, length = await self._checked(job, large)
         admission = await self.limiter.admit(job.caller, 0, requests=len(job.prompts), counted=1)
@@ -228,7 +228,15 @@ class Pipeline:
             _, prompts = await self._prepared(length, self._encode, job)
         finally:
             admission.settle(0)
-        return sum(map(len, prompts))
+        return prompts
+
+    async def decoded(self, caller: Caller, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones included. Raises what limits refuse."""
+        admission = await self.limiter.admit(caller, 0, requests=1, counted=1)
+        try:
+            return await aside(self.codec.decode, tokens, special=True)
+        finally:
+            admission.settle(0)
 
     @property
     def embedding(self) -> EmbeddingModel:
@@ -290,7 +298,7 @@ class Pipeline:
             for prompt in job.prompts
             if not isinstance(prompt, str) and not is_conversation(prompt)
         ]
-        if tokens and max(tokens) >= self.engine.max_model_length:
+        if tokens and max(tokens) + job.least_tokens > self.engine.max_model_length:
             raise self._too_long(job, max(tokens))
         return job, length + sum(tokens)
 
@@ -365,7 +373,9 @@ class Pipeline:
         A conversation that is too long loses its oldest messages, if they may go."""
         prompts = [self._tokens(prompt, job) for prompt in job.prompts]
         most = self.engine.max_model_length
-        wanted = job.sampling.max_tokens or min(job.default_max_tokens or most, most // 4)
+        wanted = job.max_tokens
+        if wanted is None:
+            wanted = min(job.default_max_tokens or most, most // 4)
         while job.droppable_messages and len(prompts[0]) + wanted > most:
             # Half of them at a time, because each attempt encodes everything again.
             job = drop_oldest(job, max(2, job.droppable_messages // 2))
@@ -376,14 +386,14 @@ class Pipeline:
 
     def _tokens(self, prompt: Prompt, job: Job) -> list[int]:
         if isinstance(prompt, str):
-            return self.codec.encode(prompt)
+            return self.codec.encode(prompt, special=job.special_tokens)
         if not is_conversation(prompt):
             return [token for token in prompt if isinstance(token, int)]
         conversation = [message for message in prompt if isinstance(message, dict)]
         system = self.config.model.system_prompt
         if system and all(message["role"] != "system" for message in conversation):
             conversation.insert(0, {"role": "system", "content": system})
-        return self.codec.encode_chat(conversation, job.tools, job.template_options)
+        return self.codec.encode_chat(conversation, job.tools, job.template_options, job.ending)
 
     def _requests(self, job: Job, prompts: Sequence[list[int]]) -> list[GenerationRequest]:
         if job.embeds:
@@ -398,7 +408,7 @@ class Pipeline:
     def _affordable(self, job: Job, prompts: Sequence[list[int]]) -> int | None:
         """Tokens that the caller's limits leave for each choice;
         None without a limit or if the client set a number."""
-        most = None if job.sampling.max_tokens else self.limiter.most_tokens(job.caller)
+        most = self.limiter.most_tokens(job.caller) if job.max_tokens is None else None
         return (
             None
             if most is None
@@ -413,12 +423,12 @@ class Pipeline:
             raise errors.InvalidRequest(
                 "The prompt has no tokens; send some text.", param=job.prompt_field
             )
-        if room < 1:
+        if room < job.least_tokens:
             raise self._too_long(job, len(ids))
-        default = min(job.default_max_tokens or room, room)
-        max_tokens = job.sampling.max_tokens or (
-            default if affordable is None else min(default, affordable)
-        )
+        max_tokens = job.max_tokens
+        if max_tokens is None:
+            default = min(job.default_max_tokens or room, room)
+            max_tokens = default if affordable is None else min(default, affordable)
         first = number * job.n
         return [
             GenerationRequest(
@@ -430,7 +440,7 @@ class Pipeline:
                 adapter=job.adapter,
                 priority=job.caller.tier.priority,
                 tenant=job.caller.id,
-                continues=not is_conversation(job.prompts[number]),
+                continues=job.ending == "continued" or not is_conversation(job.prompts[number]),
                 shown_token_ids=job.shown_token_ids,
             )
             for choice in range(job.n)

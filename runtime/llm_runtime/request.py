@@ -4,7 +4,8 @@ Every dialect of the API translates into a `GenerationRequest`, and the engine a
 `TokenEvent`s. The two sides share nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,10 @@ from llm_runtime.contract import STANDARD_TIER, Tier
 Message = dict[str, Any]
 """A message for chat templates: `role`, `content` (always a string),
 and optionally `tool_calls` and more."""
+
+Ending = Literal["answer", "nothing", "continued"]
+"""What stands after a conversation's last message: the beginning of an answer, nothing, or (where
+that message goes on) not even its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Sampling:
     """
 
     max_tokens: int
+    """0: the prompt is read, and nothing is generated."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -96,6 +102,8 @@ class Sampling:
     ignore_eos: bool = False
     logprobs: int | None = None
     """Log probabilities of the chosen token and the k most likely ones; None for none."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens, each in the place of the one that was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,44 @@ class TopLogprob:
     logprob: float
 
 
+@dataclass(slots=True)
+class PromptLogprobs:
+    """Natural-log probabilities of a prompt's tokens under the unmodified distribution, each after
+    the tokens before it. The first token has none: entry i is that of token i + 1.
+
+    Numbers are in arrays, because a prompt may have many thousand tokens, each with `top` rivals.
+    """
+
+    top: int
+    """How many of the most likely tokens are listed for each place."""
+    token_ids: "array[int]" = field(default_factory=lambda: array("I"))
+    """All tokens of the prompt."""
+    logprobs: "array[float]" = field(default_factory=lambda: array("f"))
+    ranks: "array[int]" = field(default_factory=lambda: array("I"))
+    """1 for the most likely token."""
+    top_ids: "array[int]" = field(default_factory=lambda: array("I"))
+    """`top` for each entry, the most likely first."""
+    top_logprobs: "array[float]" = field(default_factory=lambda: array("f"))
+
+    def __iter__(self) -> Iterator[tuple[int, float, int, list[tuple[int, float]]]]:
+        """(token id, log probability, rank, [(rival's token id, its log probability)]) of each token
+        but the first."""
+        for place, (logprob, rank) in enumerate(zip(self.logprobs, self.ranks, strict=True)):
+            rivals = slice(place * self.top, (place + 1) * self.top)
+            top = zip(self.top_ids[rivals], self.top_logprobs[rivals], strict=True)
+            yield self.token_ids[place + 1], logprob, rank, list(top)
+
+    @property
+    def arrays(self) -> "tuple[array[Any], ...]":
+        """All numbers, in the order of the fields."""
+        return self.token_ids, self.logprobs, self.ranks, self.top_ids, self.top_logprobs
+
+    def extend(self, later: "PromptLogprobs") -> None:
+        """Add what a later part of the prompt has."""
+        for own, more in zip(self.arrays, later.arrays, strict=True):
+            own.extend(more)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One generated token, or an embedding. Only the last event of a request has a `finish_reason`.
@@ -177,6 +223,8 @@ class TokenEvent:
     """In the first event: tokens of the prompt that were in the prefix cache."""
     stopped_by: str = ""
     """In the last event: the stop string at which the text ended; "" if it ended otherwise."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """In the first event, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +358,8 @@ class TextCodec(Protocol):
     A grammar can't spell them in letters."""
     tool_template: str
     """Text of the template for conversations with tools; usually the same."""
+    special_tokens: Mapping[str, str]
+    """Texts of special tokens by what they are, such as `eos_token`."""
 
     @property
     def sampling_defaults(self) -> Mapping[str, float]:
@@ -322,16 +372,18 @@ class TextCodec(Protocol):
         Takes tenths of a second; safe in a thread."""
         ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of plain text, by default with the special tokens that the tokenizer adds."""
+        ...
 
     def encode_chat(
         self,
         messages: list[Message],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> list[int]:
-        """Apply the chat template with a generation prompt.
-        `tools` have the form of functions in OpenAI's API.
+        """Apply the chat template. `tools` have the form of functions in OpenAI's API.
 
         `options` are further variables of the template, such as `enable_thinking`. Raises
         `errors.InvalidRequest` if there is no template or it refuses.
@@ -343,7 +395,17 @@ class TextCodec(Protocol):
         May take 0.1 s; safe in a thread."""
         ...
 
-    def decode(self, token_ids: list[int]) -> str: ...
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; with `special` also that of special ones."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token in the middle of a text; for a special token, its name."""
+        ...
+
+    def token_name(self, token_id: int) -> str:
+        """The token as the vocabulary spells it."""
+        ...
 
     def detokenizer(self, prompt: Sequence[int] = (), shown: Sequence[int] = ()) -> "Detokenizer":
         """A detokenizer for a new text, or one that continues `prompt`.

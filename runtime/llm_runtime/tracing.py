@@ -15,9 +15,11 @@ from llm_runtime import errors
 from llm_runtime.contract import (
     CHAT_PATH,
     COUNT_PATH,
+    DETOKENIZE_PATH,
     EMBEDDINGS_PATH,
     MESSAGES_PATH,
     RESPONSES_PATH,
+    TOKENIZE_PATH,
 )
 from llm_runtime.usage import Outcome, UsageLog, UsageRow
 
@@ -32,6 +34,8 @@ OPERATIONS = {
     RESPONSES_PATH: "chat",
     COUNT_PATH: "count_tokens",
     EMBEDDINGS_PATH: "embeddings",
+    TOKENIZE_PATH: "tokenize",
+    DETOKENIZE_PATH: "detokenize",
 }
 """Operation names by route. All other routes are text completions."""
 REQUESTED = {

@@ -18,7 +18,15 @@ from starlette.responses import Response
 from llm_runtime import errors, logs
 from llm_runtime.api.server import server_of
 from llm_runtime.auth.callers import client_host, tenant_address
-from llm_runtime.contract import COUNT_PATH, EMBEDDINGS_PATH, MESSAGES_PATH, RESPONSES_PATH
+from llm_runtime.contract import (
+    COUNT_PATH,
+    DETOKENIZE_PATH,
+    EMBEDDINGS_PATH,
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+    TOKENIZE_PATH,
+    TOKENIZER_PATH,
+)
 from llm_runtime.stream import ClientGone
 
 log = logging.getLogger(__name__)
@@ -45,6 +53,8 @@ TOO_LONG = ("context_length_exceeded", "string_above_max_length")
 """Codes of a prompt that leaves no room for its answer, or has more letters than the server takes."""
 ROOTLESS = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
 """What OpenAI's clients ask for if their base URL lacks the root."""
+VLLMS = (TOKENIZE_PATH, DETOKENIZE_PATH, TOKENIZER_PATH)
+"""Paths of vLLM's server, whose errors have OpenAI's shape."""
 CLIENT_GONE = 499
 """nginx's status for a client that left; only logs and metrics see it."""
 MAX_PROBLEMS = 20
@@ -132,7 +142,7 @@ def is_anthropics(path: str) -> bool:
 
 def _is_openais(path: str) -> bool:
     under_root = path == OPENAI_ROOT or path.startswith(f"{OPENAI_ROOT}/")
-    return (under_root and path not in OWN_PATHS) or path.startswith(ROOTLESS)
+    return (under_root and path not in OWN_PATHS) or path in VLLMS or path.startswith(ROOTLESS)
 
 
 def _not_here(path: str) -> errors.NotFound:

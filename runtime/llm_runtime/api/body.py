@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from llm_runtime import errors
+from llm_runtime.engine.limits import ENGINE_STOPS
 from llm_runtime.request import Sampling
 
 BASE = "base"
@@ -16,8 +17,6 @@ BASE = "base"
 MAX_MESSAGES = 2048
 """Largest number of messages of a conversation, and of parts of a message: as many as OpenAI's API
 takes."""
-MAX_STOPS = 4
-"""Stop strings of one request, as in OpenAI's API."""
 MAX_STOP_CHARACTERS = 256
 MAX_DEPTH = 64
 """Levels of what a chat template may have to write."""
@@ -143,7 +142,7 @@ MaxTokens = Annotated[int, Field(ge=1)]
 StopText = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Stops = Annotated[
     list[StopText],
-    Field(max_length=MAX_STOPS),
+    Field(max_length=ENGINE_STOPS),
     BeforeValidator(_one_or_several, json_schema_input_type=str | list[str]),
 ]
 

@@ -1,10 +1,10 @@
 """The tokens of an answer as they stand in it:
 their texts, and their bytes, add up to the answer's."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from llm_runtime.job import Job, Prompt, is_conversation
+from llm_runtime.job import Job, Prompt
 from llm_runtime.request import Detokenizer, TextCodec, TokenEvent, TopLogprob
 
 
@@ -16,16 +16,19 @@ class Spelling:
     event: TokenEvent
     text: str
     own: bytes
+    name: str = ""
+    """What it is called, if it is not part of the text."""
     rivals: tuple[tuple[TopLogprob, bytes], ...] = ()
     """Tokens that might have come in its place, with their bytes."""
 
 
 class Spelled:
     """The tokens of one choice, in their order.
-    Those that are not part of its text, such as its end, are left out."""
+    Those that are not part of its text, such as its end, are left out, or have a name."""
 
-    def __init__(self, text: Detokenizer) -> None:
+    def __init__(self, text: Detokenizer, name: Callable[[int], str] | None = None) -> None:
         self._text = text
+        self._name = name
 
     def take(self, events: Iterable[TokenEvent], *, ended: bool) -> list[Spelling]:
         """The next events of the choice; `ended`: there are no more."""
@@ -37,10 +40,11 @@ class Spelled:
             rivals = tuple((rival, self._bytes(rival)) for rival in event.top_logprobs)
             text = self._text.push(event.token_id)
             if own or text:
-                found.append(Spelling(event, text, own, rivals))
+                found.append(Spelling(event, text, own, rivals=rivals))
+            elif self._name:
+                found.append(Spelling(event, "", b"", self._name(event.token_id), rivals))
         if found and ended and (rest := self._text.flush()):
-            last = found[-1]
-            found[-1] = Spelling(last.event, last.text + rest, last.own, last.rivals)
+            found[-1] = replace(found[-1], text=found[-1].text + rest)
         return found
 
     def _bytes(self, rival: TopLogprob) -> bytes:
@@ -59,18 +63,21 @@ def spelled(job: Job, codec: TextCodec) -> list[Spelled | None]:
 
 def of_each_choice(job: Job, codec: TextCodec) -> list[Spelled]:
     """In their order. A prompt is encoded once, however many choices go on from it."""
-    begun = [_continued(prompt, codec) for prompt in job.prompts]
+    begun = [_continued(job, prompt, codec) for prompt in job.prompts]
+    # Whoever has the prompt echoed counts tokens.
+    name = codec.token_text if job.echo else None
     return [
-        Spelled(codec.detokenizer(prompt, job.shown_token_ids))
+        Spelled(codec.detokenizer(prompt, job.shown_token_ids), name)
         for prompt in begun
         for _ in range(job.n)
     ]
 
 
-def _continued(prompt: Prompt, codec: TextCodec) -> tuple[int, ...]:
+def _continued(job: Job, prompt: Prompt, codec: TextCodec) -> tuple[int, ...]:
     """Tokens of the text that a choice goes on from; none if it begins one."""
-    if is_conversation(prompt):
-        return ()
+    last = prompt[-1]
+    if isinstance(last, dict):
+        return tuple(codec.encode(last["content"])) if job.ending == "continued" else ()
     return (
         tuple(codec.encode(prompt))
         if isinstance(prompt, str)

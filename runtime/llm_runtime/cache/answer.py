@@ -2,11 +2,12 @@
 at once or as a stream."""
 
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llm_runtime.request import FinishReason, TokenEvent, TopLogprob
+from llm_runtime.request import FinishReason, PromptLogprobs, TokenEvent, TopLogprob
 
 MAX_CHARACTERS = 32_000
 """A longer answer is passed to the requests that wait for it, but not cached."""
@@ -39,7 +40,9 @@ class Answer:
     def characters(self) -> int:
         """Size of the answer in characters, with an allowance for each event."""
         return sum(
-            len(event.text) + EVENT_CHARACTERS * (1 + len(event.top_logprobs))
+            len(event.text)
+            + EVENT_CHARACTERS * (1 + len(event.top_logprobs))
+            + _bytes(event.prompt_logprobs)
             for choice in self.choices
             for event in choice.events
         )
@@ -64,6 +67,10 @@ class Turn(Protocol):
         ...
 
 
+def _bytes(scores: PromptLogprobs | None) -> int:
+    return sum(part.itemsize * len(part) for part in scores.arrays) if scores else 0
+
+
 def to_json(answer: Answer) -> dict[str, Any]:
     """The answer as JSON for the database."""
     choices = [
@@ -85,15 +92,29 @@ def from_json(stored: dict[str, Any]) -> Answer:
 
 def _pack(event: TokenEvent) -> list[Any]:
     top = [[rival.token_id, rival.text, _finite(rival.logprob)] for rival in event.top_logprobs]
-    stop = [event.stopped_by] if event.stopped_by else []
-    return [event.token_id, event.text, _finite(event.logprob), top, event.finish_reason, *stop]
+    scores = event.prompt_logprobs
+    rest: list[Any] = [event.stopped_by] if event.stopped_by or scores else []
+    if scores:
+        rest += [scores.top, *(b64encode(part.tobytes()).decode() for part in scores.arrays)]
+    return [event.token_id, event.text, _finite(event.logprob), top, event.finish_reason, *rest]
 
 
 def _unpack(packed: Sequence[Any]) -> TokenEvent:
-    token_id, text, logprob, top, reason, *stop = packed
+    token_id, text, logprob, top, reason, *rest = packed
     rivals = tuple(TopLogprob(number, rival, _number(value)) for number, rival, value in top)
     end = FinishReason(reason) if reason else None
-    return TokenEvent(token_id, text, logprob, rivals, end, stopped_by="".join(stop))
+    stopped_by, *scores = rest or [""]
+    prompt = _prompt_logprobs(*scores) if scores else None
+    return TokenEvent(
+        token_id, text, logprob, rivals, end, stopped_by=stopped_by, prompt_logprobs=prompt
+    )
+
+
+def _prompt_logprobs(top: int, *arrays: str) -> PromptLogprobs:
+    scores = PromptLogprobs(top)
+    for part, stored in zip(scores.arrays, arrays, strict=True):
+        part.frombytes(b64decode(stored))
+    return scores
 
 
 def _finite(value: float | None) -> float | None:

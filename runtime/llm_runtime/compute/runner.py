@@ -5,6 +5,8 @@ All tokens of a step are packed into one row, [1, tokens], so that no layer sees
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import torch
 from llm_runtime.compute.attention import ATTENTION, AttentionMetadata
 from llm_runtime.compute.cache import KvCache
 from llm_runtime.compute.exhaustion import in_memory
+from llm_runtime.compute.logits.sampler import Sampler
+from llm_runtime.compute.logits.scores import LogitsOf, answers, layers_once, prompt_logprobs
 from llm_runtime.compute.lora import Adapter, AdapterSet
-from llm_runtime.compute.sampler import Sampler
 from llm_runtime.engine.drafts import confirmed
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled
+from llm_runtime.request import PromptLogprobs
 
 
 class TransformersRunner:
@@ -32,8 +36,8 @@ class TransformersRunner:
         self._selects_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute a step and choose a token for each span that samples, in order.
-        Raises StepOutOfMemory."""
+        """Compute a step: a token for each span that samples, log probabilities for each that is
+        scored; one entry for each that answers, in order. Raises StepOutOfMemory."""
         return in_memory(lambda: self._forward(batch))
 
     def read_adapter(self, folder: Path) -> Adapter:
@@ -49,35 +53,60 @@ class TransformersRunner:
         self.adapters.drop(key)
 
     def _forward(self, batch: Batch) -> list[Sampled]:
-        with torch.inference_mode():
-            logits = self.logits(batch)
-            spans = [span for span in batch.spans if span.samples]
-            if not spans:
-                return []
-            sequences = [span.sequence for span in spans for _ in (0, *span.guess)]
-            ahead = [place for span in spans for place in range(1 + len(span.guess))]
-            sampled = self.sampler.sample(logits, sequences, ahead)
-            return confirmed([span.guess for span in spans], sampled)
+        scored = any(span.scored for span in batch.spans)
+        with torch.inference_mode(), layers_once(self.model) if scored else nullcontext():
+            logits_of = self._logits_of(batch)
+            logits = logits_of(self._rows(batch))
+            sampled = self._sampled(batch, logits)
+            if not scored:
+                return sampled
+            return answers(batch.spans, sampled, self._scores(batch, logits_of, logits))
+
+    def _sampled(self, batch: Batch, logits: Any) -> list[Sampled]:
+        spans = [span for span in batch.spans if span.samples]
+        if not spans:
+            return []
+        sequences = [span.sequence for span in spans for _ in (0, *span.guess)]
+        ahead = [place for span in spans for place in range(1 + len(span.guess))]
+        sampled = self.sampler.sample(logits, sequences, ahead)
+        return confirmed([span.guess for span in spans], sampled)
+
+    def _scores(
+        self, batch: Batch, logits_of: LogitsOf, like: Any
+    ) -> Iterator[PromptLogprobs | None]:
+        row = 0
+        for span in batch.spans:
+            top = span.sequence.request.sampling.prompt_logprobs
+            tokens = span.scored
+            yield prompt_logprobs(logits_of, row, tokens, top or 0, like) if tokens else None
+            row += span.count
 
     def logits(self, batch: Batch) -> Any:
         """Logits after the last token of each sampling span, and after each token before it that a
         guess follows: [rows, vocabulary]."""
+        return self._logits_of(batch)(self._rows(batch))
+
+    def _rows(self, batch: Batch) -> Any:
+        return torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=self.model.device)
+
+    def _logits_of(self, batch: Batch) -> LogitsOf:
+        """What gives the logits after some of the tokens of a step."""
         device = self.model.device
         self.adapters.select((span.sequence.adapter, span.count) for span in batch.spans)
         step = AttentionMetadata(
             batch.spans, self.cache, device.type, adapted=self.adapters.selected
         )
         ids = [token for span in batch.spans for token in span.token_ids]
-        rows = torch.tensor(_sampling_rows(batch.spans), dtype=torch.long, device=device)
-        options = {"logits_to_keep": rows} if self._selects_rows else {}
-        logits = self.model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([step.positions], device=device),
-            use_cache=False,
-            paged_step=step,
-            **options,
-        ).logits[0]
-        return logits if self._selects_rows else logits[rows]
+        inputs = {
+            "input_ids": torch.tensor([ids], device=device),
+            "position_ids": torch.tensor([step.positions], device=device),
+            "use_cache": False,
+            "paged_step": step,
+        }
+        if not self._selects_rows:
+            logits = self.model(**inputs).logits[0]
+            return lambda rows: logits[rows]
+        return lambda rows: self.model(**inputs, logits_to_keep=rows).logits[0]
 
 
 def _sampling_rows(spans: tuple[Span, ...]) -> list[int]:

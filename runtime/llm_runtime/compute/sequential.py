@@ -17,11 +17,19 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from llm_runtime.compute.logits.sampler import Sampler
+from llm_runtime.compute.logits.scores import (
+    Layers,
+    LogitsOf,
+    answers,
+    layers_once,
+    prompt_logprobs,
+)
 from llm_runtime.compute.lora import Adapter, AdapterSet
-from llm_runtime.compute.sampler import Sampler
 from llm_runtime.engine.scheduler import Batch, Span
 from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.errors import ModelUnsupported
+from llm_runtime.request import PromptLogprobs
 
 CACHE_NAMES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
 """Names under which a model's output returns its cache (as in Transformers'
@@ -65,22 +73,27 @@ class SequentialRunner:
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._selects_rows = "logits_to_keep" in parameters
+        self._layers_apart = False
+        """Whether layers and output layer can be run one without the other."""
         self.adapters: AdapterSet | None = None
         """Set after the model has been checked without adapters; None before."""
         self._states: WeakKeyDictionary[Sequence, _State] = WeakKeyDictionary()
 
     def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute a step and choose a token for each span that samples, in order."""
+        """Compute a step: a token for each span that samples, log probabilities for each that is
+        scored; one entry for each that answers, in order."""
         with torch.inference_mode():
             self._forget()
-            logits = self.logits(batch)
+            found = [self._advance(span) for span in batch.spans]
             sequences = [span.sequence for span in batch.spans if span.samples]
-            return self.sampler.sample(logits, sequences) if sequences else []
+            logits = [row for row, _ in found if row is not None]
+            sampled = self.sampler.sample(torch.cat(logits), sequences) if sequences else []
+            return answers(batch.spans, sampled, [scores for _, scores in found])
 
     def logits(self, batch: Batch) -> Any:
         """Logits after the last token of each sampling span, [sampling spans, vocabulary];
         None without any."""
-        rows = [row for span in batch.spans if (row := self._advance(span)) is not None]
+        rows = [row for span in batch.spans if (row := self._advance(span)[0]) is not None]
         return torch.cat(rows) if rows else None
 
     def read_adapter(self, folder: Path) -> Adapter:
@@ -129,9 +142,10 @@ class SequentialRunner:
             if sequence.finish_reason is not None or sequence.computed < state.seen:
                 del self._states[sequence]
 
-    def _advance(self, span: Span) -> Any:
+    def _advance(self, span: Span) -> tuple[Any, PromptLogprobs | None]:
+        """The logits after a span that samples, and the log probabilities of tokens of its prompt."""
         if self.whole_prompts and not span.samples:
-            return None
+            return None, None
         state = self._states.setdefault(span.sequence, self._state())
         end = span.start + span.count
         ids = torch.tensor([span.sequence.token_ids[:end]], device=self.model.device)
@@ -139,15 +153,37 @@ class SequentialRunner:
             ids, next_sequence_length=end - state.seen, is_first_iteration=state.seen == 0,
             use_cache=True, **state.options, **self._positions(ids),
         )  # fmt: skip
+        scored = self._scored(span)
         if self._selects_rows:
-            inputs["logits_to_keep"] = 1
+            inputs["logits_to_keep"] = 1 if self._layers_apart or not scored else 0  # 0: all.
         if self.adapters is not None:
             self.adapters.select([(span.sequence.adapter, end - state.seen)])
-        outputs = self.model(**inputs, return_dict=True)
+        with layers_once(self.model) as layers:
+            outputs = self.model(**inputs, return_dict=True)
+            self._layers_apart = layers.outputs is not None
+            scores = None
+            if scored:
+                top = span.sequence.request.sampling.prompt_logprobs or 0
+                logits_of = self._logits_of(inputs, outputs.logits[0], layers)
+                scores = prompt_logprobs(logits_of, 0, scored, top, outputs.logits[0])
         state.options = _carried(outputs) or state.options
         # A model without a cache reads the whole sequence in every step, so `seen` stays 0.
         state.seen = end if state.options else 0
-        return outputs.logits[:, -1].float() if span.samples else None
+        return outputs.logits[:, -1].float() if span.samples else None, scores
+
+    def _scored(self, span: Span) -> list[int]:
+        """Tokens of the prompt that are scored in the forward of this span."""
+        sequence = span.sequence
+        if not self.whole_prompts or sequence.prompt_logprobs is None:
+            return span.scored
+        return [] if sequence.output_length else sequence.token_ids[1 : sequence.prompt_length]
+
+    def _logits_of(self, inputs: dict[str, Any], logits: Any, layers: Layers) -> LogitsOf:
+        if not self._selects_rows or layers.outputs is None:
+            return lambda rows: logits[rows]
+        return lambda rows: self.model(
+            **{**inputs, "logits_to_keep": rows}, return_dict=True
+        ).logits[0]
 
     def _state(self) -> _State:
         return _State(

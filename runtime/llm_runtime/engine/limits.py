@@ -8,7 +8,7 @@ from llm_runtime.request import EmbeddingModel, GenerationRequest, Sampling
 
 MAX_LOGPROBS = 20
 ENGINE_STOPS = 16
-"""Stop strings that the engine takes. Dialects let fewer through: `api/body.py`."""
+"""Stop strings of one request. Each costs a search in every step."""
 MAX_STOP_CHARACTERS = 256
 MAX_STOP_TOKENS = 64
 MAX_BIASES = 1024
@@ -65,9 +65,9 @@ class RequestLimits:
             )
 
     def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
-        if max_tokens < 1:
+        if max_tokens < 0:
             raise InvalidRequest(
-                f"max_tokens must be at least 1, not {max_tokens}", param="max_tokens"
+                f"max_tokens must not be negative, as {max_tokens} is", param="max_tokens"
             )
         if prompt_tokens + max_tokens > self.max_model_length:
             room = max(self.max_model_length - prompt_tokens, 0)
@@ -103,10 +103,10 @@ class RequestLimits:
                 f"top_k must be 0 (off) or more, not {sampling.top_k}", param="top_k"
             )
         most = min(MAX_LOGPROBS, self.vocabulary_size)
-        if sampling.logprobs is not None and not 0 <= sampling.logprobs <= most:
-            raise InvalidRequest(
-                f"logprobs must be from 0 to {most}, not {sampling.logprobs}", param="logprobs"
-            )
+        for field in ("logprobs", "prompt_logprobs"):
+            value = getattr(sampling, field)
+            if value is not None and not 0 <= value <= most:
+                raise InvalidRequest(f"{field} must be from 0 to {most}, not {value}", param=field)
         self._check_bias(sampling.logit_bias)
         self._check_stops(sampling)
 

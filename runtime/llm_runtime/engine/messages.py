@@ -142,7 +142,12 @@ Report = Ready | Done | Failed | StepReport
 def packed(number: int, event: TokenEvent) -> tuple[Any, ...]:
     """An event for the wire: (number, token id, text),
     with all its fields only where there is more to say."""
-    if event.finish_reason is None and event.logprob is None and not event.cached_tokens:
+    if (
+        event.finish_reason is None
+        and event.logprob is None
+        and not event.cached_tokens
+        and event.prompt_logprobs is None
+    ):
         return (number, event.token_id, event.text)
     top = tuple((one.token_id, one.text, one.logprob) for one in event.top_logprobs)
     reason = event.finish_reason and event.finish_reason.value
@@ -156,6 +161,7 @@ def packed(number: int, event: TokenEvent) -> tuple[Any, ...]:
         event.error,
         event.cached_tokens,
         event.stopped_by,
+        event.prompt_logprobs,
     )
 
 

@@ -32,7 +32,7 @@ class Runner(Protocol):
     Called from one thread only."""
 
     def forward(self, batch: Batch) -> list[Sampled]:
-        """Compute the spans, and sample a token for each that asks for one, in order.
+        """Compute the spans, and return one entry for each that answers, in order.
 
         After an exception it is called again for the same spans or a part of them, so it must not
         change the sequences before it returns. Raises StepOutOfMemory when fewer tokens may fit.
@@ -61,12 +61,12 @@ class FailedSpan:
 
 
 Answer = Sampled | FailedSpan | None
-"""Result of one span; None when it samples nothing."""
+"""Result of one span; None when it answers nothing."""
 
 
 @dataclass(slots=True)
 class BatchResult:
-    """Result of a batch: the part that was computed, the tokens sampled for it,
+    """Result of a batch: the part that was computed, what its spans answer,
     and the sequences that failed."""
 
     batch: Batch
@@ -121,7 +121,10 @@ class CarefulRunner:
     def _compute_in_turn(self, halves: tuple[Spans, Spans]) -> list[Answer]:
         """Compute two halves of one span: the second reads the keys and values of the first."""
         [first] = self._compute(halves[0])
-        return [first] if isinstance(first, FailedSpan) else self._compute(halves[1])
+        if isinstance(first, FailedSpan):
+            return [first]
+        [second] = self._compute(halves[1])
+        return [_joined(first, second)]
 
     def _parts(self, spans: Spans) -> Iterable[Spans]:
         if self.token_limit is None:
@@ -154,7 +157,16 @@ class CarefulRunner:
 
 def _in_order(spans: Spans, sampled: list[Sampled]) -> list[Answer]:
     remaining = iter(sampled)
-    return [next(remaining) if span.samples else None for span in spans]
+    return [next(remaining) if span.answers else None for span in spans]
+
+
+def _joined(first: Sampled | None, second: Answer) -> Answer:
+    """What both halves of a span found."""
+    if not isinstance(second, Sampled) or first is None or first.prompt is None:
+        return second
+    if second.prompt is not None:
+        first.prompt.extend(second.prompt)
+    return replace(second, prompt=first.prompt)
 
 
 def _halves(spans: Spans) -> tuple[Spans, Spans] | None:

@@ -34,6 +34,22 @@ class Span:
     """Whether it can't be computed in parts."""
 
     @property
+    def scored(self) -> list[int]:
+        """Tokens of the prompt whose log probabilities are wanted and follow from this span: that
+        after each of its tokens."""
+        sequence = self.sequence
+        if sequence.prompt_logprobs is None:
+            return []
+        return sequence.token_ids[
+            self.start + 1 : min(self.start + self.count + 1, sequence.prompt_length)
+        ]
+
+    @property
+    def answers(self) -> bool:
+        """Whether computing it yields anything but keys and values."""
+        return self.samples or bool(self.scored)
+
+    @property
     def token_ids(self) -> list[int]:
         """The tokens that the model reads."""
         known = self.sequence.token_ids[self.start : self.start + self.count - len(self.guess)]
@@ -149,14 +165,17 @@ class Scheduler:
 
     def advance(self, batch: Batch, sampled: list[Sampled]) -> list[Delivery]:
         """Book what a step computed;
-        `sampled` has one entry for each span that samples, in order."""
-        chosen = iter(sampled)
+        `sampled` has one entry for each span that answers, in order."""
+        found = iter(sampled)
         deliveries = []
         for span in batch.spans:
             sequence = span.sequence
             sequence.computed += span.count - len(span.guess)
-            if span.samples:
-                events = self._append(sequence, next(chosen))
+            answer = next(found) if span.answers else None
+            if answer and answer.prompt:
+                sequence.note(answer.prompt)
+            if answer and span.samples:
+                events = self._append(sequence, answer)
                 deliveries += [Delivery(sequence, event) for event in events]
                 right = len(events) - 1
                 sequence.computed += right
@@ -178,9 +197,9 @@ class Scheduler:
         while len(self.running) < self.max_batch_size and (
             sequence := self.waiting.first(self._tenants)
         ):
-            blocks = self.pool.take(
-                sequence.longest, self._root(sequence.adapter), sequence.token_ids
-            )
+            # Log probabilities come of computing a token: of what is in the cache there are none.
+            known = sequence.token_ids if sequence.prompt_logprobs is None else ()
+            blocks = self.pool.take(sequence.longest, self._root(sequence.adapter), known)
             if blocks is None:
                 break
             self.waiting.pop(sequence)
@@ -229,11 +248,12 @@ class Scheduler:
         for sequence in sorted(behind, key=lambda s: (-s.request.priority, s.arrival)):
             if room <= 0:
                 break
-            # Asked again at each chunk, so that of many sequences with the same beginning only
-            # one computes it.
-            self._skip_to(
-                sequence, self.pool.skip(sequence.blocks, sequence.token_ids, sequence.computed)
-            )
+            if sequence.prompt_logprobs is None:
+                # Asked again at each chunk, so that of many sequences with the same beginning only
+                # one computes it.
+                self._skip_to(
+                    sequence, self.pool.skip(sequence.blocks, sequence.token_ids, sequence.computed)
+                )
             count = _chunk(sequence, room)
             spans.append(
                 Span(sequence, sequence.computed, count, samples=count == sequence.pending)

@@ -3,7 +3,8 @@ Knows no torch."""
 
 from array import array
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan
 from typing import Protocol
 
 from llm_runtime.engine.blocks import Blocks
@@ -12,6 +13,7 @@ from llm_runtime.request import (
     Detokenizer,
     FinishReason,
     GenerationRequest,
+    PromptLogprobs,
     TokenEvent,
     TopLogprob,
 )
@@ -19,7 +21,8 @@ from llm_runtime.request import (
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the sampler chose for one sequence. `token_id` None: the logits were no numbers."""
+    """What a step found for one sequence.
+    `token_id` None: the logits were no numbers, or there was nothing to choose yet."""
 
     token_id: int | None
     logprob: float | None = None
@@ -29,6 +32,8 @@ class Sampled:
     """What was chosen after it in the same step, because the span's guess was right so far."""
     embedding: str = ""
     """In place of a token: the vector, as `TokenEvent.text` has it; "" if it held no numbers."""
+    prompt: PromptLogprobs | None = None
+    """Log probabilities of tokens of the prompt, where the request asks for them."""
 
 
 class Matcher(Protocol):
@@ -105,7 +110,7 @@ class Sequence:
     __slots__ = (
         "__weakref__", "_detokenizer", "_stop_token_ids", "_vocabulary", "_withheld",
         "adapter", "arrival", "biases", "blocks", "cached", "cancelled", "computed", "counts", "finish_reason",
-        "matcher", "prompt_length", "request", "stopped_by", "token_ids",
+        "matcher", "prompt_length", "prompt_logprobs", "request", "stopped_by", "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: GenerationRequest, vocabulary: Vocabulary) -> None:
@@ -115,6 +120,7 @@ class Sequence:
         self.prompt_length = len(self.token_ids)
         self.computed = 0
         self.cached = 0
+        self.prompt_logprobs = _to_be_scored(request)
         self.blocks = Blocks([], root=0)
         self.arrival = 0
         self.cancelled = False
@@ -147,13 +153,20 @@ class Sequence:
         """Tokens that the model has not seen yet: 1 while decoding."""
         return len(self.token_ids) - self.computed
 
+    def note(self, prompt: PromptLogprobs) -> None:
+        """Take the log probabilities of the prompt's next tokens."""
+        assert self.prompt_logprobs is not None
+        self.prompt_logprobs.extend(prompt)
+
     def append(self, sampled: Sampled) -> TokenEvent:
         """Take the next token and say what may be shown now."""
-        if sampled.token_id is None:
+        if sampled.token_id is None or self._scores_are_no_numbers():
             fault = self.matcher.fault if self.matcher else ""
             return self.finish(
                 FinishReason.ERROR, fault or "the model produced no numbers for this prompt"
             )
+        if self.request.sampling.max_tokens == 0:
+            return replace(self.finish(FinishReason.LENGTH), prompt_logprobs=self.prompt_logprobs)
         self.token_ids.append(sampled.token_id)
         if self.counts is not None:
             self.counts.add(sampled.token_id)
@@ -169,6 +182,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             cached_tokens=self.cached if self.output_length == 1 else 0,
             stopped_by=self.stopped_by,
+            prompt_logprobs=self.prompt_logprobs if self.output_length == 1 else None,
         )
 
     def embed(self, sampled: Sampled) -> TokenEvent:
@@ -184,6 +198,10 @@ class Sequence:
         text = self._withheld
         self._withheld = ""
         return TokenEvent(token_id=None, text=text, finish_reason=reason, error=error)
+
+    def _scores_are_no_numbers(self) -> bool:
+        scores = self.prompt_logprobs
+        return scores is not None and not self.output_length and any(map(isnan, scores.logprobs))
 
     def _text_after(self, token_id: int) -> str:
         if token_id in self._stop_token_ids:
@@ -233,6 +251,12 @@ class Sequence:
         # One that adds nothing, such as the end, still has a name.
         own = self._detokenizer.bytes_of(token_id)
         return own.decode(errors="replace") if own else self._vocabulary.token_text(token_id)
+
+
+def _to_be_scored(request: GenerationRequest) -> PromptLogprobs | None:
+    """What the prompt's log probabilities will be added to; None if nobody asks for them."""
+    top = request.sampling.prompt_logprobs
+    return None if top is None else PromptLogprobs(top, array("I", request.prompt_token_ids))
 
 
 def _counts(request: GenerationRequest) -> TokenCounts | None:

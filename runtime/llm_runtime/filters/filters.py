@@ -43,12 +43,11 @@ class Filters:
     def prompts(self, job: Job) -> Job:
         """The job with personal data masked.
         Raises `errors.InvalidRequest` if the configuration rejects it."""
-        if self._output == "Mask" and job.sampling.logprobs is not None:
+        if self._output == "Mask" and (field := _shows(job)):
             message = (
-                "Log probabilities would show what this server's filters mask; send the request"
-                " without logprobs."
+                f"{field} would show what this server's filters mask; send the request without it."
             )
-            raise errors.InvalidRequest(message, param="logprobs", code="unsupported_parameter")
+            raise errors.InvalidRequest(message, param=field, code="unsupported_parameter")
         if not self.reads_prompts:
             return job
         names: set[str] = set()
@@ -142,6 +141,16 @@ class Filters:
         text, found = masked(self._finder, text)
         names.update(found)
         return text
+
+
+def _shows(job: Job) -> str:
+    """A field of the request by which texts would leave the server unmasked; "" if none."""
+    fields = {
+        "echo": job.echo,
+        "prompt_logprobs": job.sampling.prompt_logprobs is not None,
+        "logprobs": job.sampling.logprobs is not None,
+    }
+    return next((name for name, asked in fields.items() if asked), "")
 
 
 def _holds_some(job: Job, kinds: Iterable[str]) -> errors.Refusal:

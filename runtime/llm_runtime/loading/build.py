@@ -143,9 +143,9 @@ def _batched(
     from llm_runtime.compute.embeddings import shrink_embeddings
     from llm_runtime.compute.fused import fuse
     from llm_runtime.compute.linears import pack_linears
+    from llm_runtime.compute.logits.sampler import Sampler
     from llm_runtime.compute.lora import AdapterSet
     from llm_runtime.compute.runner import TransformersRunner
-    from llm_runtime.compute.sampler import Sampler
     from llm_runtime.loading.adapter import AdapterReader
     from llm_runtime.loading.load import reference_logits
     from llm_runtime.loading.runners import room_for

@@ -17,8 +17,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from llm_runtime.compute.logits.sampler import Sampler
 from llm_runtime.compute.lora import AdapterSet
-from llm_runtime.compute.sampler import Sampler
 from llm_runtime.compute.sequential import SequentialRunner
 from llm_runtime.contract import EngineConfig
 from llm_runtime.engine.blocks import BLOCK_TOKENS, BlockPool

@@ -14,7 +14,7 @@ from llm_runtime.engine.limits import MAX_REPETITION_PENALTY
 from llm_runtime.errors import InvalidRequest, ModelUnsupported
 from llm_runtime.files.template_files import ChatTemplates, folder_templates
 from llm_runtime.files.tokenizer_files import file_tokenizer, no_tokenizer, read_json, special_texts
-from llm_runtime.request import Constraint, Message
+from llm_runtime.request import Constraint, Ending, Message
 from llm_runtime.text.bounds import TooMuch
 from llm_runtime.text.constraint import GrammarMatcher, Grammars
 from llm_runtime.text.detokenize import Spelling, Text
@@ -46,7 +46,7 @@ class Codec:
         self.eos_token_ids = eos_token_ids
         self.sampling_defaults: Mapping[str, float] = sampling_defaults or {}
         self._tokenizer = tokenizer
-        self._special_tokens = special_tokens or {}
+        self.special_tokens: Mapping[str, str] = special_tokens or {}
         self.templates = templates or ChatTemplates()
         self.chat_template = self.templates.default
         self.tool_template = self.templates.with_tools
@@ -66,7 +66,7 @@ class Codec:
             self.vocabulary_size,
             self.eos_token_ids,
             self.templates,
-            self._special_tokens,
+            self.special_tokens,
         )
         return Codec, (*parts, self.sampling_defaults)
 
@@ -75,28 +75,30 @@ class Codec:
         if self.chat_template or self.tool_template:
             self._letters.prepare()
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of plain text, with the special tokens that the tokenizer adds around it."""
-        return encoded(self._tokenizer, text)
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of plain text, by default with the special tokens that the tokenizer adds."""
+        return encoded(self._tokenizer, text, special=special)
 
     def encode_chat(
         self,
         messages: list[Message],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> list[int]:
-        """Apply the chat template with a generation prompt.
-        Raises InvalidRequest if there is none or it refuses."""
+        """Apply the chat template. Raises InvalidRequest if there is none or it refuses."""
         if marked := self._letters.mark(messages, tools, options or {}):
-            text = self.render_chat(marked.messages, marked.tools, marked.options)
+            text = self.render_chat(marked.messages, marked.tools, marked.options, ending)
             return self._letters.encode(text, marked.originals)
-        return encoded(self._tokenizer, self.render_chat(messages, tools, options), special=False)
+        text = self.render_chat(messages, tools, options, ending)
+        return encoded(self._tokenizer, text, special=False)
 
     def render_chat(
         self,
         messages: list[Message],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> str:
         """The text that `encode_chat` encodes."""
         template = self.tool_template if tools else self.chat_template
@@ -106,14 +108,27 @@ class Codec:
                 code=NO_CHAT_TEMPLATE,
             )
         try:
-            return render(template, messages, tools, self._special_tokens, options)
+            return render(
+                template,
+                messages,
+                tools,
+                self.special_tokens,
+                options,
+                add_generation_prompt=ending == "answer",
+                continued=ending == "continued",
+            )
         except BadTemplate as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
 
-    def decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of tokens; with `special` also that of special ones."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=not special))
+
+    def token_name(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; "" where it has none of this number."""
+        return self._tokenizer.id_to_token(token_id) or ""
 
     def token_text(self, token_id: int) -> str:
         """Text of one token in the middle of a text, special tokens included.

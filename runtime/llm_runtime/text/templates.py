@@ -23,6 +23,9 @@ REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names under which clients send an earlier answer's reasoning.
 Templates read the first; gpt-oss' reads the second."""
 
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+"""Stands after a message that goes on while the template renders, as in Transformers."""
+
 Tools = Sequence[Mapping[str, Any]]
 
 
@@ -59,16 +62,34 @@ def render(
     options: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = True,
+    continued: bool = False,
 ) -> str:
     """Render a conversation as Transformers' apply_chat_template does. Raises `BadTemplate`.
 
     `options` are further variables, such as `enable_thinking`; they can't override the standard
-    ones. A template that takes too much time or memory is stopped: see `bounds`.
+    ones. A template that takes too much time or memory is stopped: see `bounds`. `continued`: the
+    text ends inside the last message, whose content goes on.
     """
+    shown = _with_tag(messages) if continued else messages
     with metered():
-        return _render(
-            compiled(template), messages, tools, special_tokens, options, add_generation_prompt
+        text = _render(
+            compiled(template), shown, tools, special_tokens, options, add_generation_prompt
         )
+    return _cut_at_tag(text, messages[-1]["content"]) if continued else text
+
+
+def _with_tag(messages: Sequence[Message]) -> list[Message]:
+    *earlier, last = messages
+    return [*earlier, {**last, "content": last["content"] + TAG}]
+
+
+def _cut_at_tag(text: str, last: str) -> str:
+    """What a template wrote up to the end of the `last` message."""
+    place = text.rfind(TAG.strip())
+    if place < 0 or last.strip() not in text:
+        raise BadTemplate("it does not show the last message as it is, so that can't be continued")
+    # A template that has trimmed the message has trimmed the tag.
+    return text[:place] if text.startswith(TAG, place) else text[:place].rstrip()
 
 
 def _render(

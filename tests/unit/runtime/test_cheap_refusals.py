@@ -28,7 +28,7 @@ class WatchedCodec(FakeCodec):
         super().__init__()
         self.threads: list[str] = []
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         self.threads.append(threading.current_thread().name)
         return super().encode(text)[:4]
 

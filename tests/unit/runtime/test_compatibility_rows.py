@@ -268,7 +268,8 @@ async def _(site: Site) -> None:
     site.api.engine.adapters = ("legal",)
     ids = [model["id"] for model in (await site.get("/v1/models"))["data"]]
     assert ids == ["support-bot", "support-bot:legal"]
-    assert (await site.get("/v1/models/support-bot"))["id"] == "support-bot"
+    model = await site.get("/v1/models/support-bot")
+    assert (model["id"], model["max_model_len"]) == ("support-bot", 64)
 
 
 @of(OPENAI, "`model`")
@@ -340,7 +341,8 @@ async def _(site: Site) -> None:
     assert site.api.engine.requests[-1].sampling.temperature == 0.25
     assert (await site.api.chat(n=128)).is_success
     assert (await site.api.chat(n=129)).status_code == 400
-    assert (await site.api.chat(stop=list("abcde"))).status_code == 400
+    assert (await site.api.chat(stop=list("abcdefghijklmnop"))).is_success
+    assert (await site.api.chat(stop=list("abcdefghijklmnopq"))).status_code == 400
 
 
 @of(OPENAI, "`stream`, `stream_options.include_usage`")
@@ -453,10 +455,45 @@ async def _(site: Site) -> None:
     assert (options["reasoning_effort"], options["enable_thinking"]) == ("none", False)
 
 
-@of(OPENAI, "`echo`, `best_of`, `suffix`")
+@of(OPENAI, "`echo`, `prompt_logprobs`")
 async def _(site: Site) -> None:
-    assert (await site.api.complete(echo=False, best_of=1, suffix="")).is_success
-    for name, value in (("echo", True), ("best_of", 2), ("suffix", "x")):
+    answer = (await site.api.complete(echo=True, logprobs=1, max_tokens=0)).json()
+    [choice] = answer["choices"]
+    assert (choice["text"], answer["usage"]["completion_tokens"]) == ("a b", 0)
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.25]
+    assert (await site.api.complete(echo=True, stream=True)).is_success
+    scored = await site.api.chat(prompt_logprobs=0)
+    assert scored.json()["prompt_logprobs"][0] is None
+    assert (await site.api.chat(prompt_logprobs=0, stream=True)).status_code == 400
+    assert (await site.api.complete(prompt_logprobs=21)).status_code == 400
+
+
+@of(OPENAI, "`continue_final_message`, `add_generation_prompt`")
+async def _(site: Site) -> None:
+    for fields, ending in (
+        ({}, "answer"),
+        ({"continue_final_message": True}, "continued"),
+        ({"add_generation_prompt": False}, "nothing"),
+    ):
+        assert (await site.api.chat(**fields)).is_success
+        assert site.api.engine.codec.endings[-1] == ending
+    both = {"continue_final_message": True, "add_generation_prompt": True}
+    assert (await site.api.chat(**both)).status_code == 400
+
+
+@of(OPENAI, "`POST /tokenize`, `POST /detokenize`, `GET /tokenizer_info`")
+async def _(site: Site) -> None:
+    found = await site.post("/tokenize", prompt="a b", return_token_strs=True)
+    assert (found["count"], found["token_strs"]) == (2, ["a", "b"])
+    assert (await site.post("/detokenize", tokens=found["tokens"])) == {"prompt": "a b"}
+    assert (await site.get("/tokenizer_info"))["eos_token"] == "<end>"
+    assert (await site.post("/tokenize", 400))["error"]["param"] == "prompt"
+
+
+@of(OPENAI, "`best_of`, `suffix`")
+async def _(site: Site) -> None:
+    assert (await site.api.complete(best_of=1, suffix="")).is_success
+    for name, value in (("best_of", 2), ("suffix", "x")):
         assert (await site.api.complete(**{name: value})).json()["error"]["param"] == name
 
 
@@ -794,8 +831,8 @@ async def _(site: Site) -> None:
     assert (await site.post("/predict", prompt="a", stop_tokens=["there"]))[
         "generated_text"
     ] == "Hello "
-    await site.post("/predict", prompt="a", stop_tokens=list("abcd"))
-    await site.post("/predict", 400, prompt="a", stop_tokens=list("abcde"))
+    await site.post("/predict", prompt="a", stop_tokens=list("abcdefghijklmnop"))
+    await site.post("/predict", 400, prompt="a", stop_tokens=list("abcdefghijklmnopq"))
 
 
 @of(

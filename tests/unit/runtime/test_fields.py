@@ -28,6 +28,7 @@ from llm_runtime.api.openai.completions import CompletionBody
 from llm_runtime.api.openai.embeddings import EmbeddingsBody
 from llm_runtime.api.openai.messages import CalledFunction, ChatMessage, Part, ToolCall
 from llm_runtime.api.openai.offer import Function, OfferedTool
+from llm_runtime.api.openai.tokens import DetokenizeBody, TokenizeBody
 from llm_runtime.api.responses.body import (
     Reasoning,
     ResponseBody,
@@ -45,6 +46,8 @@ from unit.runtime.tools.templates import QWEN
 DOC = Path(__file__).parents[3] / "docs" / "fields.md"
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
 MESSAGES = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
 RESPONSES = "/v1/responses"
@@ -95,6 +98,10 @@ def text() -> dict[str, Any]:
 
 def texts() -> dict[str, Any]:
     return {"model": "support-bot", "input": "hi you"}
+
+
+def tokens() -> dict[str, Any]:
+    return {"tokens": [7]}
 
 
 def stream() -> dict[str, Any]:
@@ -187,6 +194,8 @@ PLACES: dict[str, Place] = {
     "In the function of a tool": (Function, CHAT, chat, ["tools", 0, "function"]),
     "At the top of a text completion": (CompletionBody, TEXT, text, []),
     "At the top of an embeddings request": (EmbeddingsBody, EMBEDDINGS, texts, []),
+    "At the top of a request for tokens": (TokenizeBody, TOKENIZE, bare_chat, []),
+    "At the top of a request for a text": (DetokenizeBody, DETOKENIZE, tokens, []),
     "At the top of a message request": (MessageBody, MESSAGES, bare_message, []),
     "In a message of a message request": (InputMessage, MESSAGES, plain_messages, ["messages", 1]),
     "In a block of text": (InputBlock, MESSAGES, message, ["messages", 0, "content", 0]),
@@ -228,6 +237,7 @@ PLACES: dict[str, Place] = {
 AS_ANOTHER: dict[type[Body], str] = {
     CompletionBody: "At the top of a chat completion",
     CountBody: "At the top of a message request",
+    TokenizeBody: "At the top of a chat completion",
 }
 """Bodies whose table says only how they differ from another one."""
 

@@ -97,6 +97,15 @@ def test_completions_whole_and_streamed(client: OpenAI) -> None:
     assert whole.choices[0].logprobs.tokens == ["Hello", " there", "!"]
 
 
+def test_an_echoed_prompt_has_log_probabilities(client: OpenAI) -> None:
+    choice = client.completions.create(
+        model=MODEL, prompt=[[7, 8]], echo=True, logprobs=1, max_tokens=0
+    ).choices[0]
+    assert choice.logprobs
+    assert choice.logprobs.token_logprobs == [None, -0.25]
+    assert choice.finish_reason == "length"
+
+
 def test_models_are_listed_and_found(client: OpenAI) -> None:
     assert [found.id for found in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL

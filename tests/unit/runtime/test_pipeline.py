@@ -10,6 +10,7 @@ from fakes import ScriptedEngine
 from harness import config
 from llm_runtime import errors
 from llm_runtime.contract import DatabaseConfig, FiltersConfig, ServerConfig
+from llm_runtime.job import NOT_ASKED
 from llm_runtime.request import FinishReason
 from llm_runtime.stream import ClientGone, while_connected
 from llm_runtime.usage import Outcome
@@ -40,7 +41,7 @@ async def test_prompt_once_and_all_choices_are_reserved_and_what_was_used_is_bil
 
 async def test_default_answer_length_stays_within_what_the_limits_allow_at_once() -> None:
     road = Road(limiter=CountingLimiter(most=22))
-    await road.answer(prompts=("a b",), n=2, max_tokens=0)
+    await road.answer(prompts=("a b",), n=2, max_tokens=NOT_ASKED)
     assert road.limiter.asked == [22]
     assert [request.sampling.max_tokens for request in road.engine.requests] == [10, 10]
 

@@ -75,6 +75,33 @@ def test_a_family_is_rendered_as_transformers_renders_it(
         assert render(template, messages, tools, SPECIAL, add_generation_prompt=prompt) == expected
 
 
+@pytest.mark.parametrize("said", ["Rain.", " Rain, and ", ""])
+@pytest.mark.parametrize("family", FAMILIES, ids=name)
+def test_a_last_message_goes_on_as_in_transformers(family: Path, said: str) -> None:
+    template = family.read_text(encoding="utf-8")
+    if "content" not in template:
+        pytest.skip("Transformers looks for the word, and this template writes messages whole")
+    messages = [ASKED, {"role": "assistant", "content": said}]
+    try:
+        [expected], _ = transformers.render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            continue_final_message=True,
+            **SPECIAL,
+        )
+    except Exception:
+        with pytest.raises(BadTemplate):
+            render(template, messages, (), SPECIAL, add_generation_prompt=False, continued=True)
+    else:
+        found = render(template, messages, (), SPECIAL, add_generation_prompt=False, continued=True)
+        assert found == expected
+
+
+def test_a_template_that_drops_the_last_message_can_not_go_on_with_it() -> None:
+    with pytest.raises(BadTemplate, match="does not show the last message"):
+        render("{{ messages[0].content }}", [ASKED, SAID], continued=True)
+
+
 @pytest.mark.parametrize("family", FAMILIES, ids=name)
 def test_every_family_renders_a_question(family: Path) -> None:
     text = render(family.read_text(encoding="utf-8"), [ASKED], [TOOL], SPECIAL)

@@ -265,9 +265,9 @@ async def count_tokens(request: Request, body: CountBody) -> TokenCount:
     adapter = adapter_of(request, body.model)
     await worked_out(request, body.offer, pipeline.codec.tool_template)
     wanted = await worked_out(request, body.prompt, request, adapter, Sampling(max_tokens=1))
-    tokens = await while_connected(
+    [tokens] = await while_connected(
         request.receive,
-        pipeline.count(wanted, large=request.state.large),
+        pipeline.encoded(wanted, large=request.state.large),
         pipeline.config.server.request_timeout_seconds,
     )
-    return TokenCount(input_tokens=tokens)
+    return TokenCount(input_tokens=len(tokens))

@@ -22,7 +22,13 @@ from llm_runtime.api.body import (
     schema_text,
 )
 from llm_runtime.api.openai.fields import HINTS
-from llm_runtime.engine.limits import MAX_BIAS, MAX_BIASES, MAX_REPETITION_PENALTY, MAX_STOP_TOKENS
+from llm_runtime.engine.limits import (
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_TOKENS,
+)
 from llm_runtime.pipeline import Generation, Pipeline
 from llm_runtime.request import Constraint, Sampling
 from llm_runtime.stream import compact_json, sse
@@ -157,11 +163,18 @@ class OpenAIBody(Body):
     )
     ignore_eos: bool = False
     structured_outputs: StructuredOutputs | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> "OpenAIBody":
         if self.include_usage and not self.stream:
             raise conflict("stream_options", "needs stream: true")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_scored_whole(self) -> "OpenAIBody":
+        if self.prompt_logprobs is not None and self.stream:
+            raise conflict("prompt_logprobs", "come in a whole answer only; send it without stream")
         return self
 
     @model_validator(mode="after")
@@ -210,7 +223,14 @@ class OpenAIBody(Body):
             stop_token_ids=frozenset(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
+            prompt_logprobs=self.scored,
         )
+
+    @property
+    def scored(self) -> int | None:
+        """How many rivals of each token of the prompt are asked for; None if not even the tokens'
+        own log probabilities."""
+        return self.prompt_logprobs
 
     @property
     def include_usage(self) -> bool:

@@ -26,7 +26,7 @@ from llm_runtime.api.guard import SECURITY, GenerationRoute
 from llm_runtime.api.openai.prompts import several, texts_or_tokens
 from llm_runtime.common.aside import aside
 from llm_runtime.contract import EMBEDDINGS_PATH
-from llm_runtime.pipeline import MAX_INPUTS, NOT_ASKED, Job
+from llm_runtime.pipeline import MAX_INPUTS, Job
 from llm_runtime.request import EmbeddingModel, EmbeddingPrompt, Sampling
 
 router = APIRouter(
@@ -99,7 +99,7 @@ class EmbeddingsBody(Body):
             prompts=tuple(
                 prompt.text + each if isinstance(each, str) else each for each in self.input
             ),
-            sampling=Sampling(NOT_ASKED, temperature=0),
+            sampling=Sampling(0, temperature=0),
             adapter=adapter,
             user=self.user,
             prompt_field="input",

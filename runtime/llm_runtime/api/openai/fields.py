@@ -37,7 +37,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "cache_salt": ("",),
     "vllm_xargs": ({},),
     "logits_processors": ([],),
-    "echo": (False,),
     "best_of": (1,),
     # As much as there is room for, in llama.cpp's and LM Studio's words.
     "max_tokens": (-1,),
@@ -53,8 +52,7 @@ NEUTRAL_IN_CHAT: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
+    "echo": (False,),
     "add_special_tokens": (False,),
     "include_reasoning": (True,),
     "separate_reasoning": (True,),
@@ -67,7 +65,6 @@ NEUTRAL_IN_CHAT: dict[str, tuple[Any, ...]] = {
 NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
     **NEUTRAL_VALUES,
     "suffix": ("",),
-    "add_special_tokens": (True,),
 }
 
 NEUTRAL_IN_MESSAGES: dict[str, tuple[Any, ...]] = {

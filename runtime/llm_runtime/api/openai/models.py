@@ -70,7 +70,10 @@ def _model(server: Server, adapter: str = "") -> dict[str, Any]:
         described |= {"id": f"{base}:{adapter}", "parent": base}
     elif server.default_adapter:
         described["id"] = f"{base}:{BASE}"
-    embedding = server.serving.loaded.engine.embedding if server.serving.loaded else None
-    if embedding:
-        described |= {"task": "embed", "dimensions": embedding.dimensions}
+    loaded = server.serving.loaded
+    if loaded:
+        # As in vLLM's server: tokens of prompt and answer together.
+        described["max_model_len"] = loaded.engine.max_model_length
+        if embedding := loaded.engine.embedding:
+            described |= {"task": "embed", "dimensions": embedding.dimensions}
     return {**described, **({"version": version} if version else {})}

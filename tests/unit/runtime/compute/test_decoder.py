@@ -24,10 +24,10 @@ from llm_runtime.compute.cache import CacheShape, KvCache, LayerShape  # noqa: E
 from llm_runtime.compute.decoder import join_layers  # noqa: E402
 from llm_runtime.compute.fused import fuse, norm  # noqa: E402
 from llm_runtime.compute.int8 import quantize_weight  # noqa: E402
+from llm_runtime.compute.logits.sampler import Sampler  # noqa: E402
 from llm_runtime.compute.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.compute.products import BlockLinear  # noqa: E402
 from llm_runtime.compute.runner import TransformersRunner  # noqa: E402
-from llm_runtime.compute.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Span  # noqa: E402
 from unit.runtime.engine.fakes import sequence  # noqa: E402

@@ -13,9 +13,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 from llm_runtime.compute import lora  # noqa: E402
 from llm_runtime.compute.cache import CacheShape, KvCache, LayerShape  # noqa: E402
+from llm_runtime.compute.logits.sampler import Sampler  # noqa: E402
 from llm_runtime.compute.lora import AdapterSet  # noqa: E402
 from llm_runtime.compute.runner import TransformersRunner  # noqa: E402
-from llm_runtime.compute.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Scheduler, Span  # noqa: E402
 from llm_runtime.engine.sequence import Sequence  # noqa: E402

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-from llm_runtime.compute import sampler  # noqa: E402
-from llm_runtime.compute.sampler import Sampler  # noqa: E402
+from llm_runtime.compute.logits import sampler  # noqa: E402
+from llm_runtime.compute.logits.sampler import Sampler  # noqa: E402
 from llm_runtime.engine.sequence import Sampled, Sequence  # noqa: E402
 from llm_runtime.request import Constraint, FinishReason  # noqa: E402
 from unit.runtime.engine.fakes import sequence  # noqa: E402

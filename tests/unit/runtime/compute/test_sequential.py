@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
-from llm_runtime.compute.sampler import Sampler  # noqa: E402
+from llm_runtime.compute.logits.sampler import Sampler  # noqa: E402
 from llm_runtime.compute.sequential import SequentialRunner  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.scheduler import Batch, Span  # noqa: E402

@@ -1,8 +1,10 @@
 """An engine without torch: a vocabulary of characters and a runner that follows a script."""
 
 import threading
+from array import array
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,10 +16,18 @@ from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
 from llm_runtime.engine.model import Model
-from llm_runtime.engine.scheduler import Batch, Scheduler
+from llm_runtime.engine.scheduler import Batch, Scheduler, Span
 from llm_runtime.engine.sequence import Matcher, Sampled, Sequence
 from llm_runtime.errors import ModelNotFound
-from llm_runtime.request import Constraint, GenerationRequest, Message, Sampling, TokenEvent
+from llm_runtime.request import (
+    Constraint,
+    Ending,
+    GenerationRequest,
+    Message,
+    PromptLogprobs,
+    Sampling,
+    TokenEvent,
+)
 from waiting import PATIENCE_SECONDS
 
 EOS = 0
@@ -32,11 +42,12 @@ class CharacterVocabulary:
     chat_template = tool_template = ""
     sampling_defaults: Mapping[str, float] = MappingProxyType({})
     control_ids: Mapping[str, int] = MappingProxyType({})
+    special_tokens: Mapping[str, str] = MappingProxyType({})
 
     def prepare(self) -> None:
         """Nothing to make."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         return list(map(ord, text))
 
     def encode_chat(
@@ -44,11 +55,15 @@ class CharacterVocabulary:
         messages: list[Message],
         tools: Several[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
+        ending: Ending = "answer",
     ) -> list[int]:
         return self.encode(" ".join(message["content"] for message in messages))
 
-    def decode(self, token_ids: list[int]) -> str:
+    def decode(self, token_ids: Several[int], *, special: bool = False) -> str:
         return "".join(map(chr, token_ids))
+
+    def token_name(self, token_id: int) -> str:
+        return chr(token_id)
 
     def detokenizer(self, prompt: Several[int] = (), shown: Several[int] = ()) -> "CharacterText":
         return CharacterText()
@@ -146,7 +161,17 @@ class ScriptedRunner:
         self.batches.append(batch)
         if self.fail is not None:
             self.fail(batch)
-        return [self._next(span.sequence) for span in batch.spans if span.samples]
+        return [self._answer(span) for span in batch.spans if span.answers]
+
+    def _answer(self, span: Span) -> Sampled:
+        """Of a prompt's tokens, the log probabilities are their negative places."""
+        found = self._next(span.sequence) if span.samples else Sampled(None)
+        if not span.scored:
+            return found
+        places = range(span.start + 1, span.start + 1 + len(span.scored))
+        values = array("f", (-float(place) for place in places))
+        ranks = array("I", [1] * len(values))
+        return replace(found, prompt=PromptLogprobs(0, array("I"), values, ranks))
 
     def _next(self, of: Sequence) -> Sampled:
         answer = self.answers.get(of.request.id, "x" * 1000)

@@ -1,4 +1,5 @@
-"""Every architecture of the matrix says what `model.generate` says, whichever runner serves it."""
+"""Every architecture of the matrix says what `model.generate` says, and finds a prompt as probable as
+the model itself, whichever runner serves it."""
 
 import asyncio
 import random
@@ -12,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
+from llm_runtime.compute.logits import scores  # noqa: E402
 from llm_runtime.compute.lora import Adapter, AdapterSet, LoraWeights  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.adapters import AdapterTable  # noqa: E402
@@ -31,6 +33,7 @@ from llm_runtime.request import GenerationRequest, Sampling  # noqa: E402
 from unit.runtime.engine.architectures import (  # noqa: E402
     ARCHITECTURES,
     BATCHED,
+    VOCABULARY,
     WINDOW,
     Architecture,
     table,
@@ -52,8 +55,16 @@ class Expected:
 
     folder: Path
     answers: Answers
+    scores: list[float]
+    """Log probabilities of the longest prompt's tokens."""
     adapter: Adapter
     adapted: Answers
+    adapted_scores: list[float]
+
+
+@pytest.fixture(autouse=True)
+def _few_rows_of_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "SLICE_BYTES", 7 * 4 * VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +75,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
         folder = chosen.make(tmp_path_factory.mktemp("model"))
         model = load(folder, SETTINGS, MODEL).model
         answers = {prompt: generated(model, prompt) for prompt in prompts()}
+        scores = scored(model, prompts()[-1])
         adapter = merged_adapter(model)
-        return Expected(
-            folder, answers, adapter, {prompt: generated(model, prompt) for prompt in prompts()}
-        )
+        adapted = {prompt: generated(model, prompt) for prompt in prompts()}
+        return Expected(folder, answers, scores, adapter, adapted, scored(model, prompts()[-1]))
 
     return made
 
@@ -100,6 +111,13 @@ def generated(model: Any, prompt: Prompt) -> list[int]:
     return list(out[0, len(prompt) :].tolist())
 
 
+def scored(model: Any, prompt: Prompt) -> list[float]:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)
+    return list(logprobs.gather(1, ids[0, 1:, None]).flatten().tolist())
+
+
 def no_batch(loaded: Loaded, engine: EngineConfig, length: int) -> Any:
     raise ModelUnsupported("the test wants the slow path")
 
@@ -112,12 +130,13 @@ class Eager(Drafter):
 
 
 async def answers(
-    loaded: Loaded, chosen: Chosen, adapter: Adapter | None = None
+    loaded: Loaded, chosen: Chosen, expected: Expected, adapter: Adapter | None = None
 ) -> tuple[Answers, Answers]:
     """All prompts at once in four places, in chunks, and each beside a neighbour who leaves early.
 
     With an adapter, all once more with and without it,
     when the beginnings of the prompts are known already.
+    Scores of a prompt are compared here.
     """
     drafter = Eager() if chosen.kind == "batched" else None
     scheduler = Scheduler(
@@ -130,14 +149,25 @@ async def answers(
     engine = start_local(Model(scheduler, chosen.runner, loaded.codec, limits, table))
     try:
         said = await crowd(engine, [""])
+        assert await found(engine, "") == pytest.approx(expected.scores, abs=2e-4)
         if not adapter:
             return said[""], {}
         again = await crowd(engine, ["", "it"])
         assert again[""] == said[""]
         assert (engine.stats().cached_prompt_tokens > 0) == (chosen.kind == "batched")
+        assert await found(engine, "it") == pytest.approx(expected.adapted_scores, abs=2e-4)
         return said[""], again["it"]
     finally:
         engine.close()
+
+
+async def found(engine: EngineClient, adapter: str) -> list[float]:
+    """The engine's scores of the longest prompt, of which nothing is to be generated."""
+    sampling = Sampling(max_tokens=0, temperature=0.0, prompt_logprobs=1)
+    request = GenerationRequest("scored", prompts()[-1], sampling, adapter=adapter)
+    [event] = [event async for event in engine.generate(request)]
+    assert event.prompt_logprobs
+    return list(event.prompt_logprobs.logprobs)
 
 
 async def crowd(engine: EngineClient, adapters: list[str]) -> dict[str, Answers]:
@@ -174,7 +204,7 @@ async def test_the_sequential_runner_says_what_generate_says(
     loaded = load(expected.folder, SETTINGS, MODEL)
     chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, no_batch)
     assert chosen.kind == "sequential"
-    assert (await answers(loaded, chosen))[0] == expected.answers
+    assert (await answers(loaded, chosen, expected))[0] == expected.answers
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: architecture.name)
@@ -185,7 +215,7 @@ async def test_the_runner_that_is_chosen_says_what_generate_says(
     loaded = load(expected.folder, SETTINGS, MODEL)
     chosen = choose_runner(loaded, SETTINGS, SETTINGS.max_model_length, build._batched)
     assert chosen.kind == ("batched" if architecture in BATCHED else "sequential")
-    base, adapted = await answers(loaded, chosen, expected.adapter)
+    base, adapted = await answers(loaded, chosen, expected, expected.adapter)
     assert base == expected.answers
     assert adapted == expected.adapted
     assert adapted != base

@@ -122,7 +122,7 @@ async def test_what_could_raise_in_a_step_is_refused_before() -> None:
         request(prompt=()),
         request(prompt=(5000,)),
         request(prompt=(-1,)),
-        request(max_tokens=0),
+        request(max_tokens=-1),
     ):
         with pytest.raises(InvalidRequest):
             running.generate(wrong)

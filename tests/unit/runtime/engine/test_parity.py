@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
+from llm_runtime.compute.logits import scores  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig, RuntimeConfig  # noqa: E402
 from llm_runtime.engine.client import EngineClient  # noqa: E402
 from llm_runtime.loading.build import build_engine  # noqa: E402
@@ -135,3 +136,37 @@ async def test_log_probabilities_are_those_of_the_model(built: Built, reference:
         row = expected[len(prompt) - 1 + index]
         assert event.logprob == pytest.approx(float(row[event.token_id]), abs=1e-3)
         assert [top.token_id for top in event.top_logprobs] == row.topk(3).indices.tolist()
+
+
+async def test_prompts_are_as_probable_as_to_the_model_in_chunks_in_a_crowd_and_cached_or_not(
+    built: Built, reference: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "SLICE_BYTES", 11 * 4 * built[1].vocabulary_size)
+    asked = [*prompts(built[1], 12, seed=7), tuple(range(200))]
+    options: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
+    await answer(built, asked[-1], max_tokens=1, **options)  # From now on its beginning is cached.
+    crowd = [
+        answer(built, prompt, max_tokens=n % 3, prompt_logprobs=2, **options)
+        for n, prompt in enumerate(asked)
+    ]
+    beside = [answer(built, prompt, max_tokens=20, **options) for prompt in asked]
+    answers, others = await asyncio.gather(asyncio.gather(*crowd), asyncio.gather(*beside))
+    for number, (prompt, events, plain) in enumerate(zip(asked, answers, others, strict=True)):
+        assert ids(events) == ids(plain)[: number % 3]
+        found = events[0].prompt_logprobs
+        assert found
+        assert tuple(found.token_ids) == prompt
+        assert [event.prompt_logprobs for event in events[1:]] == [None] * (len(events) - 1)
+        with torch.inference_mode():
+            expected = reference(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        for place, (token, logprob, rank, rivals) in enumerate(found):
+            row = expected[place]
+            own = row[token]
+            assert token == prompt[place + 1]
+            assert logprob == pytest.approx(float(own), abs=1e-4)
+            # Among so many tokens some are as probable as each other up to rounding.
+            assert (row > own + 1e-4).sum() < rank <= (row > own - 1e-4).sum()
+            best = row.topk(2).values.tolist()
+            assert [value for _, value in rivals] == pytest.approx(best, abs=1e-4)
+            assert [float(row[rival]) for rival, _ in rivals] == pytest.approx(best, abs=1e-4)
+        assert len(list(found)) == len(prompt) - 1

@@ -88,7 +88,7 @@ async def test_what_is_wrong_with_a_request_is_known_without_asking_the_engine(
 ) -> None:
     client = await start(slots=1)
     with pytest.raises(InvalidRequest):
-        client.generate(request(max_tokens=0))
+        client.generate(request(max_tokens=-1))
     streams = [client.generate(request("forever", 20)) for _ in range(9)]
     with pytest.raises(QueueFull):
         client.generate(request())

@@ -20,7 +20,7 @@ from transformers import (  # noqa: E402
     Phi3Config,
 )
 
-from llm_runtime.compute.sampler import Sampler  # noqa: E402
+from llm_runtime.compute.logits.sampler import Sampler  # noqa: E402
 from llm_runtime.compute.sequential import SequentialRunner  # noqa: E402
 from llm_runtime.contract import EngineConfig, ModelConfig  # noqa: E402
 from llm_runtime.engine.blocks import BlockPool  # noqa: E402

@@ -2,6 +2,7 @@
 for tokenizers of every kind, and any tokens."""
 
 import random
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from llm_runtime.api.openai.answer import _logprobs as chat_logprobs
-from llm_runtime.api.openai.completions import _logprobs as completion_logprobs
+from llm_runtime.api.openai.logprobs import Lists, of_prompt
 from llm_runtime.api.spelled import of_each_choice
 from llm_runtime.contract import STANDARD_TIER
 from llm_runtime.engine.sequence import Sampled, Sequence
 from llm_runtime.files.template_files import ChatTemplates
 from llm_runtime.job import Job
-from llm_runtime.request import Caller, GenerationRequest, Sampling, TokenEvent
+from llm_runtime.request import Caller, GenerationRequest, PromptLogprobs, Sampling, TokenEvent
 from llm_runtime.text.codec import Codec
 from unit.runtime import tiny_model
 
@@ -165,9 +166,8 @@ def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(
                 break
         answer = "".join(event.text for event in events)
         chat = chat_logprobs(of_each_choice(job, codec)[0], events, ended=True)
-        old = completion_logprobs(of_each_choice(job, codec)[0], events, ended=True)
+        old = Lists(of_each_choice(job, codec)[0]).take(events, ended=True)
         assert chat is not None
-        assert old is not None
         assert "".join(each["token"] for each in chat["content"]) == answer
         assert "".join(old["tokens"]) == answer
         own = b"".join(bytes(each["bytes"]) for each in chat["content"])
@@ -180,6 +180,27 @@ def test_texts_bytes_and_offsets_of_logprobs_join_to_the_answer(
         streamed = of_each_choice(job, codec)[0]
         parts = [streamed.take([event], ended=event is events[-1]) for event in events]
         assert [each.text for part in parts for each in part] == old["tokens"]
+
+
+def test_an_echoed_prompt_has_an_entry_for_each_token_where_it_stands(codec: Codec) -> None:
+    for ids in cases(codec, 150, seed=2):
+        later = len(ids) - 1
+        values = (array("f", [-1.0]) * later, array("I", [1]) * later)
+        lists = of_prompt(PromptLogprobs(0, array("I", ids), *values), 0, codec)
+        text = codec.detokenizer()
+        hidden = []
+        whole = ""
+        for number in ids:
+            own = text.bytes_of(number)
+            part = text.push(number)
+            hidden.append(not own and not part)
+            whole += part
+        whole += text.flush()
+        entries = zip(ids, hidden, lists["tokens"], lists["text_offset"], strict=True)
+        for number, is_hidden, token, at in list(entries)[:-1]:
+            expected = codec.token_text(number) if is_hidden else whole[at : at + len(token)]
+            assert token == expected
+        assert lists["token_logprobs"] == [None, *[-1.0] * later]
 
 
 def test_a_text_goes_on_with_the_space_of_its_first_word() -> None:

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness against the runtime, beside its own Transformers backend."""
