@@ -63,7 +63,7 @@ class TimedRunner(ScriptedRunner):
         return [Sampled(ord("~")) for span in batch.spans if span.samples]
 
 
-def build(config: RuntimeConfig, folder: Path) -> Model:
+def build(config: RuntimeConfig, folder: Path, *_: object) -> Model:
     """The scripted model; the folder's name carries what the script needs."""
     seconds, held = map(float, folder.name.split(","))
     engine = config.engine

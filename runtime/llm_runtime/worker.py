@@ -19,7 +19,7 @@ from llm_runtime import logs, settings
 from llm_runtime.contract import RuntimeConfig
 from llm_runtime.engine.loop import StepLoop
 from llm_runtime.engine.messages import Frames, Report, frame
-from llm_runtime.engine.model import Build, Model
+from llm_runtime.engine.model import Build, Model, TellCodec
 from llm_runtime.engine.trace import StepTrace, TracedLoop
 from llm_runtime.machine.steps import SLOW_SECONDS
 
@@ -33,12 +33,12 @@ def main() -> None:
     imports = threading.Thread(target=_import, name="imports", daemon=True)
     imports.start()
 
-    def build(config: RuntimeConfig, folder: Path) -> Model:
+    def build(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
         # One thread imports: two that need each other's modules might see half of one.
         imports.join()
         from llm_runtime.loading.build import build_model
 
-        return build_model(config, folder)
+        return build_model(config, folder, tell)
 
     run(build)
 

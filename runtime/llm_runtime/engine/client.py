@@ -8,6 +8,7 @@ a swap the old one still has its requests, whose tokens mean nothing to the new 
 import asyncio
 import itertools
 import logging
+import threading
 import time
 from asyncio import AbstractEventLoop
 from collections import deque
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 from llm_runtime.contract import FatalReport, RuntimeConfig
 from llm_runtime.engine.messages import (
     Cancel,
+    CodecRead,
     Command,
     Done,
     DropAdapter,
@@ -40,6 +42,7 @@ from llm_runtime.request import (
     EngineStats,
     FinishReason,
     GenerationRequest,
+    TextCodec,
     TokenEvent,
 )
 
@@ -76,6 +79,8 @@ class EngineLink:
         self._stall_seconds = stall_seconds
         self._mailboxes: dict[int, _Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Ready | Done]] = {}
+        self._codecs: dict[int, TextCodec] = {}
+        """Of models that are being loaded, by their calls."""
         self._numbers: Iterator[int] = itertools.count(1)
         self._figures = EngineFigures()
         self._heard_at = 0.0
@@ -118,6 +123,7 @@ class EngineLink:
             result: Ready | Done = await answer
         finally:
             self._calls.pop(number, None)
+            self._codecs.pop(number, None)
         return result
 
     def receive(self, report: Report) -> None:
@@ -128,6 +134,13 @@ class EngineLink:
                 self._figures = figures
                 if events:
                     self._deliver(events)
+            case CodecRead(call, codec):
+                if call in self._calls:
+                    self._codecs[call] = codec
+                    # The engine has the weights to see to; this process has nothing else to do.
+                    threading.Thread(target=codec.prepare, name="codec", daemon=True).start()
+            case Ready(call, codec=None):
+                self._answer(call, replace(report, codec=self._codecs.get(call)))
             case Ready() | Done():
                 self._answer(report.call, report)
             case Failed(call, fatal, adapters):
@@ -247,6 +260,7 @@ class EngineClient:
         self._capacity = ready.capacity
         self.model = ready.model
         self.limits = ready.limits
+        assert ready.codec is not None
         self.codec = ready.codec
         self.device = ready.device
         self.adapters: tuple[str, ...] = ready.adapters

@@ -7,14 +7,14 @@ from llm_runtime.contract import RuntimeConfig
 from llm_runtime.engine.client import STALL_SECONDS, EngineClient, EngineLink
 from llm_runtime.engine.loop import StepLoop
 from llm_runtime.engine.messages import Close, Command
-from llm_runtime.engine.model import Build, Model
+from llm_runtime.engine.model import Build, Model, TellCodec
 from llm_runtime.engine.trace import StepTrace, TracedLoop
 from llm_runtime.errors import ModelUnsupported
 
 CLOSE_SECONDS = 10.0
 
 
-def _load_nothing(config: RuntimeConfig, folder: Path) -> Model:
+def _load_nothing(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
     raise ModelUnsupported("this engine was started without a way to load another model")
 
 

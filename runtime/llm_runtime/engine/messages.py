@@ -78,6 +78,15 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class CodecRead:
+    """The codec of a model that is being loaded, for the HTTP process to prepare meanwhile. Comes at
+    most once, before the call's `Ready`."""
+
+    call: int
+    codec: TextCodec
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A model is loaded and has answered once: all that the HTTP process must know of it."""
 
@@ -86,7 +95,8 @@ class Ready:
     limits: RequestLimits
     capacity: int
     """Requests that it takes at once, running and waiting."""
-    codec: TextCodec
+    codec: TextCodec | None
+    """None: it came before, as `CodecRead`."""
     device: str
     kind: Literal["batched", "sequential"]
     adapters: tuple[str, ...]
@@ -136,7 +146,7 @@ class StepReport(NamedTuple):
 
 
 Command = Submit | Cancel | Load | Retire | LoadAdapter | DropAdapter | Close
-Report = Ready | Done | Failed | StepReport
+Report = CodecRead | Ready | Done | Failed | StepReport
 
 
 def packed(number: int, event: TokenEvent) -> tuple[Any, ...]:

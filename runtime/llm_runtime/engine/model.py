@@ -39,7 +39,9 @@ class Model:
     """Give memory back to the system, once nothing refers to the model any more."""
 
 
-Build = Callable[[RuntimeConfig, Path], Model]
+TellCodec = Callable[[ModelCodec], None]
+"""Hand out a model's codec while its weights are still being loaded. May be called on any thread."""
+Build = Callable[[RuntimeConfig, Path, TellCodec], Model]
 """Load and check a model. Raises errors.Fatal subclasses. Called on a thread of its own."""
 
 

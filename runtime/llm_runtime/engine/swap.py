@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from llm_runtime.contract import FatalReport
-from llm_runtime.engine.messages import Failed, Load, Ready
-from llm_runtime.engine.model import Build, Model, Post, Send, Served
+from llm_runtime.engine.messages import CodecRead, Failed, Load, Ready
+from llm_runtime.engine.model import Build, Model, ModelCodec, Post, Send, Served
 from llm_runtime.engine.recovery import CarefulRunner
 from llm_runtime.errors import Fatal
 from llm_runtime.machine.memory import MIB, resident_bytes
@@ -42,14 +42,14 @@ class Models:
         """None for one that has gone."""
         return self._by_number.get(number)
 
-    def adopt(self, model: Model, call: int = 0) -> Ready:
-        """Serve `model` from now on."""
+    def adopt(self, model: Model, call: int = 0, *, told: bool = False) -> Ready:
+        """Serve `model` from now on. `told`: the client has its codec."""
         self._seen += 1
         self._by_number[self._seen] = Served(model, CarefulRunner(model.runner))
         capacity = model.scheduler.max_batch_size + model.scheduler.max_queue_length
         return Ready(
-            call, self._seen, model.limits, capacity, model.codec, model.device, model.kind, model.adapters.names,
-            model.load_seconds, model.load_peak_bytes,
+            call, self._seen, model.limits, capacity, None if told else model.codec, model.device, model.kind,
+            model.adapters.names, model.load_seconds, model.load_peak_bytes,
         )  # fmt: skip
 
     def load(self, command: Load) -> None:
@@ -70,19 +70,25 @@ class Models:
 
     def _load(self, command: Load) -> None:
         """On the loading thread."""
+        told: list[ModelCodec] = []
+
+        def tell(codec: ModelCodec) -> None:
+            told.append(codec)
+            self._post(partial(self._send, CodecRead(command.call, codec)))
+
         try:
-            model = self._build(command.config, command.folder)
+            model = self._build(command.config, command.folder, tell)
         except Exception as error:
             self._post(partial(self._send, Failed(command.call, _report(error))))
         else:
-            self._post(partial(self._take, command, model))
+            self._post(partial(self._take, command, model, told=bool(told)))
 
-    def _take(self, command: Load, model: Model) -> None:
+    def _take(self, command: Load, model: Model, *, told: bool) -> None:
         log.info(
             "A model is in memory",
             extra={"folder": str(command.folder), "resident_mib": _resident_mib()},
         )
-        self._send(self.adopt(model, command.call))
+        self._send(self.adopt(model, command.call, told=told))
 
     def _free(self, number: int) -> None:
         model = self._by_number.pop(number).model

@@ -15,7 +15,7 @@ from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.drafts import Drafter
 from llm_runtime.engine.limits import RequestLimits
 from llm_runtime.engine.local import start_local
-from llm_runtime.engine.model import Model
+from llm_runtime.engine.model import Model, ModelCodec, TellCodec
 from llm_runtime.engine.recovery import Runner
 from llm_runtime.engine.scheduler import Scheduler
 from llm_runtime.errors import ConfigInvalid
@@ -45,8 +45,12 @@ def build_engine(config: RuntimeConfig, model_folder: Path) -> tuple[EngineClien
     return engine, codec
 
 
-def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
-    """Load, check and warm up the model.
+def _tell_nobody(codec: ModelCodec) -> None:
+    pass
+
+
+def build_model(config: RuntimeConfig, model_folder: Path, tell: TellCodec = _tell_nobody) -> Model:
+    """Load, check and warm up the model. `tell` gets its codec before its layers are made ready.
     Raises errors.Fatal subclasses, whose message says what to change."""
     if _embeds(model_folder, config.engine):
         from llm_runtime.loading.embedder import build_embedder
@@ -60,6 +64,7 @@ def build_model(config: RuntimeConfig, model_folder: Path) -> Model:
     started = time.monotonic()
     steps = Steps()
     loaded = load(model_folder, config.engine, config.model, steps)
+    tell(loaded.codec)
     length = _model_length(config.engine, loaded)
     chosen = choose_runner(loaded, config.engine, length, partial(_batched, steps=steps))
     probe = probe_tokens(loaded.codec.vocabulary_size, length)

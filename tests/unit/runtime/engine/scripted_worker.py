@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT / "runtime"), str(ROOT / "tests")]
 
 from llm_runtime import worker  # noqa: E402
 from llm_runtime.contract import RuntimeConfig  # noqa: E402
-from llm_runtime.engine.model import Model  # noqa: E402
+from llm_runtime.engine.model import Model, TellCodec  # noqa: E402
 from llm_runtime.engine.scheduler import Batch  # noqa: E402
 from llm_runtime.engine.sequence import Sampled, Sequence  # noqa: E402
 from llm_runtime.errors import ModelNotFound  # noqa: E402
@@ -44,7 +44,7 @@ class FolderRunner(ScriptedRunner):
         return Sampled(ord(self.name[index % len(self.name)]))
 
 
-def build(config: RuntimeConfig, folder: Path) -> Model:
+def build(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
     match folder.name:
         case "missing":
             raise ModelNotFound("no such model")
@@ -52,7 +52,9 @@ def build(config: RuntimeConfig, folder: Path) -> Model:
             raise ValueError("odd")
         case "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-    return model(FolderRunner(folder.name), slots=config.engine.max_batch_size)
+    made = model(FolderRunner(folder.name), slots=config.engine.max_batch_size)
+    tell(made.codec)
+    return made
 
 
 if __name__ == "__main__":

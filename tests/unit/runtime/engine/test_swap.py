@@ -5,7 +5,6 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,29 @@ from llm_runtime.engine import client as client_module
 from llm_runtime.engine.adapters import AdapterTable
 from llm_runtime.engine.client import EngineClient
 from llm_runtime.engine.local import start_local
-from llm_runtime.engine.model import Model
+from llm_runtime.engine.model import Build, Model, TellCodec
 from llm_runtime.errors import EngineFailed, ModelCorrupt, NotFound, ServiceUnavailable
 from llm_runtime.request import GenerationRequest, Sampling
-from unit.runtime.engine.fakes import ScriptedRunner, collect, engine, model, request, text_of
+from unit.runtime.engine.fakes import (
+    CharacterVocabulary,
+    ScriptedRunner,
+    collect,
+    engine,
+    model,
+    request,
+    text_of,
+)
 from waiting import PATIENCE_SECONDS, until
 
 CONFIG = RuntimeConfig(model=ModelConfig(name="m"))
+
+
+class PreparedVocabulary(CharacterVocabulary):
+    def __init__(self, prepared: threading.Event) -> None:
+        self._prepared = prepared
+
+    def prepare(self) -> None:
+        self._prepared.set()
 
 
 def gated(answers: dict[str, str]) -> ScriptedRunner:
@@ -30,10 +45,10 @@ def gated(answers: dict[str, str]) -> ScriptedRunner:
     return runner
 
 
-def builder(*runners: ScriptedRunner) -> Callable[[RuntimeConfig, Path], Model]:
+def builder(*runners: ScriptedRunner) -> Build:
     remaining = list(runners)
 
-    def build(config: RuntimeConfig, folder: Path) -> Model:
+    def build(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
         if folder.name == "corrupt":
             raise ModelCorrupt("short file")
         if folder.name == "bug":
@@ -41,6 +56,31 @@ def builder(*runners: ScriptedRunner) -> Callable[[RuntimeConfig, Path], Model]:
         return model(remaining.pop(0))
 
     return build
+
+
+async def test_a_codec_is_prepared_while_its_model_is_still_loaded() -> None:
+    prepared = threading.Event()
+    made = model(ScriptedRunner())
+    made.codec = PreparedVocabulary(prepared)
+
+    def build(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
+        tell(made.codec)
+        assert prepared.wait(PATIENCE_SECONDS), "nobody prepared it"
+        return made
+
+    before = engine(ScriptedRunner(), build=build)
+    assert (await before.swap(CONFIG, Path("next"))).codec is made.codec
+
+
+async def test_a_codec_of_a_model_that_is_not_loaded_after_all_is_forgotten() -> None:
+    def build(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
+        tell(CharacterVocabulary())
+        raise ModelCorrupt("short file")
+
+    running = engine(ScriptedRunner(), build=build)
+    with pytest.raises(EngineFailed, match="short file"):
+        await running.swap(CONFIG, Path("next"))
+    assert running._link._codecs == {}
 
 
 async def test_requests_end_on_the_weights_they_began_on() -> None:
@@ -110,7 +150,7 @@ async def test_a_swap_that_nobody_waits_for_any_more_leaves_nothing_behind() -> 
     built = [model(unused)]
     del unused
 
-    def build(config: RuntimeConfig, folder: Path) -> Model:
+    def build(config: RuntimeConfig, folder: Path, tell: TellCodec) -> Model:
         release.wait(2)
         return built.pop()
 
