@@ -278,6 +278,11 @@ _MADE: dict[str, Callable[[random.Random], Any]] = {
     "quantity(string(self))": lambda chance: chance.choice(SIZES),
     "self != 'latest'": lambda chance: chance.choice(("champion", "é" * 256, "a b/c?d#e&f=%", "-")),
 }
+def _percent(metric: Json) -> Json:
+    most = 100 if metric["type"] == "CacheUsage" else metric["target"]
+    return {**metric, "target": min(metric["target"], most)}
+
+
 _EDITS: dict[str, Callable[[Any], Any]] = {
     "has(self.matchLabels) || ": _kept,
     "has(": _kept,
@@ -290,6 +295,7 @@ _EDITS: dict[str, Callable[[Any], Any]] = {
     "!self.startsWith('/')": lambda text: re.sub(r"\.+", ".", text.lstrip("/")),
     "isSorted()": _sorted_steps,
     "minReplicas <=": _ordered,
+    "self.type != 'CacheUsage'": _percent,
     "k.matches(": _kept,
     "!k.startsWith(": _kept,
     "self.name in [": _kept,

@@ -275,6 +275,8 @@ async def test_info_describes_the_registered_model_without_a_key(run: Any) -> No
         "adapters": [],
         "max_model_length": 64,
         "model_loaded": True,
+        "task": "generate",
+        "embedding": None,
     }
 
 

@@ -87,7 +87,7 @@ def test_only_a_client_that_knows_chunks_gets_them(live: Any, version: str) -> N
 
 
 OPENAIS = [
-    "/v1/responses/x", "/v1/embeddings", "/v1/audio/speech", "/v1/images/generations", "/v1/files", "/v1/models/none",
+    "/v1/responses/x", "/v1/moderations", "/v1/audio/speech", "/v1/images/generations", "/v1/files", "/v1/models/none",
     "/v1", "/v1/chat/other", "/v1/completions/x", "/v1/v1/chat/completions", "/chat/completions", "/embeddings",
 ]  # fmt: skip
 
@@ -101,7 +101,7 @@ async def test_every_path_of_openais_has_its_errors(api: Harness, path: str) -> 
 
 
 async def test_a_path_that_is_not_there_says_what_is(api: Harness) -> None:
-    told = (await api.client.post("/v1/embeddings", json={})).json()["error"]["message"]
+    told = (await api.client.post("/v1/moderations", json={})).json()["error"]["message"]
     assert "/v1/chat/completions" in told
     assert "/v1/responses" in told
     assert (
