@@ -50,7 +50,7 @@ def create(api: Api, manifest: dict[str, Any]) -> dict[str, Any]:
 def test_the_smallest_resources_are_accepted_and_only_scalars_are_defaulted(api: Api) -> None:
     spec = create(api, GOOD)["spec"]
     assert spec["replicas"] == 1
-    assert set(spec) == {"model", "replicas", "suspend"}
+    assert set(spec) == {"model", "replicas", "suspend", "task"}
     assert create(api, KEY)
 
 

@@ -91,8 +91,9 @@ def test_a_model_that_continues_no_text_is_told_as_what_it_is(
     change(folder / "config.json", **fields)
     with pytest.raises(ModelUnsupported, match=what):
         load(folder, CPU, MODEL)
+    generating = CPU.model_copy(update={"task": "generate"})
     with pytest.raises(ModelUnsupported, match=what):  # `llm-runtime fit`
-        of_folder(folder)
+        of_folder(folder).sizing(generating, "cpu")
 
 
 def test_an_encoder_that_was_made_a_decoder_is_no_encoder(folder: Path) -> None:
