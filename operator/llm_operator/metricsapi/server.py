@@ -60,7 +60,16 @@ class Server:
                 "only the API server is answered here, by its front-proxy certificate: ask through"
                 f" it, as kubectl get --raw '{request.path}' does",
             )
-        why = await self._authorization.refusal(user, request.method, request.path)
+        try:
+            why = await self._authorization.refusal(user, request.method, request.path)
+        except Unavailable:
+            raise
+        except ApiError as error:
+            raise Answered(
+                500,
+                f"the operator may not find out whether {user.name} may ask: {error}; bind"
+                " ClusterRole system:auth-delegator to its account, as its chart does",
+            ) from error
         if why is not None:
             raise Answered(403, f"{user.name} may not {request.method} {request.path}: {why}")
         if request.method != "GET":

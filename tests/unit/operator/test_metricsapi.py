@@ -317,6 +317,19 @@ async def test_who_may_not_is_refused_and_a_decision_is_used_for_a_moment(site: 
         assert site.reviews[1]["groups"] == ["system:authenticated"]
 
 
+async def test_an_operator_that_may_not_ask_for_decisions_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(spec: Manifest) -> Manifest:
+        raise Refused("subjectaccessreviews is forbidden (403)")
+
+    monkeypatch.setattr(site, "review", refused)
+    async with site.serving():
+        code, reason, message = said(await site.ask(f"{CUSTOM}/pods/*/{WAITING}"))
+    assert (code, reason) == (500, "InternalError")
+    assert "bind ClusterRole system:auth-delegator" in message
+
+
 async def test_a_decision_is_asked_for_again_after_ten_seconds() -> None:
     asked = list[Manifest]()
     now = [0.0]
