@@ -55,14 +55,20 @@ class Signed:
 
     @classmethod
     def read(cls, secret: Manifest) -> "Signed":
-        """From a Secret. Raises ValueError for one that holds no certificate with its key."""
+        """From a Secret. Raises ValueError for one that holds no certificate with its key, of
+        an elliptic curve and without a password."""
         try:
             texts = [base64.b64decode(secret["data"][name]).decode() for name in (CERTIFICATE, KEY)]
         except (KeyError, TypeError) as error:
             raise ValueError(f"it has no {error}") from error
         found = cls(*texts)
         certificate = x509.load_pem_x509_certificate(found.certificate.encode())
-        key = serialization.load_pem_private_key(found.key.encode(), None)
+        try:
+            key = serialization.load_pem_private_key(found.key.encode(), None)
+        except TypeError as error:
+            raise ValueError("the key has a password") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError("the key is not one of an elliptic curve")
         if certificate.public_key() != key.public_key():
             raise ValueError("the key is not the certificate's")
         return found

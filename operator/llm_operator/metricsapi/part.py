@@ -89,6 +89,10 @@ class MetricsApi:
             except (ApiError, ValueError, OSError) as error:
                 self._say(str(error))
                 seconds = RETRY_SECONDS
+            except Exception as error:
+                # What is odd about one object must not end it for good.
+                self._say(f"{type(error).__name__}: {error}")
+                seconds = RETRY_SECONDS
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._wake.wait()

@@ -79,22 +79,32 @@ class Samples:
             pod
             for pod in found
             if managed(pod)
+            # Pods of evaluations are managed, too, and are no LLMDeployment's.
+            and DEPLOYMENT_LABEL in pod["metadata"]["labels"]
             and pod_ready(pod)
             and wanted.items() <= (pod["metadata"].get("labels") or {}).items()
         ]
 
     async def _sample(self, pod: Manifest) -> Sample:
         uid = pod["metadata"]["uid"]
-        oldest = self._clock() - FRESH_SECONDS
-        while self._questions and next(iter(self._questions.values())).began < oldest:
+        while self._questions and self._over(next(iter(self._questions.values()))):
             del self._questions[next(iter(self._questions))]
         question = self._questions.get(uid)
-        if question is None:
+        if question is None or self._over(question):
+            self._questions.pop(uid, None)
             asking = asyncio.ensure_future(self._pods.figures(pod))
             question = self._questions[uid] = _Question(self._clock(), self._now(), asking)
         # Others may wait for the same answer when one of them has gone.
         figures = await asyncio.shield(question.answer)
         return Sample(pod, figures.load if figures else None, question.at)
+
+    def _over(self, question: _Question) -> bool:
+        """Whether its answer is no longer fresh.
+
+        A pod that still owes an answer is not asked again: else questions to pods that do not
+        answer would come faster than they end.
+        """
+        return question.answer.done() and question.began < self._clock() - FRESH_SECONDS
 
 
 def _equalities(selector: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """One request of an autoscaler, from who asks to the answer."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -14,6 +15,8 @@ from llm_operator.metricsapi.samples import Sample, Samples
 from llm_operator.plans.names import DEPLOYMENT_LABEL
 from llm_operator.ports.cluster import ApiError, Unavailable
 from llm_operator.state import Manifest
+
+_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 
 
 class Server:
@@ -57,7 +60,16 @@ class Server:
                 "only the API server is answered here, by its front-proxy certificate: ask through"
                 f" it, as kubectl get --raw '{request.path}' does",
             )
-        why = await self._authorization.refusal(user, request.method, request.path)
+        try:
+            why = await self._authorization.refusal(user, request.method, request.path)
+        except Unavailable:
+            raise
+        except ApiError as error:
+            raise Answered(
+                500,
+                f"the operator may not find out whether {user.name} may ask: {error}; bind"
+                " ClusterRole system:auth-delegator to its account, as its chart does",
+            ) from error
         if why is not None:
             raise Answered(403, f"{user.name} may not {request.method} {request.path}: {why}")
         if request.method != "GET":
@@ -78,6 +90,8 @@ class Server:
                 selector = query.get("labelSelector", "")
                 match group, rest:
                     case answers.CUSTOM, [resource, name, metric]:
+                        if name != "*":
+                            _check_name(name)
                         found = await self._custom(
                             namespace, resource, name, _metric(metric), selector
                         )
@@ -89,6 +103,7 @@ class Server:
         raise Answered(404, f"nothing is served at {path}")
 
     def _check(self, namespace: str, query: Mapping[str, str]) -> None:
+        _check_name(namespace)
         if self._namespaces and namespace not in self._namespaces:
             raise Answered(
                 404,
@@ -146,6 +161,12 @@ class Server:
             for name, samples in sorted(of.items())
             if (known := _figures(metric, samples))
         ]
+
+
+def _check_name(name: str) -> None:
+    """Refuse what would ask the API server for something else, such as a name with "?"."""
+    if not _NAME.fullmatch(name):
+        raise Answered(400, f"{name!r} is no name of an object in Kubernetes")
 
 
 def _metric(name: str) -> ServedMetric:

@@ -33,10 +33,11 @@ def test_configuration_service_and_rights_name_the_same_things(chart: Chart) -> 
     (container,) = chart.one("Deployment", **ON)["spec"]["template"]["spec"]["containers"]
     listening = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert listening[port["targetPort"]] == found.port
-    services, _, itself = made["ClusterRole", None]["rules"]
+    others, services, _, itself = made["ClusterRole", None]["rules"]
     groups = {f"{version}.{group}" for group, version in answers.VERSIONS.items()}
     looked_for = {f"{version}.{group}" for group, each in OTHERS.items() for version in each}
-    assert set(services["resourceNames"]) == groups | looked_for
+    assert set(services["resourceNames"]) == groups
+    assert (set(others["resourceNames"]), others["verbs"]) == (looked_for, ["get"])
     assert itself["resourceNames"] == [found.cluster_role]
     (secrets, _) = made["Role", "llm-operator-system"]["rules"]
     assert secrets["resourceNames"] == [found.service]

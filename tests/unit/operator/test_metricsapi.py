@@ -12,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from devstack.control_plane import FRONT_PROXY, write_front_proxy
 from devstack.ports import free_port
@@ -315,6 +317,19 @@ async def test_who_may_not_is_refused_and_a_decision_is_used_for_a_moment(site: 
         assert site.reviews[1]["groups"] == ["system:authenticated"]
 
 
+async def test_an_operator_that_may_not_ask_for_decisions_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(spec: Manifest) -> Manifest:
+        raise Refused("subjectaccessreviews is forbidden (403)")
+
+    monkeypatch.setattr(site, "review", refused)
+    async with site.serving():
+        code, reason, message = said(await site.ask(f"{CUSTOM}/pods/*/{WAITING}"))
+    assert (code, reason) == (500, "InternalError")
+    assert "bind ClusterRole system:auth-delegator" in message
+
+
 async def test_a_decision_is_asked_for_again_after_ten_seconds() -> None:
     asked = list[Manifest]()
     now = [0.0]
@@ -373,6 +388,62 @@ async def test_a_sample_is_used_for_five_seconds(site: Site) -> None:
         (sample,) = await samples.of(NAMESPACE, "")
         assert sample.load == load(waiting=1)
         assert len(site.pods.looked) == asked
+
+
+async def test_a_pod_that_still_owes_an_answer_is_not_asked_again(site: Site) -> None:
+    now = [100.0]
+    asked: list[str] = []
+    answered = asyncio.Event()
+
+    class Slow(FakePods):
+        async def figures(self, pod: Manifest) -> Figures | None:
+            asked.append(pod["metadata"]["name"])
+            if pod["metadata"]["name"] == "slow":
+                await answered.wait()
+            return Figures(load=load(waiting=1))
+
+    samples = Samples(site.cluster, Slow(), lambda: now[0])
+    site.pod("slow", load())
+    site.pod("other", load())
+    waiting = []
+    for _ in range(3):
+        waiting.append(asyncio.create_task(samples.of(NAMESPACE, "")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        now[0] += FRESH_SECONDS + 1
+    assert sorted(asked) == ["other"] * 3 + ["slow"], "the others' figures stay fresh meanwhile"
+    answered.set()
+    assert all(len(found) == 2 for found in await asyncio.gather(*waiting))
+    await samples.of(NAMESPACE, "")
+    assert asked.count("slow") == 2
+
+
+async def test_a_pod_of_an_evaluation_is_not_one_that_serves(site: Site) -> None:
+    site.pod("a", load(waiting=2))
+    site.pod("judge", None)
+    del site.cluster.objects["Pod", NAMESPACE, "judge"]["metadata"]["labels"][
+        "llm-operator.dev/deployment"
+    ]
+    async with site.serving():
+        (item,) = (await site.ask(f"{EXTERNAL}/{WAITING}")).json()["items"]
+    assert item["value"] == "2"
+    assert site.pods.looked == ["a"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"{CUSTOM}/llmdeployments.llm-operator.dev/%3Flimit=1/{WAITING}",
+        f"{CUSTOM}/pods/a%252Fstatus/{WAITING}",
+        f"{CUSTOM}%3Fx/pods/*/{WAITING}",
+        f"{EXTERNAL}%3Fx/{WAITING}",
+        f"{EXTERNAL.removesuffix(NAMESPACE)}*/{WAITING}",
+    ],
+)
+async def test_a_name_that_would_ask_for_something_else_is_refused(site: Site, path: str) -> None:
+    async with site.serving():
+        code, reason, message = said(await site.ask(path))
+    assert (code, reason, "is no name" in message) == (400, "BadRequest", True)
 
 
 async def test_another_authority_of_the_front_proxy_is_followed(site: Site, tmp_path: Path) -> None:
@@ -442,6 +513,41 @@ async def test_a_secret_that_holds_something_else_is_told_and_not_overwritten(si
     with pytest.raises(ValueError, match=r"Secret operators/.* delete it, and a new one is made"):
         await api._look()
     assert site.cluster.objects[key]["data"] == {"tls.crt": "eA=="}
+
+
+@pytest.mark.parametrize("kind", ["rsa", "with a password"])
+async def test_a_key_that_can_not_sign_is_told_and_another_is_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("llm_operator.metricsapi.part.RETRY_SECONDS", 0.01)
+    made = certificates.authority(SERVICE, datetime.now(UTC))
+    key = (
+        rsa.generate_private_key(65537, 2048)
+        if kind == "rsa"
+        else serialization.load_pem_private_key(made.key.encode(), None)
+    )
+    locked = (
+        serialization.NoEncryption()
+        if kind == "rsa"
+        else serialization.BestAvailableEncryption(b"secret")
+    )
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked
+    ).decode()
+    place = ("Secret", OWN, SERVICE)
+    site.cluster.objects[place] = Signed(made.certificate, text).secret(OWN, SERVICE, {})
+    settings = MetricsApiSettings(port=site.port)
+    api = MetricsApi(site.cluster, site.pods, site.review, settings, OWN, host="127.0.0.1")
+    api.lead(site.cluster)
+    task = asyncio.create_task(api.run())
+    try:
+        await until(lambda: "delete it, and a new one is made" in api.advice)
+        del site.cluster.objects[place]
+        await until(lambda: not api.advice)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await api.close()
 
 
 async def test_certificates_are_renewed_before_they_end(site: Site) -> None:
