@@ -125,7 +125,10 @@ class MetricsApi:
         without its server would keep namespaces from being deleted."""
         role = await self._cluster.get("ClusterRole", "", self._settings.cluster_role)
         if role is None:
-            return []
+            raise ValueError(
+                f"ClusterRole {self._settings.cluster_role} is not there, to own what is registered:"
+                " make it, with the rights that the chart's has (rbac.create)"
+            )
         reference = {name: role["metadata"][name] for name in ("name", "uid")}
         version = "rbac.authorization.k8s.io/v1"
         return [{"apiVersion": version, "kind": "ClusterRole", **reference}]
