@@ -218,3 +218,14 @@ def test_openais_own_client_reads_vectors_and_errors(live: Callable[..., Any]) -
         assert found.usage.prompt_tokens == 3
         with pytest.raises(BadRequestError, match="at most 2048 are embedded at once"):
             client.embeddings.create(model="support-bot", input=["a"] * 10_000)
+
+
+async def test_the_tokens_of_a_text_to_embed_can_be_asked_but_not_those_of_a_conversation(
+    api: Harness,
+) -> None:
+    response = await api.client.post("/tokenize", json={"prompt": "one two"})
+    assert (response.status_code, response.json()["count"]) == (200, 2)
+    messages = [{"role": "user", "content": "one two"}]
+    refused = await api.client.post("/tokenize", json={"messages": messages})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "model_not_supported"

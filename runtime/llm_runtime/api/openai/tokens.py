@@ -63,6 +63,8 @@ class TokenizeBody(ConversationFields):
             prompt_field="messages" if self.prompt is None else "prompt",
             sampling=Sampling(max_tokens=1),
             adapter=adapter,
+            # Whoever splits texts before they are embedded counts their tokens.
+            embeds=self.prompt is not None and pipeline_of(request).engine.embedding is not None,
         )
 
 
