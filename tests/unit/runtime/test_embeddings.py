@@ -108,7 +108,7 @@ async def test_a_named_prompt_goes_before_each_text_and_the_default_one_before_o
     ("fields", "param", "says"),
     [
         ({"input": ""}, "input", "it is empty"),
-        ({"input": ["a", "  "]}, "input", "number 1 of it is empty"),
+        ({"input": ["a", ""]}, "input", "number 1 of it is empty"),
         ({"input": []}, "input", "at least 1 item"),
         ({"input": [[]]}, "input", "it is empty"),
         ({"input": ["a", 5]}, "input", "must be a string, a list of strings"),

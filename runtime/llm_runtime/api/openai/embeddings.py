@@ -38,7 +38,7 @@ NO_PROMPT = EmbeddingPrompt("")
 
 def _something(inputs: list[Any]) -> list[Any]:
     for number, each in enumerate(inputs):
-        if not (each.strip() if isinstance(each, str) else each):
+        if not each:
             which = "it is empty" if len(inputs) == 1 else f"number {number} of it is empty"
             raise ValueError(f"{which}: there is nothing to embed; leave it out")
     return inputs
