@@ -278,6 +278,8 @@ _MADE: dict[str, Callable[[random.Random], Any]] = {
     "quantity(string(self))": lambda chance: chance.choice(SIZES),
     "self != 'latest'": lambda chance: chance.choice(("champion", "é" * 256, "a b/c?d#e&f=%", "-")),
 }
+
+
 def _percent(metric: Json) -> Json:
     most = 100 if metric["type"] == "CacheUsage" else metric["target"]
     return {**metric, "target": min(metric["target"], most)}

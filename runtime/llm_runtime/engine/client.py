@@ -80,7 +80,7 @@ class EngineLink:
         self._mailboxes: dict[int, _Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Ready | Done]] = {}
         self._codecs: dict[int, TextCodec] = {}
-        """Of models that are being loaded, by their calls."""
+        """Codecs of models that are being loaded, by their calls."""
         self._numbers: Iterator[int] = itertools.count(1)
         self._figures = EngineFigures()
         self._heard_at = 0.0
