@@ -143,6 +143,16 @@ async def converse(request: Request, body: Conversation) -> tuple[Generation, An
     return await start(request, wanted), answers
 
 
+async def prompt_tokens(request: Request, wanted: Job) -> list[int]:
+    """The tokens of a job's only prompt, unless the client leaves meanwhile.
+    Raises what it can be refused for."""
+    pipeline = pipeline_of(request)
+    encoding = pipeline.encoded(wanted, large=request.state.large)
+    timeout_seconds = pipeline.config.server.request_timeout_seconds
+    [tokens] = await while_connected(request.receive, encoding, timeout_seconds)
+    return tokens
+
+
 async def worked_out(
     request: Request, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:

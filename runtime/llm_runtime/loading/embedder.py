@@ -39,6 +39,7 @@ from llm_runtime.loading.load import (
     free_memory,
     read_settings,
     read_tokenizer,
+    read_weights,
     used_device_bytes,
     weight_faults,
 )
@@ -131,11 +132,7 @@ def _refuse_unsupported(folder: Path, engine: EngineConfig, settings: Any) -> No
 
 def _weights(folder: Path, settings: Any, device: str, dtype: Any) -> Any:
     with weight_faults(folder, dtype):
-        model, report = AutoModel.from_pretrained(
-            folder, config=settings, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True,
-        )  # fmt: skip
-        model.requires_grad_(False)
+        model, report = read_weights(AutoModel, folder, settings, dtype)
         model.config.update({"use_cache": False})
         check_report(folder, report, lambda key: _SPARE.search(key) is not None)
         return model if device == "cpu" else model.to(device)

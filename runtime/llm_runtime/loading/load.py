@@ -321,16 +321,23 @@ def _weights(
     tokenizer: Tokenizer,
 ) -> Any:
     with weight_faults(folder, dtype):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, config=settings, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            output_loading_info=True,
-        )  # fmt: skip
-        model.requires_grad_(False)
+        model, report = read_weights(AutoModelForCausalLM, folder, settings, dtype)
         check_report(folder, report)
         if quantization != "none":
             _quantize(model, device, quantization, tokenizer)
         serve_stored(model, device, reference_logits)
         return model if device == "cpu" else model.to(device)
+
+
+def read_weights(kind: Any, folder: Path, settings: Any, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """A model by Transformers' class `kind`, from safetensors only and without code of its own; and
+    what Transformers reports of its weights, for `check_report`."""
+    model, report = kind.from_pretrained(
+        folder, config=settings, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    model.requires_grad_(False)
+    return model, report
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from llm_runtime.api.answering import (
     event_stream,
     job,
     pipeline_of,
+    prompt_tokens,
     worked_out,
 )
 from llm_runtime.api.answers import JsonResponse, anthropic_error
@@ -40,7 +41,7 @@ from llm_runtime.contract import COUNT_PATH, MESSAGES_PATH
 from llm_runtime.engine.limits import ENGINE_STOPS
 from llm_runtime.pipeline import Job
 from llm_runtime.request import Constraint, Sampling, TextCodec
-from llm_runtime.stream import named_sse, while_connected
+from llm_runtime.stream import named_sse
 from llm_runtime.tools.offer import Answers, Offer, answers_to, check_messages
 from llm_runtime.tools.thoughts import effort_options
 
@@ -265,9 +266,5 @@ async def count_tokens(request: Request, body: CountBody) -> TokenCount:
     adapter = adapter_of(request, body.model)
     await worked_out(request, body.offer, pipeline.codec.tool_template)
     wanted = await worked_out(request, body.prompt, request, adapter, Sampling(max_tokens=1))
-    [tokens] = await while_connected(
-        request.receive,
-        pipeline.encoded(wanted, large=request.state.large),
-        pipeline.config.server.request_timeout_seconds,
-    )
+    tokens = await prompt_tokens(request, wanted)
     return TokenCount(input_tokens=len(tokens))

@@ -6,7 +6,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, model_validator
 
 from llm_runtime import errors
-from llm_runtime.api.answering import adapter_of, caller_of, job, pipeline_of, worked_out
+from llm_runtime.api.answering import (
+    adapter_of,
+    caller_of,
+    job,
+    pipeline_of,
+    prompt_tokens,
+    worked_out,
+)
 from llm_runtime.api.body import MAX_MESSAGES, Body, Text, conflict
 from llm_runtime.api.documents import OPENAI_ERRORS, example
 from llm_runtime.api.guard import SECURITY, GenerationRoute
@@ -103,11 +110,7 @@ async def tokenize(request: Request, body: TokenizeBody) -> Tokens:
     adapter = adapter_of(request, body.model)
     await worked_out(request, body.offer, pipeline.codec.tool_template)
     wanted = await worked_out(request, body.job, request, adapter)
-    [tokens] = await while_connected(
-        request.receive,
-        pipeline.encoded(wanted, large=request.state.large),
-        pipeline.config.server.request_timeout_seconds,
-    )
+    tokens = await prompt_tokens(request, wanted)
     names = [pipeline.codec.token_name(token) for token in tokens]
     return Tokens(
         count=len(tokens),
